@@ -1,0 +1,1 @@
+"""The local levels: L1 (shared memory) and L2 (disk)."""

@@ -1,0 +1,90 @@
+"""The protocol of a local level (L1, L2). Every level passes tests/conformance/test_levels.py.
+
+A level stores bytes under two kinds of name: an *ingest* (still arriving; never visible as a blob) and a *blob*, named by
+the SHA-256 of its content. It keeps no accounts (the ledger does) and verifies nothing (the planner does).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from cached.types import Level
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef:
+    """A local file that bytes can be moved to or from: a segment or an L2 file.
+
+    ``inode`` is compared after opening, so that a name that was reused in the meantime is noticed. ``memory``: the file is
+    shared memory, to be written through a mapping; otherwise through O_DIRECT or buffered writes.
+    """
+
+    path: str
+    inode: int
+    size_bytes: int
+    memory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a level holds of ours after a restart. Sizes are bytes on that level."""
+
+    blobs: dict[str, int]
+    """SHA-256 → size."""
+    ingests: dict[str, int]
+    """Ingest id → size."""
+    set_aside: tuple[str, ...]
+    """Unknown names that were moved out of the way or ignored, for the log."""
+
+
+class LocalLevel(Protocol):
+    """Called from the loop. No method moves content; those that may take long say so and may run in a thread.
+
+    Errors: LevelError for any failing I/O, NoRoomError for ENOSPC/EDQUOT, NotFoundError for an unknown name.
+    """
+
+    level: Level
+
+    def scan(self) -> Found:
+        """Finds what an earlier daemon left; removes what can never be used (pool and withdrawn segments)."""
+        ...
+
+    def create(self, ingest_id: str, size_bytes: int) -> FileRef:
+        """A new ingest of exactly this length, mode 0600, exclusively created. L1 takes it from the pool if it can."""
+        ...
+
+    def ingest(self, ingest_id: str) -> FileRef:
+        """An ingest that exists (created before, or found by ``scan``)."""
+        ...
+
+    def commit(self, ingest_id: str, digest: str) -> FileRef:
+        """Makes the ingest the blob ``digest``, durably for its level. May take long (fsync); safe to run in a thread.
+
+        If the blob exists already the ingest is discarded and the existing blob returned.
+        """
+        ...
+
+    def discard(self, ingest_id: str) -> None:
+        """Drops an ingest; unknown ids are ignored."""
+        ...
+
+    def blob(self, digest: str) -> FileRef:
+        """A committed blob."""
+        ...
+
+    def open_blob(self, digest: str) -> int:
+        """A new read-only descriptor of a blob (O_RDONLY | O_CLOEXEC | O_NOFOLLOW); the caller closes it."""
+        ...
+
+    def open_ingest(self, ingest_id: str) -> int:
+        """A new read-only descriptor of an ingest; the caller closes it."""
+        ...
+
+    def remove(self, digest: str) -> None:
+        """Takes a blob's name away. L2: its bytes are free. L1: they are withdrawn until ``collect`` proves them free."""
+        ...
+
+    def free_bytes(self) -> int:
+        """What the file system could still take, now."""
+        ...

@@ -1,0 +1,1 @@
+"""The origins (L3) that models come from."""

@@ -1,0 +1,1 @@
+"""What stays where: pure functions of a snapshot and the time."""

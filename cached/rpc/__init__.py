@@ -1,0 +1,1 @@
+"""gRPC servicers, converters, the error table, and the descriptor socket."""

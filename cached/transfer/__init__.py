@@ -1,0 +1,1 @@
+"""Bounded, verified, resumable movement of bytes: the planner runs in the loop, movers are processes."""

@@ -1,0 +1,132 @@
+"""What movers are asked to do and what they answer: plain values, JSON on a pipe. A mover knows nothing of models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cached.levels.base import FileRef
+from cached.origins.base import OriginObject, OriginSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ListObjects:
+    """List an origin. Answer: Listing."""
+
+    origin: OriginSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StatObjects:
+    """Stat these objects (with checksums). Answer: Listing in the same order."""
+
+    origin: OriginSpec
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Origin range → ``target`` at the same offset, checksummed after it landed. Answer: Moved.
+
+    In memory the pages are allocated first (shortage is NoRoomError, never SIGBUS); a disk target is written through a
+    private buffer of the mover's thread.
+    """
+
+    origin: OriginSpec
+    item: OriginObject
+    offset_bytes: int
+    length_bytes: int
+    target: FileRef
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Local file → local file at the same offset (promote, demote, write-behind). Answer: Moved, of the bytes as read.
+
+    With ``expected_crc64`` a difference raises IntegrityError and, for a disk target, nothing is written.
+    """
+
+    source: FileRef
+    target: FileRef
+    offset_bytes: int
+    length_bytes: int
+    expected_crc64: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """CRC64-NVME of a range of a local file, nothing moved (verify, scrub, adopt). Answer: Moved."""
+
+    source: FileRef
+    offset_bytes: int
+    length_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hash:
+    """Feeds a range into the running whole-content SHA-256 ``key``; ranges of a key come in order, to one mover.
+
+    ``offset_bytes == 0`` starts anew. With ``final`` the digest is in the answer and the state is dropped. A mover that does
+    not know the key at this offset (it was restarted) raises MoverError; the caller starts again from 0. Answer: Hashed.
+    """
+
+    key: str
+    source: FileRef
+    offset_bytes: int
+    length_bytes: int
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PartDigests:
+    """Digests of consecutive parts of a local file with ``algorithm`` (see OriginChecksum), for composites and for
+    full-object checksums that are not CRC64-NVME or SHA-256 (one part then). Answer: Digests."""
+
+    source: FileRef
+    algorithm: str
+    part_sizes_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Zeroes a segment and leaves its pages allocated, for the pool. Answer: Moved with crc64 0."""
+
+    target: FileRef
+
+
+Job = ListObjects | StatObjects | Fetch | Copy | Checksum | Hash | PartDigests | Clear
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Objects of an origin."""
+
+    items: tuple[OriginObject, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A range was moved or read; ``busy_s`` is the thread's wall time, ``cpu_s`` its CPU time."""
+
+    crc64: int
+    length_bytes: int
+    busy_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """``sha256`` is hex when the job was final, else empty."""
+
+    sha256: str
+    length_bytes: int
+    busy_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """Hex digests, one a part."""
+
+    values_hex: tuple[str, ...]
+
+
+Result = Listing | Moved | Hashed | Digests

@@ -1,0 +1,291 @@
+"""The values that the parts of the cache exchange. Standard library only; all immutable unless said otherwise.
+
+Words are those of docs/architecture.md: a *level* is where bytes are, a *tier* is how soon a model is wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Level(StrEnum):
+    """Where bytes are."""
+
+    L1 = "l1"  # POSIX shared memory
+    L2 = "l2"  # local NVMe
+    L3 = "l3"  # the origin
+
+
+class Tier(StrEnum):
+    """How soon a model is wanted."""
+
+    HOT = "hot"
+    WARM = "warm"
+    COLD = "cold"
+    AUTO = "auto"
+
+
+class RevisionState(StrEnum):
+    """What a revision can be used for now."""
+
+    PULLING = "pulling"
+    READY = "ready"
+    QUARANTINED = "quarantined"
+    ABSENT = "absent"
+
+
+class CheckedBy(StrEnum):
+    """What content was checked against when it came, strongest first."""
+
+    CATALOG_SHA256 = "catalog-sha256"
+    ORIGIN_CHECKSUM = "origin-checksum"
+    FIRST_SEEN = "first-seen"
+
+
+class PullPhase(StrEnum):
+    """Where a pull stands."""
+
+    RESOLVING = "resolving"
+    TRANSFERRING = "transferring"
+    VERIFYING = "verifying"
+    READY = "ready"
+    ACCEPTED = "accepted"
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """A moment of a pull or promotion; byte counts are of verified chunks."""
+
+    phase: PullPhase
+    name: str
+    revision: str = ""
+    total_bytes: int = 0
+    done_bytes: int = 0
+    origin_bytes: int = 0
+    disk_bytes: int = 0
+    reused_bytes: int = 0
+    elapsed_s: float = 0.0
+    notes: tuple[str, ...] = ()
+    from_level: Level | None = None
+    checked_by: CheckedBy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """Verified bytes ``[offset_bytes, offset_bytes + length_bytes)`` of file ``file_index`` of an attach."""
+
+    file_index: int
+    offset_bytes: int
+    length_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedFile:
+    """A file of an attached revision. ``sha256`` is empty until it is known."""
+
+    index: int
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """First event of an attach. ``complete`` is set when nothing has to be moved."""
+
+    lease_id: str
+    token: str
+    name: str
+    revision: str
+    files: tuple[AttachedFile, ...]
+    complete: Complete | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RangesReady:
+    """These ranges may be read now."""
+
+    ranges: tuple[ByteRange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """The revision is in L1 and its strongest check has passed."""
+
+    from_level: Level
+    origin_bytes: int
+    disk_bytes: int
+    reused_bytes: int
+    load_s: float
+    checked_by: CheckedBy
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A range that this lease maps was found damaged in L1; a new attach gets a clean copy."""
+
+    file_index: int
+    offset_bytes: int
+    length_bytes: int
+
+
+AttachEvent = Opened | RangesReady | Complete | Damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who asks, by its own word (``cached ps`` shows it); the peer's credentials come from the descriptor socket."""
+
+    name: str = ""
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Credentials of a connected process, from SO_PEERCRED."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseInfo:
+    """A lease as shown to people."""
+
+    lease_id: str
+    name: str
+    revision: str
+    client: Client
+    peer: Peer | None
+    since_time_s: float
+    complete: bool
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """A row of ``cached ls``."""
+
+    name: str
+    revision: str
+    state: RevisionState
+    tier: Tier
+    tier_from: str
+    pinned: bool
+    size_bytes: int
+    l1_bytes: int
+    l2_bytes: int
+    file_count: int
+    lease_count: int
+    source: str
+    last_used_time_s: float
+    checked_by: CheckedBy | None
+    progress: float
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileDetail:
+    """A file of ``cached show``."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+    in_l1: bool
+    in_l2: bool
+    shared_with: tuple[str, ...]
+    chunk_count: int
+    checked_by: CheckedBy | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDetail:
+    """All of ``cached show``. ``path`` is the directory of links, empty while the model is at no local level."""
+
+    summary: ModelSummary
+    files: tuple[FileDetail, ...]
+    revisions: tuple[str, ...]
+    path: str
+    leases: tuple[LeaseInfo, ...]
+    notes: tuple[str, ...]
+    last_error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """Bytes that left each level. In L1 they count as used until the kernel says that nobody maps them."""
+
+    l1_bytes: int = 0
+    l2_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One damaged chunk that verification found."""
+
+    name: str
+    revision: str
+    path: str
+    sha256: str
+    level: Level
+    chunk_index: int
+    offset_bytes: int
+    length_bytes: int
+    repaired: bool
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyProgress:
+    """A moment of ``cached verify``."""
+
+    total_bytes: int
+    done_bytes: int
+    damage: Damage | None
+    finished: bool
+    damaged_chunks: int
+    repaired_chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class LevelStats:
+    """Bytes at a level. ``used_bytes`` includes withdrawn and pool bytes."""
+
+    level: Level
+    capacity_bytes: int
+    used_bytes: int
+    reserved_bytes: int
+    withdrawn_bytes: int
+    pool_bytes: int
+    blob_count: int
+    limited_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The daemon at a glance. ``degraded`` is empty when all is well."""
+
+    levels: tuple[LevelStats, ...]
+    counters: dict[str, float]
+    lease_count: int
+    model_count: int
+    active_load_count: int
+    mover_count: int
+    uptime_s: float
+    version: str
+    degraded: tuple[str, ...]
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened; ``kind`` is a stable dotted word."""
+
+    time_s: float
+    kind: str
+    name: str = ""
+    revision: str = ""
+    message: str = ""
+    fields: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,185 @@
+"""Every metric of the daemon, in one place. Each ``Metrics`` has its own registry, so tests can hold several.
+
+Counters are plain attributes (``metrics.hits.labels(level="l1").inc()``); gauges that mirror the engine's state are read
+from it at scrape time, through the function given to ``bind``. Call from the loop only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cached.types import Level, Stats
+
+LEVELS = tuple(level.value for level in Level)
+HOPS = ("l3_l1", "l3_l2", "l2_l1", "l1_l2")
+LEVEL_KINDS = ("used", "reserved", "capacity", "withdrawn", "pool")
+_LOAD_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricInfo:
+    """A metric as it is exposed: its full name, ``counter``, ``gauge`` or ``histogram``, label names and help text."""
+
+    name: str
+    type: str
+    labels: tuple[str, ...]
+    help: str
+
+
+METRICS: tuple[MetricInfo, ...] = (
+    MetricInfo("cached_hits_total", "counter", ("level",), "Attaches served from a level."),
+    MetricInfo("cached_misses_total", "counter", ("level",), "Attaches that a level could not serve."),
+    MetricInfo("cached_transfer_bytes_total", "counter", ("hop",), "Verified bytes moved over a hop."),
+    MetricInfo("cached_transfer_seconds_total", "counter", ("hop",), "Wall time of transfer threads on a hop."),
+    MetricInfo("cached_transfer_cpu_seconds_total", "counter", ("hop",), "CPU time of transfer threads on a hop."),
+    MetricInfo(
+        "cached_checksum_failures_total", "counter", ("level",), "Chunks that failed their checksum, by where they were."
+    ),
+    MetricInfo("cached_repaired_chunks_total", "counter", ("level",), "Damaged chunks that were mended at a level."),
+    MetricInfo("cached_evictions_total", "counter", ("level", "reason"), "Revisions evicted from a level."),
+    MetricInfo("cached_evicted_bytes_total", "counter", ("level",), "Bytes that evictions took out of a level."),
+    MetricInfo("cached_pulls_total", "counter", ("outcome",), "Pulls that ended, by outcome: ok or the error's reason."),
+    MetricInfo("cached_retries_total", "counter", ("reason",), "Transfers tried again, by the error's reason."),
+    MetricInfo("cached_mover_restarts_total", "counter", (), "Mover processes that died and were replaced."),
+    MetricInfo("cached_rpc_total", "counter", ("method", "code"), "Finished RPCs by method and gRPC status code."),
+    MetricInfo("cached_adopted_bytes_total", "counter", (), "L1 bytes taken over, verified, from an earlier daemon."),
+    MetricInfo(
+        "cached_load_seconds", "histogram", ("from_level",), "Time until an attach was complete, by where it came from."
+    ),
+    MetricInfo(
+        "cached_level_bytes", "gauge", ("level", "kind"),
+        "Bytes at a level: used (withdrawn and pool included), reserved, capacity, withdrawn, pool.",
+    ),
+    MetricInfo("cached_leases", "gauge", (), "Leases held now."),
+    MetricInfo("cached_models", "gauge", (), "Models known to the cache."),
+    MetricInfo("cached_active_loads", "gauge", (), "Pulls and promotions in flight."),
+    MetricInfo("cached_movers", "gauge", (), "Mover processes alive."),
+    MetricInfo("cached_degraded", "gauge", (), "Number of things that are degraded; 0 when all is well."),
+    MetricInfo("cached_ready", "gauge", (), "1 when recovered and serving, else 0."),
+    MetricInfo("cached_build_info", "gauge", ("version",), "Always 1; the daemon's version is its label."),
+)  # fmt: skip
+"""All of the cache's own metrics; ``process_*`` come from the Prometheus client library besides."""
+
+_INFO = {info.name: info for info in METRICS}
+
+
+class _Registry(CollectorRegistry):
+    """Leaves out the ``_created`` series, which double the exposition and which nothing here reads.
+
+    The library's own switch for them is global to the process.
+    """
+
+    def collect(self) -> Iterator[Metric]:
+        for family in super().collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
+
+
+class Metrics:
+    """The daemon's metrics and the registry that holds them."""
+
+    def __init__(self, version: str = "") -> None:
+        self.registry: CollectorRegistry = _Registry()
+        self._counters: list[Counter] = []
+        self.hits = self._counter("cached_hits_total", LEVELS)
+        self.misses = self._counter("cached_misses_total", LEVELS[:2])
+        self.transfer_bytes = self._counter("cached_transfer_bytes_total", HOPS)
+        self.transfer_seconds = self._counter("cached_transfer_seconds_total", HOPS)
+        self.transfer_cpu_seconds = self._counter("cached_transfer_cpu_seconds_total", HOPS)
+        self.checksum_failures = self._counter("cached_checksum_failures_total", LEVELS)
+        self.repaired_chunks = self._counter("cached_repaired_chunks_total", LEVELS[:2])
+        self.evictions = self._counter("cached_evictions_total")
+        self.evicted_bytes = self._counter("cached_evicted_bytes_total", LEVELS[:2])
+        self.pulls = self._counter("cached_pulls_total", ("ok",))
+        self.retries = self._counter("cached_retries_total")
+        self.mover_restarts = self._counter("cached_mover_restarts_total")
+        self.rpc = self._counter("cached_rpc_total")
+        self.adopted_bytes = self._counter("cached_adopted_bytes_total")
+        load = _INFO["cached_load_seconds"]
+        self.load_seconds = Histogram(load.name, load.help, load.labels, registry=self.registry, buckets=_LOAD_BUCKETS_S)
+        self._state = _StateCollector(version)
+        self.registry.register(self._state)
+        ProcessCollector(registry=self.registry)
+
+    def _counter(self, name: str, values: tuple[str, ...] = ()) -> Counter:
+        """A counter whose label ``values`` are shown as 0 from the start, so that rates have a first point."""
+        info = _INFO[name]
+        counter = Counter(name.removesuffix("_total"), info.help, info.labels, registry=self.registry)
+        for value in values:
+            counter.labels(value)
+        self._counters.append(counter)
+        return counter
+
+    def bind(self, stats: Callable[[], Stats], ready: Callable[[], bool]) -> None:
+        """Gives the gauges their source. Both functions are called at each scrape and must not block."""
+        self._state.stats = stats
+        self._state.ready = ready
+
+    def counters(self) -> dict[str, float]:
+        """Every counter as in /metrics: ``cached_hits_total{level="l1"}`` → value; no braces where there are no labels."""
+        found: dict[str, float] = {}
+        for counter in self._counters:
+            for family in counter.collect():
+                for sample in family.samples:
+                    if sample.name.endswith("_total"):
+                        found[_sample_key(sample.name, sample.labels)] = sample.value
+        return found
+
+    def expose(self) -> bytes:
+        """The text exposition format, as /metrics answers it."""
+        return generate_latest(self.registry)
+
+
+def _sample_key(name: str, labels: dict[str, str]) -> str:
+    if not labels:
+        return name
+    inside = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    return f"{name}{{{inside}}}"
+
+
+class _StateCollector(Collector):
+    """Gauges computed at scrape time; before ``bind`` only build info and ready 0 are shown."""
+
+    def __init__(self, version: str) -> None:
+        self._version = version
+        self.stats: Callable[[], Stats] | None = None
+        self.ready: Callable[[], bool] = lambda: False
+
+    def describe(self) -> Iterator[Metric]:
+        for info in METRICS:
+            if info.type == "gauge":
+                yield _gauge(info.name)
+
+    def collect(self) -> Iterator[Metric]:
+        build = _gauge("cached_build_info")
+        build.add_metric([self._version], 1)
+        yield build
+        yield _gauge("cached_ready", float(self.ready()))
+        if self.stats is None:
+            return
+        stats = self.stats()
+        levels = _gauge("cached_level_bytes")
+        for level in stats.levels:
+            sizes = (
+                level.used_bytes, level.reserved_bytes, level.capacity_bytes, level.withdrawn_bytes, level.pool_bytes,
+            )  # fmt: skip
+            for kind, size_bytes in zip(LEVEL_KINDS, sizes, strict=True):
+                levels.add_metric([level.level.value, kind], size_bytes)
+        yield levels
+        yield _gauge("cached_leases", stats.lease_count)
+        yield _gauge("cached_models", stats.model_count)
+        yield _gauge("cached_active_loads", stats.active_load_count)
+        yield _gauge("cached_movers", stats.mover_count)
+        yield _gauge("cached_degraded", len(stats.degraded))
+
+
+def _gauge(name: str, value: float | None = None) -> GaugeMetricFamily:
+    info = _INFO[name]
+    if value is not None:
+        return GaugeMetricFamily(name, info.help, value=value)
+    return GaugeMetricFamily(name, info.help, labels=info.labels or None)

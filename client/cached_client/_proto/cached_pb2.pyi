@@ -1,0 +1,554 @@
+# Generated from proto/cached/v1/cached.proto by `make proto`. Do not edit.
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Level(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LEVEL_UNSPECIFIED: _ClassVar[Level]
+    LEVEL_L1: _ClassVar[Level]
+    LEVEL_L2: _ClassVar[Level]
+    LEVEL_L3: _ClassVar[Level]
+
+class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TIER_UNSPECIFIED: _ClassVar[Tier]
+    TIER_HOT: _ClassVar[Tier]
+    TIER_WARM: _ClassVar[Tier]
+    TIER_COLD: _ClassVar[Tier]
+    TIER_AUTO: _ClassVar[Tier]
+
+class RevisionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REVISION_STATE_UNSPECIFIED: _ClassVar[RevisionState]
+    REVISION_STATE_PULLING: _ClassVar[RevisionState]
+    REVISION_STATE_READY: _ClassVar[RevisionState]
+    REVISION_STATE_QUARANTINED: _ClassVar[RevisionState]
+    REVISION_STATE_ABSENT: _ClassVar[RevisionState]
+LEVEL_UNSPECIFIED: Level
+LEVEL_L1: Level
+LEVEL_L2: Level
+LEVEL_L3: Level
+TIER_UNSPECIFIED: Tier
+TIER_HOT: Tier
+TIER_WARM: Tier
+TIER_COLD: Tier
+TIER_AUTO: Tier
+REVISION_STATE_UNSPECIFIED: RevisionState
+REVISION_STATE_PULLING: RevisionState
+REVISION_STATE_READY: RevisionState
+REVISION_STATE_QUARANTINED: RevisionState
+REVISION_STATE_ABSENT: RevisionState
+
+class PullRequest(_message.Message):
+    __slots__ = ("ref", "source", "tier", "level", "no_wait")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    NO_WAIT_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    source: str
+    tier: Tier
+    level: Level
+    no_wait: bool
+    def __init__(self, ref: _Optional[str] = ..., source: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., level: _Optional[_Union[Level, str]] = ..., no_wait: bool = ...) -> None: ...
+
+class PullResponse(_message.Message):
+    __slots__ = ("progress",)
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    progress: PullProgress
+    def __init__(self, progress: _Optional[_Union[PullProgress, _Mapping]] = ...) -> None: ...
+
+class PullProgress(_message.Message):
+    __slots__ = ("phase", "name", "revision", "total_bytes", "done_bytes", "origin_bytes", "disk_bytes", "reused_bytes", "elapsed_s", "notes", "from_level", "checked_by")
+    class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        PHASE_UNSPECIFIED: _ClassVar[PullProgress.Phase]
+        PHASE_RESOLVING: _ClassVar[PullProgress.Phase]
+        PHASE_TRANSFERRING: _ClassVar[PullProgress.Phase]
+        PHASE_VERIFYING: _ClassVar[PullProgress.Phase]
+        PHASE_READY: _ClassVar[PullProgress.Phase]
+        PHASE_ACCEPTED: _ClassVar[PullProgress.Phase]
+    PHASE_UNSPECIFIED: PullProgress.Phase
+    PHASE_RESOLVING: PullProgress.Phase
+    PHASE_TRANSFERRING: PullProgress.Phase
+    PHASE_VERIFYING: PullProgress.Phase
+    PHASE_READY: PullProgress.Phase
+    PHASE_ACCEPTED: PullProgress.Phase
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REUSED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_S_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    FROM_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_BY_FIELD_NUMBER: _ClassVar[int]
+    phase: PullProgress.Phase
+    name: str
+    revision: str
+    total_bytes: int
+    done_bytes: int
+    origin_bytes: int
+    disk_bytes: int
+    reused_bytes: int
+    elapsed_s: float
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    from_level: Level
+    checked_by: str
+    def __init__(self, phase: _Optional[_Union[PullProgress.Phase, str]] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., total_bytes: _Optional[int] = ..., done_bytes: _Optional[int] = ..., origin_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., reused_bytes: _Optional[int] = ..., elapsed_s: _Optional[float] = ..., notes: _Optional[_Iterable[str]] = ..., from_level: _Optional[_Union[Level, str]] = ..., checked_by: _Optional[str] = ...) -> None: ...
+
+class AttachRequest(_message.Message):
+    __slots__ = ("ref", "source", "client_name", "client_pid", "resume", "only_if_resident")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_PID_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    ONLY_IF_RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    source: str
+    client_name: str
+    client_pid: int
+    resume: bool
+    only_if_resident: bool
+    def __init__(self, ref: _Optional[str] = ..., source: _Optional[str] = ..., client_name: _Optional[str] = ..., client_pid: _Optional[int] = ..., resume: bool = ..., only_if_resident: bool = ...) -> None: ...
+
+class AttachResponse(_message.Message):
+    __slots__ = ("opened", "ranges_ready", "complete", "damaged", "keep_alive")
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    RANGES_READY_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    KEEP_ALIVE_FIELD_NUMBER: _ClassVar[int]
+    opened: Opened
+    ranges_ready: RangesReady
+    complete: Complete
+    damaged: Damaged
+    keep_alive: KeepAlive
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., ranges_ready: _Optional[_Union[RangesReady, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., damaged: _Optional[_Union[Damaged, _Mapping]] = ..., keep_alive: _Optional[_Union[KeepAlive, _Mapping]] = ...) -> None: ...
+
+class Opened(_message.Message):
+    __slots__ = ("lease_id", "token", "name", "revision", "files", "descriptor_socket", "complete")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_SOCKET_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    token: str
+    name: str
+    revision: str
+    files: _containers.RepeatedCompositeFieldContainer[ModelFile]
+    descriptor_socket: str
+    complete: Complete
+    def __init__(self, lease_id: _Optional[str] = ..., token: _Optional[str] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., descriptor_socket: _Optional[str] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ...) -> None: ...
+
+class ModelFile(_message.Message):
+    __slots__ = ("index", "path", "size_bytes", "sha256")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    path: str
+    size_bytes: int
+    sha256: str
+    def __init__(self, index: _Optional[int] = ..., path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class RangesReady(_message.Message):
+    __slots__ = ("ranges",)
+    class Range(_message.Message):
+        __slots__ = ("file_index", "offset_bytes", "length_bytes")
+        FILE_INDEX_FIELD_NUMBER: _ClassVar[int]
+        OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+        LENGTH_BYTES_FIELD_NUMBER: _ClassVar[int]
+        file_index: int
+        offset_bytes: int
+        length_bytes: int
+        def __init__(self, file_index: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., length_bytes: _Optional[int] = ...) -> None: ...
+    RANGES_FIELD_NUMBER: _ClassVar[int]
+    ranges: _containers.RepeatedCompositeFieldContainer[RangesReady.Range]
+    def __init__(self, ranges: _Optional[_Iterable[_Union[RangesReady.Range, _Mapping]]] = ...) -> None: ...
+
+class Complete(_message.Message):
+    __slots__ = ("from_level", "origin_bytes", "disk_bytes", "reused_bytes", "load_s", "checked_by")
+    FROM_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REUSED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_BY_FIELD_NUMBER: _ClassVar[int]
+    from_level: Level
+    origin_bytes: int
+    disk_bytes: int
+    reused_bytes: int
+    load_s: float
+    checked_by: str
+    def __init__(self, from_level: _Optional[_Union[Level, str]] = ..., origin_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., reused_bytes: _Optional[int] = ..., load_s: _Optional[float] = ..., checked_by: _Optional[str] = ...) -> None: ...
+
+class Damaged(_message.Message):
+    __slots__ = ("file_index", "offset_bytes", "length_bytes")
+    FILE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    file_index: int
+    offset_bytes: int
+    length_bytes: int
+    def __init__(self, file_index: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., length_bytes: _Optional[int] = ...) -> None: ...
+
+class KeepAlive(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DetachRequest(_message.Message):
+    __slots__ = ("lease_id", "token")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    token: str
+    def __init__(self, lease_id: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
+
+class DetachResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[ModelSummary]
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelSummary, _Mapping]]] = ...) -> None: ...
+
+class ModelSummary(_message.Message):
+    __slots__ = ("name", "revision", "state", "tier", "tier_from", "pinned", "size_bytes", "l1_bytes", "l2_bytes", "file_count", "lease_count", "source", "last_used_time_s", "checked_by", "progress", "priority")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    TIER_FROM_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    L1_BYTES_FIELD_NUMBER: _ClassVar[int]
+    L2_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FILE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    LEASE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    LAST_USED_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_BY_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    revision: str
+    state: RevisionState
+    tier: Tier
+    tier_from: str
+    pinned: bool
+    size_bytes: int
+    l1_bytes: int
+    l2_bytes: int
+    file_count: int
+    lease_count: int
+    source: str
+    last_used_time_s: float
+    checked_by: str
+    progress: float
+    priority: int
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., state: _Optional[_Union[RevisionState, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., tier_from: _Optional[str] = ..., pinned: bool = ..., size_bytes: _Optional[int] = ..., l1_bytes: _Optional[int] = ..., l2_bytes: _Optional[int] = ..., file_count: _Optional[int] = ..., lease_count: _Optional[int] = ..., source: _Optional[str] = ..., last_used_time_s: _Optional[float] = ..., checked_by: _Optional[str] = ..., progress: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
+
+class DescribeRequest(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    def __init__(self, ref: _Optional[str] = ...) -> None: ...
+
+class DescribeResponse(_message.Message):
+    __slots__ = ("summary", "files", "revisions", "path", "leases", "notes", "last_error")
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    REVISIONS_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    summary: ModelSummary
+    files: _containers.RepeatedCompositeFieldContainer[FileDetail]
+    revisions: _containers.RepeatedScalarFieldContainer[str]
+    path: str
+    leases: _containers.RepeatedCompositeFieldContainer[Lease]
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    last_error: str
+    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping]] = ..., files: _Optional[_Iterable[_Union[FileDetail, _Mapping]]] = ..., revisions: _Optional[_Iterable[str]] = ..., path: _Optional[str] = ..., leases: _Optional[_Iterable[_Union[Lease, _Mapping]]] = ..., notes: _Optional[_Iterable[str]] = ..., last_error: _Optional[str] = ...) -> None: ...
+
+class FileDetail(_message.Message):
+    __slots__ = ("path", "size_bytes", "sha256", "in_l1", "in_l2", "shared_with", "chunk_count", "checked_by")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    IN_L1_FIELD_NUMBER: _ClassVar[int]
+    IN_L2_FIELD_NUMBER: _ClassVar[int]
+    SHARED_WITH_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_BY_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    size_bytes: int
+    sha256: str
+    in_l1: bool
+    in_l2: bool
+    shared_with: _containers.RepeatedScalarFieldContainer[str]
+    chunk_count: int
+    checked_by: str
+    def __init__(self, path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., in_l1: bool = ..., in_l2: bool = ..., shared_with: _Optional[_Iterable[str]] = ..., chunk_count: _Optional[int] = ..., checked_by: _Optional[str] = ...) -> None: ...
+
+class Lease(_message.Message):
+    __slots__ = ("lease_id", "name", "revision", "client_name", "client_pid", "peer_pid", "peer_uid", "since_time_s", "complete", "size_bytes")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_PID_FIELD_NUMBER: _ClassVar[int]
+    PEER_PID_FIELD_NUMBER: _ClassVar[int]
+    PEER_UID_FIELD_NUMBER: _ClassVar[int]
+    SINCE_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    name: str
+    revision: str
+    client_name: str
+    client_pid: int
+    peer_pid: int
+    peer_uid: int
+    since_time_s: float
+    complete: bool
+    size_bytes: int
+    def __init__(self, lease_id: _Optional[str] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., client_name: _Optional[str] = ..., client_pid: _Optional[int] = ..., peer_pid: _Optional[int] = ..., peer_uid: _Optional[int] = ..., since_time_s: _Optional[float] = ..., complete: bool = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class ListLeasesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListLeasesResponse(_message.Message):
+    __slots__ = ("leases",)
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    leases: _containers.RepeatedCompositeFieldContainer[Lease]
+    def __init__(self, leases: _Optional[_Iterable[_Union[Lease, _Mapping]]] = ...) -> None: ...
+
+class SetTierRequest(_message.Message):
+    __slots__ = ("ref", "tier")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    tier: Tier
+    def __init__(self, ref: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ...) -> None: ...
+
+class SetTierResponse(_message.Message):
+    __slots__ = ("summary",)
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    summary: ModelSummary
+    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping]] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    def __init__(self, ref: _Optional[str] = ...) -> None: ...
+
+class PinResponse(_message.Message):
+    __slots__ = ("summary",)
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    summary: ModelSummary
+    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping]] = ...) -> None: ...
+
+class UnpinRequest(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    def __init__(self, ref: _Optional[str] = ...) -> None: ...
+
+class UnpinResponse(_message.Message):
+    __slots__ = ("summary",)
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    summary: ModelSummary
+    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping]] = ...) -> None: ...
+
+class EvictRequest(_message.Message):
+    __slots__ = ("ref", "level")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    level: Level
+    def __init__(self, ref: _Optional[str] = ..., level: _Optional[_Union[Level, str]] = ...) -> None: ...
+
+class EvictResponse(_message.Message):
+    __slots__ = ("l1_freed_bytes", "l2_freed_bytes")
+    L1_FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    L2_FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    l1_freed_bytes: int
+    l2_freed_bytes: int
+    def __init__(self, l1_freed_bytes: _Optional[int] = ..., l2_freed_bytes: _Optional[int] = ...) -> None: ...
+
+class RemoveRequest(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    def __init__(self, ref: _Optional[str] = ...) -> None: ...
+
+class RemoveResponse(_message.Message):
+    __slots__ = ("l1_freed_bytes", "l2_freed_bytes")
+    L1_FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    L2_FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    l1_freed_bytes: int
+    l2_freed_bytes: int
+    def __init__(self, l1_freed_bytes: _Optional[int] = ..., l2_freed_bytes: _Optional[int] = ...) -> None: ...
+
+class VerifyRequest(_message.Message):
+    __slots__ = ("ref", "repair")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    REPAIR_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    repair: bool
+    def __init__(self, ref: _Optional[str] = ..., repair: bool = ...) -> None: ...
+
+class VerifyResponse(_message.Message):
+    __slots__ = ("total_bytes", "done_bytes", "damage", "finished", "damaged_chunks", "repaired_chunks")
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DAMAGE_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    total_bytes: int
+    done_bytes: int
+    damage: Damage
+    finished: bool
+    damaged_chunks: int
+    repaired_chunks: int
+    def __init__(self, total_bytes: _Optional[int] = ..., done_bytes: _Optional[int] = ..., damage: _Optional[_Union[Damage, _Mapping]] = ..., finished: bool = ..., damaged_chunks: _Optional[int] = ..., repaired_chunks: _Optional[int] = ...) -> None: ...
+
+class Damage(_message.Message):
+    __slots__ = ("name", "revision", "path", "sha256", "level", "chunk_index", "offset_bytes", "length_bytes", "repaired", "error")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_INDEX_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    revision: str
+    path: str
+    sha256: str
+    level: Level
+    chunk_index: int
+    offset_bytes: int
+    length_bytes: int
+    repaired: bool
+    error: str
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., path: _Optional[str] = ..., sha256: _Optional[str] = ..., level: _Optional[_Union[Level, str]] = ..., chunk_index: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., length_bytes: _Optional[int] = ..., repaired: bool = ..., error: _Optional[str] = ...) -> None: ...
+
+class StatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatsResponse(_message.Message):
+    __slots__ = ("levels", "counters", "lease_count", "model_count", "active_load_count", "mover_count", "uptime_s", "version", "degraded", "instance")
+    class CountersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_LOAD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MOVER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    levels: _containers.RepeatedCompositeFieldContainer[LevelStats]
+    counters: _containers.ScalarMap[str, float]
+    lease_count: int
+    model_count: int
+    active_load_count: int
+    mover_count: int
+    uptime_s: float
+    version: str
+    degraded: _containers.RepeatedScalarFieldContainer[str]
+    instance: str
+    def __init__(self, levels: _Optional[_Iterable[_Union[LevelStats, _Mapping]]] = ..., counters: _Optional[_Mapping[str, float]] = ..., lease_count: _Optional[int] = ..., model_count: _Optional[int] = ..., active_load_count: _Optional[int] = ..., mover_count: _Optional[int] = ..., uptime_s: _Optional[float] = ..., version: _Optional[str] = ..., degraded: _Optional[_Iterable[str]] = ..., instance: _Optional[str] = ...) -> None: ...
+
+class LevelStats(_message.Message):
+    __slots__ = ("level", "capacity_bytes", "used_bytes", "reserved_bytes", "withdrawn_bytes", "pool_bytes", "blob_count", "limited_by")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    POOL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BLOB_COUNT_FIELD_NUMBER: _ClassVar[int]
+    LIMITED_BY_FIELD_NUMBER: _ClassVar[int]
+    level: Level
+    capacity_bytes: int
+    used_bytes: int
+    reserved_bytes: int
+    withdrawn_bytes: int
+    pool_bytes: int
+    blob_count: int
+    limited_by: str
+    def __init__(self, level: _Optional[_Union[Level, str]] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., withdrawn_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., blob_count: _Optional[int] = ..., limited_by: _Optional[str] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ("replay",)
+    REPLAY_FIELD_NUMBER: _ClassVar[int]
+    replay: bool
+    def __init__(self, replay: bool = ...) -> None: ...
+
+class WatchResponse(_message.Message):
+    __slots__ = ("event",)
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    event: Event
+    def __init__(self, event: _Optional[_Union[Event, _Mapping]] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("time_s", "kind", "name", "revision", "message", "fields")
+    class FieldsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    TIME_S_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    time_s: float
+    kind: str
+    name: str
+    revision: str
+    message: str
+    fields: _containers.ScalarMap[str, str]
+    def __init__(self, time_s: _Optional[float] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., message: _Optional[str] = ..., fields: _Optional[_Mapping[str, str]] = ...) -> None: ...

@@ -1,0 +1,162 @@
+"""Who holds what: the table of leases. Pure bookkeeping; times are given by the caller. Belongs to the loop."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cached.errors import NotFoundError, PermissionDeniedError
+from cached.types import Client, LeaseInfo, Peer
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """A worker's hold on a revision. ``peer``, ``complete`` and ``size_bytes`` are filled in as they become known.
+
+    ``token`` is the lease's secret, which the worker presents on the descriptor socket; it is never shown or logged.
+    """
+
+    lease_id: str
+    token: str
+    name: str
+    revision: str
+    client: Client
+    since_s: float
+    since_time_s: float
+    size_bytes: int = 0
+    peer: Peer | None = None
+    complete: bool = False
+
+    def __repr__(self) -> str:
+        return f"Lease({self.lease_id} on {self.name}@{self.revision} by {self.holder})"
+
+    @property
+    def holder(self) -> str:
+        """Who holds it, for people: ``vllm (pid 4242)``. The peer's proven pid goes before the claimed one."""
+        pid = self.peer.pid if self.peer is not None else self.client.pid
+        name = self.client.name or "worker"
+        return f"{name} (pid {pid})" if pid else name
+
+    def info(self) -> LeaseInfo:
+        """The lease as shown to people; without its token."""
+        return LeaseInfo(
+            lease_id=self.lease_id,
+            name=self.name,
+            revision=self.revision,
+            client=self.client,
+            peer=self.peer,
+            since_time_s=self.since_time_s,
+            complete=self.complete,
+            size_bytes=self.size_bytes,
+        )
+
+
+class LeaseTable:
+    """All leases that are held now. A revision with a lease is never a victim."""
+
+    def __init__(self) -> None:
+        self._leases: dict[str, Lease] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def __iter__(self) -> Iterator[Lease]:
+        """Oldest first, over a copy: leases may be closed while iterating."""
+        return iter(list(self._leases.values()))
+
+    def open(
+        self, name: str, revision: str, client: Client, *, now_s: float, wall_s: float, size_bytes: int = 0
+    ) -> Lease:
+        """A new lease on ``name@revision``. ``now_s`` is monotonic, ``wall_s`` is only shown."""
+        lease_id = secrets.token_hex(4)
+        while lease_id in self._leases:
+            lease_id = secrets.token_hex(4)
+        lease = Lease(
+            lease_id=lease_id,
+            token=secrets.token_hex(32),
+            name=name,
+            revision=revision,
+            client=client,
+            since_s=now_s,
+            since_time_s=wall_s,
+            size_bytes=size_bytes,
+        )
+        self._leases[lease_id] = lease
+        self._counts[name, revision] += 1
+        return lease
+
+    def close(self, lease_id: str) -> Lease:
+        """Ends a lease and returns it. Raises NotFoundError: a lease ends once."""
+        lease = self.by_id(lease_id)
+        del self._leases[lease_id]
+        held = (lease.name, lease.revision)
+        self._counts[held] -= 1
+        if not self._counts[held]:
+            del self._counts[held]
+        return lease
+
+    def by_id(self, lease_id: str) -> Lease:
+        """Raises NotFoundError. An id is no secret: it proves nothing about the caller."""
+        lease = self._leases.get(lease_id)
+        if lease is None:
+            raise NotFoundError(
+                f"there is no lease {lease_id[:64]!r}",
+                hint="it ended, or the daemon was restarted: attach again",
+                ref=lease_id[:64],
+            )
+        return lease
+
+    def by_token(self, token: str) -> Lease:
+        """The lease whose secret this is. Raises PermissionDeniedError. Takes the same time whichever lease it is."""
+        presented = token.encode("utf-8", "surrogatepass")
+        found: Lease | None = None
+        for lease in self._leases.values():
+            if hmac.compare_digest(lease.token.encode(), presented):
+                found = lease
+        if found is None:
+            raise PermissionDeniedError(
+                "the token belongs to no lease", hint="the lease ended, or the daemon was restarted: attach again"
+            )
+        return found
+
+    def authorised(self, lease_id: str, token: str) -> Lease:
+        """The lease ``lease_id`` for a caller who proves that it is theirs.
+
+        Raises NotFoundError or PermissionDeniedError.
+        """
+        lease = self.by_id(lease_id)
+        if not hmac.compare_digest(lease.token.encode(), token.encode("utf-8", "surrogatepass")):
+            raise PermissionDeniedError(
+                f"the token is not that of lease {lease_id}", hint="present the token that Attach answered with"
+            )
+        return lease
+
+    def count(self, name: str, revision: str | None = None) -> int:
+        """How many leases a revision has, or a model over all its revisions."""
+        if revision is not None:
+            return self._counts.get((name, revision), 0)
+        return sum(number for (held, _), number in self._counts.items() if held == name)
+
+    def leased(self) -> frozenset[tuple[str, str]]:
+        """Every (name, revision) that is held."""
+        return frozenset(self._counts)
+
+    def of(self, name: str, revision: str | None = None) -> tuple[Lease, ...]:
+        """The leases of a revision, or of a model over all its revisions; oldest first."""
+        return tuple(
+            lease
+            for lease in self._leases.values()
+            if lease.name == name and (revision is None or lease.revision == revision)
+        )
+
+    def holders(self, name: str, revision: str | None = None) -> tuple[str, ...]:
+        """Who holds it, for messages: ``("vllm (pid 4242)",)``; oldest first."""
+        return tuple(lease.holder for lease in self.of(name, revision))
+
+    def infos(self) -> tuple[LeaseInfo, ...]:
+        """All leases as shown to people; oldest first."""
+        return tuple(lease.info() for lease in self._leases.values())

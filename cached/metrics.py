@@ -1,7 +1,7 @@
 """Every metric of the daemon, in one place. Each ``Metrics`` has its own registry, so tests can hold several.
 
-Counters are plain attributes (``metrics.hits.labels(level="l1").inc()``); gauges that mirror the engine's state are read
-from it at scrape time, through the function given to ``bind``. Call from the loop only.
+Counters are plain attributes (``metrics.hits.labels(level="l1").inc()``); gauges that mirror the engine's state are
+read from it at scrape time, through the function given to ``bind``. Call from the loop only.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("cached_transfer_seconds_total", "counter", ("hop",), "Wall time of transfer threads on a hop."),
     MetricInfo("cached_transfer_cpu_seconds_total", "counter", ("hop",), "CPU time of transfer threads on a hop."),
     MetricInfo(
-        "cached_checksum_failures_total", "counter", ("level",), "Chunks that failed their checksum, by where they were."
+        "cached_checksum_failures_total", "counter", ("level",), "Chunks that failed their checksum, by level."
     ),
     MetricInfo("cached_repaired_chunks_total", "counter", ("level",), "Damaged chunks that were mended at a level."),
     MetricInfo("cached_evictions_total", "counter", ("level", "reason"), "Revisions evicted from a level."),
     MetricInfo("cached_evicted_bytes_total", "counter", ("level",), "Bytes that evictions took out of a level."),
-    MetricInfo("cached_pulls_total", "counter", ("outcome",), "Pulls that ended, by outcome: ok or the error's reason."),
+    MetricInfo("cached_pulls_total", "counter", ("outcome",), "Pulls that ended: ok, or the error's reason."),
     MetricInfo("cached_retries_total", "counter", ("reason",), "Transfers tried again, by the error's reason."),
     MetricInfo("cached_mover_restarts_total", "counter", (), "Mover processes that died and were replaced."),
     MetricInfo("cached_rpc_total", "counter", ("method", "code"), "Finished RPCs by method and gRPC status code."),
@@ -101,7 +101,9 @@ class Metrics:
         self.rpc = self._counter("cached_rpc_total")
         self.adopted_bytes = self._counter("cached_adopted_bytes_total")
         load = _INFO["cached_load_seconds"]
-        self.load_seconds = Histogram(load.name, load.help, load.labels, registry=self.registry, buckets=_LOAD_BUCKETS_S)
+        self.load_seconds = Histogram(
+            load.name, load.help, load.labels, registry=self.registry, buckets=_LOAD_BUCKETS_S
+        )
         self._state = _StateCollector(version)
         self.registry.register(self._state)
         ProcessCollector(registry=self.registry)
@@ -121,7 +123,7 @@ class Metrics:
         self._state.ready = ready
 
     def counters(self) -> dict[str, float]:
-        """Every counter as in /metrics: ``cached_hits_total{level="l1"}`` → value; no braces where there are no labels."""
+        """Every counter as in /metrics: ``cached_hits_total{level="l1"}`` → value; no braces without labels."""
         found: dict[str, float] = {}
         for counter in self._counters:
             for family in counter.collect():

@@ -8,7 +8,7 @@ from cached.metrics import METRICS, Metrics
 from cached.types import Level, LevelStats, Stats
 
 STATS = Stats(
-    levels=(LevelStats(Level.L1, 100, 60, 10, 5, 7, 3, "configured"), LevelStats(Level.L2, 900, 80, 0, 0, 0, 4, "disk")),
+    levels=(LevelStats(Level.L1, 100, 60, 10, 5, 7, 3, "configured"), LevelStats(Level.L2, 900, 80, 0, 0, 0, 4, "")),
     counters={}, lease_count=2, model_count=3, active_load_count=1, mover_count=4, uptime_s=1.0, version="1",
     degraded=("l2 is read-only",), instance="ab",
 )  # fmt: skip
@@ -18,7 +18,9 @@ def exposed(metrics: Metrics) -> dict[str, float]:
     found = {}
     for family in text_string_to_metric_families(metrics.expose().decode()):
         for sample in family.samples:
-            found[sample.name + "".join(f"|{key}={value}" for key, value in sorted(sample.labels.items()))] = sample.value
+            found[sample.name + "".join(f"|{key}={value}" for key, value in sorted(sample.labels.items()))] = (
+                sample.value
+            )
     return found
 
 

@@ -1,0 +1,275 @@
+"""Between the engine's values and the messages of ``cached.v1``. Pure; nothing else lives here.
+
+``*_message`` makes a message of a value; ``*_of`` makes a value of what a request holds, or raises InvalidRequestError.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from cached import types
+from cached.errors import InvalidRequestError
+from cached_client._proto import cached_pb2 as pb
+
+LEVELS: dict[types.Level, pb.Level] = {
+    types.Level.L1: pb.LEVEL_L1,
+    types.Level.L2: pb.LEVEL_L2,
+    types.Level.L3: pb.LEVEL_L3,
+}
+TIERS: dict[types.Tier, pb.Tier] = {
+    types.Tier.HOT: pb.TIER_HOT,
+    types.Tier.WARM: pb.TIER_WARM,
+    types.Tier.COLD: pb.TIER_COLD,
+    types.Tier.AUTO: pb.TIER_AUTO,
+}
+STATES: dict[types.RevisionState, pb.RevisionState] = {
+    types.RevisionState.PULLING: pb.REVISION_STATE_PULLING,
+    types.RevisionState.READY: pb.REVISION_STATE_READY,
+    types.RevisionState.QUARANTINED: pb.REVISION_STATE_QUARANTINED,
+    types.RevisionState.ABSENT: pb.REVISION_STATE_ABSENT,
+}
+PHASES: dict[types.PullPhase, pb.PullProgress.Phase] = {
+    types.PullPhase.RESOLVING: pb.PullProgress.PHASE_RESOLVING,
+    types.PullPhase.TRANSFERRING: pb.PullProgress.PHASE_TRANSFERRING,
+    types.PullPhase.VERIFYING: pb.PullProgress.PHASE_VERIFYING,
+    types.PullPhase.READY: pb.PullProgress.PHASE_READY,
+    types.PullPhase.ACCEPTED: pb.PullProgress.PHASE_ACCEPTED,
+}
+_LEVEL_OF = {number: level for level, number in LEVELS.items()}
+_TIER_OF = {number: tier for tier, number in TIERS.items()}
+
+_E = TypeVar("_E")
+
+
+def tier_of(number: int) -> types.Tier | None:
+    """The tier of a request; None when it is unspecified."""
+    return _enum_of("tier", number, {int(key): value for key, value in _TIER_OF.items()})
+
+
+def level_of(number: int) -> types.Level | None:
+    """The local level of a request; None when it is unspecified. L3 cannot be asked for."""
+    level = _enum_of("level", number, {int(key): value for key, value in _LEVEL_OF.items()})
+    if level is types.Level.L3:
+        msg = "the origin is not a level of this host"
+        raise InvalidRequestError(msg, hint="use level l1 (shared memory) or l2 (disk)", value=level)
+    return level
+
+
+def _enum_of(what: str, number: int, known: dict[int, _E]) -> _E | None:
+    if number == 0:
+        return None
+    if number not in known:
+        words = ", ".join(str(value) for value in known.values())
+        msg = f"{number} is not a {what}"
+        raise InvalidRequestError(
+            msg, hint=f"use one of {words}; a newer client may know more than this daemon", value=number
+        )
+    return known[number]
+
+
+def text(value: str) -> str:
+    """Text that protobuf accepts: what came from file names may hold lone surrogates."""
+    return value.encode("utf-8", "replace").decode()
+
+
+def progress_message(value: types.PullProgress) -> pb.PullProgress:
+    """A moment of a pull."""
+    return pb.PullProgress(
+        phase=PHASES[value.phase],
+        name=value.name,
+        revision=value.revision,
+        total_bytes=value.total_bytes,
+        done_bytes=value.done_bytes,
+        origin_bytes=value.origin_bytes,
+        disk_bytes=value.disk_bytes,
+        reused_bytes=value.reused_bytes,
+        elapsed_s=value.elapsed_s,
+        notes=[text(note) for note in value.notes],
+        from_level=_level_number(value.from_level),
+        checked_by=value.checked_by or "",
+    )
+
+
+def attach_message(value: types.AttachEvent, descriptor_socket: str) -> pb.AttachResponse:
+    """One event of an attach. ``descriptor_socket`` goes into the first one."""
+    match value:
+        case types.Opened():
+            return pb.AttachResponse(opened=_opened_message(value, descriptor_socket))
+        case types.RangesReady():
+            ranges = [
+                pb.RangesReady.Range(
+                    file_index=item.file_index, offset_bytes=item.offset_bytes, length_bytes=item.length_bytes
+                )
+                for item in value.ranges
+            ]
+            return pb.AttachResponse(ranges_ready=pb.RangesReady(ranges=ranges))
+        case types.Complete():
+            return pb.AttachResponse(complete=_complete_message(value))
+        case types.Damaged():
+            damaged = pb.Damaged(
+                file_index=value.file_index, offset_bytes=value.offset_bytes, length_bytes=value.length_bytes
+            )
+            return pb.AttachResponse(damaged=damaged)
+
+
+def _opened_message(value: types.Opened, descriptor_socket: str) -> pb.Opened:
+    files = [
+        pb.ModelFile(index=item.index, path=item.path, size_bytes=item.size_bytes, sha256=item.sha256)
+        for item in value.files
+    ]
+    return pb.Opened(
+        lease_id=value.lease_id,
+        token=value.token,
+        name=value.name,
+        revision=value.revision,
+        files=files,
+        descriptor_socket=descriptor_socket,
+        complete=None if value.complete is None else _complete_message(value.complete),
+    )
+
+
+def _complete_message(value: types.Complete) -> pb.Complete:
+    return pb.Complete(
+        from_level=LEVELS[value.from_level],
+        origin_bytes=value.origin_bytes,
+        disk_bytes=value.disk_bytes,
+        reused_bytes=value.reused_bytes,
+        load_s=value.load_s,
+        checked_by=value.checked_by,
+    )
+
+
+def summary_message(value: types.ModelSummary) -> pb.ModelSummary:
+    """A row of ``cached ls``."""
+    return pb.ModelSummary(
+        name=value.name,
+        revision=value.revision,
+        state=STATES[value.state],
+        tier=TIERS[value.tier],
+        tier_from=value.tier_from,
+        pinned=value.pinned,
+        size_bytes=value.size_bytes,
+        l1_bytes=value.l1_bytes,
+        l2_bytes=value.l2_bytes,
+        file_count=value.file_count,
+        lease_count=value.lease_count,
+        source=text(value.source),
+        last_used_time_s=value.last_used_time_s,
+        checked_by=value.checked_by or "",
+        progress=value.progress,
+        priority=value.priority,
+    )
+
+
+def detail_message(value: types.ModelDetail) -> pb.DescribeResponse:
+    """All of ``cached show``."""
+    files = [
+        pb.FileDetail(
+            path=item.path,
+            size_bytes=item.size_bytes,
+            sha256=item.sha256,
+            in_l1=item.in_l1,
+            in_l2=item.in_l2,
+            shared_with=item.shared_with,
+            chunk_count=item.chunk_count,
+            checked_by=item.checked_by or "",
+        )
+        for item in value.files
+    ]
+    return pb.DescribeResponse(
+        summary=summary_message(value.summary),
+        files=files,
+        revisions=value.revisions,
+        path=text(value.path),
+        leases=[lease_message(lease) for lease in value.leases],
+        notes=[text(note) for note in value.notes],
+        last_error=text(value.last_error),
+    )
+
+
+def lease_message(value: types.LeaseInfo) -> pb.Lease:
+    """A lease; the peer's ids are -1 until its credentials are known."""
+    return pb.Lease(
+        lease_id=value.lease_id,
+        name=value.name,
+        revision=value.revision,
+        client_name=value.client.name,
+        client_pid=value.client.pid,
+        peer_pid=-1 if value.peer is None else value.peer.pid,
+        peer_uid=-1 if value.peer is None else value.peer.uid,
+        since_time_s=value.since_time_s,
+        complete=value.complete,
+        size_bytes=value.size_bytes,
+    )
+
+
+def verify_message(value: types.VerifyProgress) -> pb.VerifyResponse:
+    """A moment of a verification."""
+    damage = None
+    if value.damage is not None:
+        found = value.damage
+        damage = pb.Damage(
+            name=found.name,
+            revision=found.revision,
+            path=found.path,
+            sha256=found.sha256,
+            level=LEVELS[found.level],
+            chunk_index=found.chunk_index,
+            offset_bytes=found.offset_bytes,
+            length_bytes=found.length_bytes,
+            repaired=found.repaired,
+            error=text(found.error),
+        )
+    return pb.VerifyResponse(
+        total_bytes=value.total_bytes,
+        done_bytes=value.done_bytes,
+        damage=damage,
+        finished=value.finished,
+        damaged_chunks=value.damaged_chunks,
+        repaired_chunks=value.repaired_chunks,
+    )
+
+
+def stats_message(value: types.Stats) -> pb.StatsResponse:
+    """The daemon at a glance."""
+    levels = [
+        pb.LevelStats(
+            level=LEVELS[item.level],
+            capacity_bytes=item.capacity_bytes,
+            used_bytes=item.used_bytes,
+            reserved_bytes=item.reserved_bytes,
+            withdrawn_bytes=item.withdrawn_bytes,
+            pool_bytes=item.pool_bytes,
+            blob_count=item.blob_count,
+            limited_by=text(item.limited_by),
+        )
+        for item in value.levels
+    ]
+    return pb.StatsResponse(
+        levels=levels,
+        counters=value.counters,
+        lease_count=value.lease_count,
+        model_count=value.model_count,
+        active_load_count=value.active_load_count,
+        mover_count=value.mover_count,
+        uptime_s=value.uptime_s,
+        version=value.version,
+        degraded=[text(item) for item in value.degraded],
+        instance=value.instance,
+    )
+
+
+def event_message(value: types.Event) -> pb.Event:
+    """Something that happened."""
+    return pb.Event(
+        time_s=value.time_s,
+        kind=value.kind,
+        name=value.name,
+        revision=value.revision,
+        message=text(value.message),
+        fields={key: text(item) for key, item in value.fields.items()},
+    )
+
+
+def _level_number(level: types.Level | None) -> pb.Level:
+    return pb.LEVEL_UNSPECIFIED if level is None else LEVELS[level]

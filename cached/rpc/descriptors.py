@@ -1,0 +1,244 @@
+"""The descriptor socket: a worker shows its lease's token and receives read-only descriptors of its files.
+
+One packet asks, one answers, as JSON: ``{"token": …, "files": [indices]}`` → ``{"files": [indices]}`` with a descriptor
+for each by SCM_RIGHTS, in order, or ``{"error": {reason, message, hint, fields}}``. A connection may ask any number of
+times. Who is asking is what the kernel says (SO_PEERCRED), never what the peer says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from cached.errors import CachedError, InvalidRequestError, PermissionDeniedError, UnavailableError
+from cached.rpc import errors, sockets
+from cached.rpc.engine import Engine
+from cached.types import Peer
+
+REQUEST_LIMIT_BYTES = 16 * 1024
+FILES_LIMIT = 64
+"""Well below the kernel's 253 descriptors in one message."""
+
+_SO_PEERGROUPS = 59
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of the descriptor socket."""
+
+    connections: int = 1024
+    connections_per_uid: int = 64
+    idle_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class AccessList:
+    """Who may fetch descriptors: these users, and members of these groups; everyone if both are empty."""
+
+    uids: frozenset[int] = field(default_factory=frozenset)
+    gids: frozenset[int] = field(default_factory=frozenset)
+
+    def allows(self, peer: Peer, groups: Sequence[int] = ()) -> bool:
+        """The daemon's own user is always allowed: the files are its own."""
+        if not self.uids and not self.gids:
+            return True
+        return peer.uid in self.uids or peer.uid == os.geteuid() or not self.gids.isdisjoint({peer.gid, *groups})
+
+
+class DescriptorServer:
+    """Accepts from ``start`` to ``stop``. A peer that misbehaves loses its own connection and nothing else."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        path: str,
+        *,
+        mode: int,
+        gid: int = -1,
+        access: AccessList | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.path = path
+        self._engine = engine
+        self._mode = mode
+        self._gid = gid
+        self._access = access or AccessList()
+        self._limits = limits or Limits()
+        self._per_uid: Counter[int] = Counter()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._acceptor: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Binds. The caller holds the socket's lock. Raises ConfigError."""
+        sockets.remove_stale(self.path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            listener.bind(self.path)
+            sockets.open_to(self.path, self._mode, self._gid)
+            listener.listen(128)
+        except BaseException:
+            listener.close()
+            raise
+        self._acceptor = asyncio.create_task(self._accept(listener), name="descriptor-socket")
+
+    async def stop(self) -> None:
+        """Ends all connections and removes the socket; idempotent."""
+        if self._acceptor is None:
+            return
+        tasks = [self._acceptor, *self._connections]
+        self._acceptor = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with listener:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError as error:
+                    # Out of descriptors, usually: those who wait are served when some are back.
+                    _log.warning("descriptors.accept_failed", error=str(error))
+                    await asyncio.sleep(0.5)
+                    continue
+                task = asyncio.create_task(self._serve(connection))
+                self._connections.add(task)
+                task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            peer = _credentials(connection)
+            self._per_uid[peer.uid] += 1
+            try:
+                await self._converse(connection, peer)
+            except OSError as error:  # gone, or silent for too long
+                _log.debug("descriptors.ended", error=str(error), pid=peer.pid, uid=peer.uid)
+            finally:
+                self._per_uid[peer.uid] -= 1
+                if not self._per_uid[peer.uid]:
+                    del self._per_uid[peer.uid]
+
+    async def _converse(self, connection: socket.socket, peer: Peer) -> None:
+        try:
+            self._admit(connection, peer)
+            while await self._exchange(connection, peer):
+                pass
+        except CachedError as error:
+            _log.info("descriptors.refused", reason=error.reason, error=error.message, pid=peer.pid, uid=peer.uid)
+            await self._send(connection, _error_packet(error), [])
+        except OSError:
+            raise
+        except Exception:  # noqa: BLE001 the boundary: logged, and the peer is told
+            _log.exception("descriptors.failed", pid=peer.pid, uid=peer.uid)
+            await self._send(connection, _error_packet(errors.internal_error()), [])
+
+    def _admit(self, connection: socket.socket, peer: Peer) -> None:
+        if not self._access.allows(peer, _groups(connection)):
+            msg = f"uid {peer.uid}, gid {peer.gid} may not fetch descriptors"
+            hint = "add the uid to access.uids or a group of it to access.gids"
+            raise PermissionDeniedError(msg, hint=hint, uid=peer.uid, gid=peer.gid)
+        limits = self._limits
+        if len(self._connections) > limits.connections or self._per_uid[peer.uid] > limits.connections_per_uid:
+            msg = f"too many connections to the descriptor socket (uid {peer.uid} has {self._per_uid[peer.uid] - 1})"
+            raise UnavailableError(msg, hint="close connections that are idle", uid=peer.uid)
+
+    async def _exchange(self, connection: socket.socket, peer: Peer) -> bool:
+        """One request and its answer; False when the peer is done. A refusal leaves the connection open."""
+        async with asyncio.timeout(self._limits.idle_timeout_s):
+            packet = await asyncio.get_running_loop().sock_recv(connection, REQUEST_LIMIT_BYTES + 1)
+        if not packet:
+            return False
+        token, indices = _parse(packet)
+        try:
+            descriptors = self._engine.open_descriptors(token, indices, peer)
+        except CachedError as error:
+            await self._send(connection, _error_packet(error), [])
+            return True
+        try:
+            await self._send(connection, json.dumps({"files": indices}).encode(), descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return True
+
+    async def _send(self, connection: socket.socket, packet: bytes, descriptors: list[int]) -> None:
+        """Raises OSError for a peer that is gone, TimeoutError for one that does not read."""
+        async with asyncio.timeout(self._limits.idle_timeout_s):
+            while True:
+                try:
+                    if descriptors:
+                        socket.send_fds(connection, [packet], descriptors, socket.MSG_NOSIGNAL)
+                    else:
+                        connection.send(packet, socket.MSG_NOSIGNAL)
+                except BlockingIOError:
+                    await _writable(connection)
+                else:
+                    return
+
+
+def _parse(packet: bytes) -> tuple[str, list[int]]:
+    hint = f'send {{"token": TEXT, "files": [at most {FILES_LIMIT} indices]}}'
+    if len(packet) > REQUEST_LIMIT_BYTES:
+        msg = f"the request is larger than {REQUEST_LIMIT_BYTES} bytes"
+        raise InvalidRequestError(msg, hint=hint)
+    try:
+        request = json.loads(packet)
+    except (ValueError, RecursionError) as error:
+        msg = "the request is not JSON"
+        raise InvalidRequestError(msg, hint=hint) from error
+    token = request.get("token") if isinstance(request, dict) else None
+    files = request.get("files") if isinstance(request, dict) else None
+    if not isinstance(token, str) or not isinstance(files, list) or not 1 <= len(files) <= FILES_LIMIT:
+        msg = "the request has no token, or not 1 to 64 files"
+        raise InvalidRequestError(msg, hint=hint)
+    if not all(type(index) is int and 0 <= index < 1 << 32 for index in files):
+        msg = "a file is given by its index"
+        raise InvalidRequestError(msg, hint=hint)
+    return token, files
+
+
+def _error_packet(error: CachedError) -> bytes:
+    return json.dumps({"error": error.to_dict()}).encode()
+
+
+def _credentials(connection: socket.socket) -> Peer:
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, gid = struct.unpack("3i", data)
+    return Peer(pid=pid, uid=uid, gid=gid)
+
+
+def _groups(connection: socket.socket) -> tuple[int, ...]:
+    """The peer's supplementary groups; none where the kernel does not tell."""
+    try:
+        data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+    except OSError:
+        return ()
+    return struct.unpack(f"{len(data) // 4}I", data[: len(data) // 4 * 4])
+
+
+async def _writable(connection: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(connection, _settle, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(connection)
+
+
+def _settle(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

@@ -1,0 +1,86 @@
+"""What the edges need of the engine. ``cached.cache.ModelCache`` is the one that is served; tests may bring another."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from cached.types import (
+    AttachEvent,
+    Client,
+    Event,
+    Freed,
+    LeaseInfo,
+    Level,
+    ModelDetail,
+    ModelSummary,
+    Peer,
+    PullProgress,
+    Stats,
+    Tier,
+    VerifyProgress,
+)
+
+
+class Attachment(Protocol):
+    """A lease for as long as the context is entered."""
+
+    @property
+    def lease_id(self) -> str:
+        """The lease's public name."""
+        ...
+
+    def events(self) -> AsyncIterator[AttachEvent]:
+        """``Opened`` first; ends when the lease is closed by ``detach``."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> bool | None: ...
+
+
+class Engine(Protocol):
+    """The cache as its edges call it. From the loop only; every method may raise any CachedError."""
+
+    def pull(
+        self, ref: str, *, source: str = "", tier: Tier | None = None, level: Level = Level.L1, wait: bool = True
+    ) -> AsyncIterator[PullProgress]: ...
+
+    async def attach(
+        self,
+        ref: str,
+        *,
+        source: str = "",
+        client: Client = ...,
+        resume: bool = False,
+        only_if_resident: bool = False,
+    ) -> Attachment: ...
+
+    def detach(self, lease_id: str, token: str) -> None: ...
+
+    def list_models(self) -> tuple[ModelSummary, ...]: ...
+
+    def describe(self, ref: str) -> ModelDetail: ...
+
+    def list_leases(self) -> tuple[LeaseInfo, ...]: ...
+
+    async def set_tier(self, ref: str, tier: Tier) -> ModelSummary: ...
+
+    async def pin(self, ref: str) -> ModelSummary: ...
+
+    async def unpin(self, ref: str) -> ModelSummary: ...
+
+    async def evict(self, ref: str, level: Level | None) -> Freed: ...
+
+    async def remove(self, ref: str) -> Freed: ...
+
+    def verify(self, ref: str | None, *, repair: bool) -> AsyncIterator[VerifyProgress]: ...
+
+    def stats(self) -> Stats: ...
+
+    def watch(self, *, replay: bool) -> AsyncIterator[Event]: ...
+
+    def open_descriptors(self, token: str, file_indices: Sequence[int], peer: Peer) -> list[int]: ...

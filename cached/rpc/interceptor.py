@@ -1,0 +1,125 @@
+"""Around every method of CacheService, once: is the daemon serving, what became of the call, and how errors travel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from enum import StrEnum
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+
+from cached.errors import CachedError, UnavailableError
+from cached.metrics import Metrics
+from cached.rpc import errors
+
+_log = structlog.get_logger(__name__)
+_PREFIX = "/cached.v1.CacheService/"
+_WHILE_DRAINING = frozenset({"Detach", "List", "Describe", "ListLeases", "Stats", "Watch"})
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Phase(StrEnum):
+    """Where the daemon's life stands."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+class Gate:
+    """Which methods are answered now: none while starting, while draining only those that begin no work."""
+
+    def __init__(self) -> None:
+        self.phase = Phase.STARTING
+
+    def check(self, method: str) -> None:
+        """Raises UnavailableError unless ``method`` may pass."""
+        if self.phase is Phase.SERVING or (self.phase is Phase.DRAINING and method in _WHILE_DRAINING):
+            return
+        msg = f"the daemon is {self.phase}"
+        raise UnavailableError(msg, hint="try again in a moment", phase=self.phase)
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Wraps CacheService only; health and reflection pass as they are."""
+
+    def __init__(self, gate: Gate, metrics: Metrics) -> None:
+        self._gate = gate
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler, guarded."""
+        handler = await continuation(handler_call_details)
+        path = str(handler_call_details.method)
+        if handler is None or not path.startswith(_PREFIX):
+            return handler
+        method = path.removeprefix(_PREFIX)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+        )
+
+    def _unary(self, method: str, answer: Any) -> Any:
+        async def guarded(request: Any, context: _Context) -> Any:
+            async def work() -> Any:
+                return await answer(request, context)
+
+            return await self._guard(method, context, work)
+
+        return guarded
+
+    def _stream(self, method: str, answer: Any) -> Any:
+        async def guarded(request: Any, context: _Context) -> None:
+            async def work() -> None:
+                # Writing here, not yielding: a cancelled call then closes the method's generator at once, and with it
+                # the lease, and not when the generator happens to be collected.
+                async with aclosing(answer(request, context)) as messages:
+                    async for message in messages:
+                        await context.write(message)
+
+            await self._guard(method, context, work)
+
+        return guarded
+
+    async def _guard(self, method: str, context: _Context, work: Callable[[], Awaitable[Any]]) -> Any:
+        code = grpc.StatusCode.OK
+        try:
+            self._gate.check(method)
+            return await work()
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except CachedError as error:
+            code = errors.status_code(error)
+            log = _log.warning if code in _OUR_FAULT else _log.info
+            log("rpc.refused", method=method, reason=error.reason, error=error.message, fields=error.fields)
+            await errors.abort(context, error)
+        except Exception as error:  # noqa: BLE001 the boundary: logged, and the caller is told
+            code = _code_of(error, context)
+            if code is not grpc.StatusCode.CANCELLED:
+                _log.exception("rpc.failed", method=method)
+            await errors.abort(context, errors.internal_error())
+        finally:
+            self._metrics.rpc.labels(method=method, code=code.name).inc()
+
+
+_OUR_FAULT = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS})
+
+
+def _code_of(error: Exception, context: _Context) -> grpc.StatusCode:
+    """A write to a peer that went away fails in several ways; none of them is a fault of ours."""
+    if isinstance(error, grpc.aio.UsageError) and context.cancelled():
+        return grpc.StatusCode.CANCELLED
+    return grpc.StatusCode.INTERNAL

@@ -1,0 +1,89 @@
+"""The gRPC server on its Unix socket: the cache service, health, and reflection where it is asked for."""
+
+from __future__ import annotations
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from cached.errors import ConfigError
+from cached.metrics import Metrics
+from cached.rpc import sockets
+from cached.rpc.engine import Engine
+from cached.rpc.interceptor import Gate, Interceptor, Phase
+from cached.rpc.service import CacheService
+from cached_client._proto import cached_pb2, cached_pb2_grpc
+
+SERVICE = cached_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
+_NEVER_MS = 2**31 - 1
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", 1 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.so_reuseport", 0),
+    # Over a Unix socket the kernel says at once that a peer is gone. A ping would only end the lease of a worker that
+    # is stopped in a debugger or by the freezer.
+    ("grpc.keepalive_time_ms", _NEVER_MS),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+_MAX_CONCURRENT_RPCS = 8192
+"""Every lease is one RPC for as long as it is held."""
+
+
+class RpcServer:
+    """Bound to its socket and answering from ``start`` to ``stop``; the gate and health say what can be asked."""
+
+    def __init__(
+        self, engine: Engine, metrics: Metrics, socket: str, *, mode: int, gid: int = -1, reflect: bool = False
+    ) -> None:
+        """``gid`` -1 leaves the group. The caller holds the socket's lock from before ``start`` to after ``stop``."""
+        self.socket = socket
+        self._mode = mode
+        self._gid = gid
+        self._gate = Gate()
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            interceptors=[Interceptor(self._gate, metrics)],
+            options=_OPTIONS,
+            maximum_concurrent_rpcs=_MAX_CONCURRENT_RPCS,
+        )
+        service = CacheService(engine, sockets.descriptor_socket_path(socket))
+        cached_pb2_grpc.add_CacheServiceServicer_to_server(service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if reflect:
+            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> None:
+        """Binds and answers; the cache service refuses until ``serving``. Raises ConfigError when it cannot bind."""
+        sockets.remove_stale(self.socket)
+        await self._set_health(serving=False)
+        try:
+            self._server.add_insecure_port(f"unix:{self.socket}")
+        except RuntimeError as error:
+            msg = f"cannot listen on {self.socket}: {error}"
+            hint = "check the folder's owner and mode, or set daemon.socket"
+            raise ConfigError(msg, hint=hint, key="daemon.socket", value=self.socket) from error
+        await self._server.start()
+        sockets.open_to(self.socket, self._mode, self._gid)
+
+    async def serving(self) -> None:
+        """Recovery is done: everything is answered."""
+        self._gate.phase = Phase.SERVING
+        await self._set_health(serving=True)
+
+    async def draining(self) -> None:
+        """Nothing new is begun; what runs goes on."""
+        self._gate.phase = Phase.DRAINING
+        await self._set_health(serving=False)
+
+    async def stop(self, grace_s: float) -> None:
+        """Ends all calls, those that are still there after ``grace_s`` by force. Removes the socket."""
+        await self._server.stop(grace_s)
+
+    async def _set_health(self, *, serving: bool) -> None:
+        kinds = health_pb2.HealthCheckResponse
+        status = kinds.SERVING if serving else kinds.NOT_SERVING
+        for name in ("", SERVICE):
+            await self._health.set(name, status)

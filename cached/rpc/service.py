@@ -1,0 +1,147 @@
+"""CacheService: each method converts, asks the engine and converts back. Errors and metrics are the interceptor's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc.aio
+
+from cached.errors import InvalidRequestError
+from cached.rpc import converters as convert
+from cached.rpc.engine import Engine
+from cached.rpc.pacing import EventMerge, PullMerge, merge_attach, merge_verify, paced
+from cached.types import Client, Level
+from cached_client._proto import cached_pb2 as pb
+from cached_client._proto import cached_pb2_grpc
+
+PROGRESS_INTERVAL_S = 0.1
+RANGES_INTERVAL_S = 0.01
+KEEP_ALIVE_S = 15.0
+_REF_LIMIT = 4096
+_CLIENT_NAME_LIMIT = 256
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class CacheService(cached_pb2_grpc.CacheServiceServicer):
+    """The methods of cached.v1. Streams end their work in the engine when they end, however that happens."""
+
+    def __init__(self, engine: Engine, descriptor_socket: str, *, keep_alive_s: float = KEEP_ALIVE_S) -> None:
+        self._engine = engine
+        self._descriptor_socket = descriptor_socket
+        self._keep_alive_s = keep_alive_s
+
+    async def Pull(self, request: pb.PullRequest, context: _Context) -> AsyncIterator[pb.PullResponse]:
+        """Progress: every new phase, and at most ten times a second within one."""
+        progress = self._engine.pull(
+            _ref(request.ref),
+            source=_bounded("source", request.source),
+            tier=convert.tier_of(request.tier),
+            level=convert.level_of(request.level) or Level.L1,
+            wait=not request.no_wait,
+        )
+        moments = paced(progress, PullMerge(), interval_s=PROGRESS_INTERVAL_S)
+        async with aclosing(moments):
+            async for moment in moments:
+                if moment is not None:
+                    yield pb.PullResponse(progress=convert.progress_message(moment))
+
+    async def Attach(self, request: pb.AttachRequest, context: _Context) -> AsyncIterator[pb.AttachResponse]:
+        """The lease: it is given back when this generator is closed."""
+        attachment = await self._engine.attach(
+            _ref(request.ref),
+            source=_bounded("source", request.source),
+            client=Client(name=request.client_name[:_CLIENT_NAME_LIMIT], pid=request.client_pid),
+            resume=request.resume,
+            only_if_resident=request.only_if_resident,
+        )
+        async with attachment:
+            events = paced(attachment.events(), merge_attach, interval_s=RANGES_INTERVAL_S, idle_s=self._keep_alive_s)
+            async with aclosing(events):
+                async for event in events:
+                    if event is None:
+                        yield pb.AttachResponse(keep_alive=pb.KeepAlive())
+                    else:
+                        yield convert.attach_message(event, self._descriptor_socket)
+
+    async def Detach(self, request: pb.DetachRequest, context: _Context) -> pb.DetachResponse:
+        """Ends a lease early."""
+        self._engine.detach(request.lease_id, request.token)
+        return pb.DetachResponse()
+
+    async def List(self, request: pb.ListRequest, context: _Context) -> pb.ListResponse:
+        """All models."""
+        return pb.ListResponse(models=[convert.summary_message(item) for item in self._engine.list_models()])
+
+    async def Describe(self, request: pb.DescribeRequest, context: _Context) -> pb.DescribeResponse:
+        """One model."""
+        return convert.detail_message(self._engine.describe(_ref(request.ref)))
+
+    async def ListLeases(self, request: pb.ListLeasesRequest, context: _Context) -> pb.ListLeasesResponse:
+        """All leases; their tokens stay secret."""
+        return pb.ListLeasesResponse(leases=[convert.lease_message(item) for item in self._engine.list_leases()])
+
+    async def SetTier(self, request: pb.SetTierRequest, context: _Context) -> pb.SetTierResponse:
+        """Sets the operator's tier."""
+        tier = convert.tier_of(request.tier)
+        if tier is None:
+            msg = "no tier was given"
+            raise InvalidRequestError(msg, hint="use hot, warm, cold or auto", value=request.tier)
+        summary = await self._engine.set_tier(_ref(request.ref), tier)
+        return pb.SetTierResponse(summary=convert.summary_message(summary))
+
+    async def Pin(self, request: pb.PinRequest, context: _Context) -> pb.PinResponse:
+        """Protects a model from eviction."""
+        return pb.PinResponse(summary=convert.summary_message(await self._engine.pin(_ref(request.ref))))
+
+    async def Unpin(self, request: pb.UnpinRequest, context: _Context) -> pb.UnpinResponse:
+        """Ends the protection."""
+        return pb.UnpinResponse(summary=convert.summary_message(await self._engine.unpin(_ref(request.ref))))
+
+    async def Evict(self, request: pb.EvictRequest, context: _Context) -> pb.EvictResponse:
+        """Takes a model out of one level, or of both."""
+        freed = await self._engine.evict(_ref(request.ref), convert.level_of(request.level))
+        return pb.EvictResponse(l1_freed_bytes=freed.l1_bytes, l2_freed_bytes=freed.l2_bytes)
+
+    async def Remove(self, request: pb.RemoveRequest, context: _Context) -> pb.RemoveResponse:
+        """Forgets a model."""
+        freed = await self._engine.remove(_ref(request.ref))
+        return pb.RemoveResponse(l1_freed_bytes=freed.l1_bytes, l2_freed_bytes=freed.l2_bytes)
+
+    async def Verify(self, request: pb.VerifyRequest, context: _Context) -> AsyncIterator[pb.VerifyResponse]:
+        """Every damage, and progress at most ten times a second."""
+        ref = _ref(request.ref) if request.ref else None
+        progress = self._engine.verify(ref, repair=request.repair)
+        moments = paced(progress, merge_verify, interval_s=PROGRESS_INTERVAL_S)
+        async with aclosing(moments):
+            async for moment in moments:
+                if moment is not None:
+                    yield convert.verify_message(moment)
+
+    async def Stats(self, request: pb.StatsRequest, context: _Context) -> pb.StatsResponse:
+        """The daemon at a glance."""
+        return convert.stats_message(self._engine.stats())
+
+    async def Watch(self, request: pb.WatchRequest, context: _Context) -> AsyncIterator[pb.WatchResponse]:
+        """Events as they happen; a reader that is too slow is told how many it missed."""
+        happened = paced(self._engine.watch(replay=request.replay), EventMerge(), interval_s=0)
+        async with aclosing(happened):
+            async for event in happened:
+                if event is not None:
+                    yield pb.WatchResponse(event=convert.event_message(event))
+
+
+def _ref(value: str) -> str:
+    if not value.strip():
+        msg = "no model was named"
+        raise InvalidRequestError(msg, hint="give a NAME, NAME@REVISION or a URI", value=value)
+    return _bounded("reference", value)
+
+
+def _bounded(what: str, value: str) -> str:
+    if len(value) > _REF_LIMIT:
+        msg = f"the {what} has {len(value)} characters; at most {_REF_LIMIT} are accepted"
+        raise InvalidRequestError(msg, value=value[:64])
+    return value

@@ -1,0 +1,215 @@
+"""A small engine of values for the tests of the edges, and a server around it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc.aio
+
+from cached.errors import CachedError, NotFoundError
+from cached.metrics import Metrics
+from cached.rpc.server import RpcServer
+from cached.types import (
+    AttachedFile,
+    AttachEvent,
+    CheckedBy,
+    Client,
+    Complete,
+    Event,
+    FileDetail,
+    Freed,
+    LeaseInfo,
+    Level,
+    LevelStats,
+    ModelDetail,
+    ModelSummary,
+    Opened,
+    Peer,
+    PullProgress,
+    RevisionState,
+    Stats,
+    Tier,
+    VerifyProgress,
+)  # fmt: skip
+from cached_client._proto import cached_pb2_grpc
+
+SUMMARY = ModelSummary(
+    name="tiny", revision="r1", state=RevisionState.READY, tier=Tier.WARM, tier_from="catalog", pinned=True,
+    size_bytes=100, l1_bytes=90, l2_bytes=80, file_count=2, lease_count=1, source="s3://b/tiny", last_used_time_s=5.5,
+    checked_by=CheckedBy.ORIGIN_CHECKSUM, progress=0.5, priority=3,
+)  # fmt: skip
+LEASE = LeaseInfo("l1", "tiny", "r1", Client("worker", 12), Peer(13, 14, 15), 7.5, True, 100)
+DETAIL = ModelDetail(
+    summary=SUMMARY,
+    files=(FileDetail("a.safetensors", 99, "ab" * 32, True, False, ("other",), 1, CheckedBy.FIRST_SEEN),),
+    revisions=("r1", "r0"), path="/models/tiny", leases=(LEASE,), notes=("skipped *.bin",), last_error="boom",
+)  # fmt: skip
+STATS = Stats(
+    levels=(LevelStats(Level.L1, 100, 60, 10, 5, 7, 3, "configured"),), counters={"cached_hits_total": 2.0},
+    lease_count=2, model_count=3, active_load_count=1, mover_count=4, uptime_s=1.5, version="1",
+    degraded=("l2 is read-only",), instance="ab",
+)  # fmt: skip
+NOBODY = Client()
+COMPLETE = Complete(Level.L2, 1, 2, 3, 0.5, CheckedBy.CATALOG_SHA256)
+OPENED = Opened("l1", "secret", "tiny", "r1", (AttachedFile(0, "a.safetensors", 99, "ab" * 32),))
+
+
+class FakeAttachment:
+    """Gives out what the test puts into ``queue`` until None comes."""
+
+    lease_id = "l1"
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+
+    async def events(self) -> AsyncIterator[AttachEvent]:
+        while (event := await self._engine.attach_events.get()) is not None:
+            if isinstance(event, CachedError):
+                raise event
+            yield event
+
+    async def __aenter__(self) -> Self:
+        self._engine.held += 1
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        self._engine.held -= 1
+        self._engine.released.set()
+
+
+@dataclass
+class FakeEngine:
+    """Answers with constants; ``calls`` records what was asked."""
+
+    calls: list[tuple[object, ...]] = field(default_factory=list)
+    error: Exception | None = None
+    held: int = 0
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    attach_events: asyncio.Queue[AttachEvent | CachedError | None] = field(default_factory=asyncio.Queue)
+    progress: list[PullProgress] = field(default_factory=list)
+    verify_progress: list[VerifyProgress] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    opened: list[int] = field(default_factory=list)
+
+    def _called(self, *call: object) -> None:
+        self.calls.append(call)
+        if self.error is not None:
+            raise self.error
+
+    async def pull(
+        self, ref: str, *, source: str = "", tier: Tier | None = None, level: Level = Level.L1, wait: bool = True
+    ) -> AsyncIterator[PullProgress]:
+        self._called("pull", ref, source, tier, level, wait)
+        for item in self.progress:
+            yield item
+
+    async def attach(
+        self,
+        ref: str,
+        *,
+        source: str = "",
+        client: Client = NOBODY,
+        resume: bool = False,
+        only_if_resident: bool = False,
+    ) -> FakeAttachment:
+        self._called("attach", ref, source, client, resume, only_if_resident)
+        return FakeAttachment(self)
+
+    def detach(self, lease_id: str, token: str) -> None:
+        self._called("detach", lease_id, token)
+        self.attach_events.put_nowait(None)
+
+    def list_models(self) -> tuple[ModelSummary, ...]:
+        self._called("list_models")
+        return (SUMMARY,)
+
+    def describe(self, ref: str) -> ModelDetail:
+        self._called("describe", ref)
+        return DETAIL
+
+    def list_leases(self) -> tuple[LeaseInfo, ...]:
+        self._called("list_leases")
+        return (LEASE,)
+
+    async def set_tier(self, ref: str, tier: Tier) -> ModelSummary:
+        self._called("set_tier", ref, tier)
+        return SUMMARY
+
+    async def pin(self, ref: str) -> ModelSummary:
+        self._called("pin", ref)
+        return SUMMARY
+
+    async def unpin(self, ref: str) -> ModelSummary:
+        self._called("unpin", ref)
+        return SUMMARY
+
+    async def evict(self, ref: str, level: Level | None) -> Freed:
+        self._called("evict", ref, level)
+        return Freed(1, 2)
+
+    async def remove(self, ref: str) -> Freed:
+        self._called("remove", ref)
+        return Freed(3, 4)
+
+    async def verify(self, ref: str | None, *, repair: bool) -> AsyncIterator[VerifyProgress]:
+        self._called("verify", ref, repair)
+        for item in self.verify_progress:
+            yield item
+
+    def stats(self) -> Stats:
+        self._called("stats")
+        return STATS
+
+    async def watch(self, *, replay: bool) -> AsyncIterator[Event]:
+        self._called("watch", replay)
+        for item in self.events:
+            yield item
+
+    def open_descriptors(self, token: str, file_indices: Sequence[int], peer: Peer) -> list[int]:
+        self._called("open_descriptors", token, list(file_indices), peer)
+        if token != OPENED.token:
+            msg = "no such lease"
+            raise NotFoundError(msg, hint="attach again")
+        descriptors = [os.open(self.files[index], os.O_RDONLY | os.O_CLOEXEC) for index in file_indices]
+        self.opened += descriptors
+        return descriptors
+
+
+@dataclass
+class Served:
+    """A running server and what surrounds it."""
+
+    engine: FakeEngine
+    metrics: Metrics
+    server: RpcServer
+    channel: grpc.aio.Channel
+
+    @property
+    def stub(self) -> cached_pb2_grpc.CacheServiceStub[grpc.aio.Channel]:
+        """Calls the server."""
+        return cached_pb2_grpc.CacheServiceStub(self.channel)
+
+
+@asynccontextmanager
+async def served(folder: Path, *, serving: bool = True, reflect: bool = False) -> AsyncIterator[Served]:
+    """A server on ``folder``/cached.sock around a FakeEngine."""
+    engine, metrics = FakeEngine(), Metrics()
+    server = RpcServer(engine, metrics, str(folder / "cached.sock"), mode=0o600, reflect=reflect)
+    await server.start()
+    if serving:
+        await server.serving()
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{server.socket}") as channel:
+            yield Served(engine, metrics, server, channel)
+    finally:
+        await server.stop(0)

@@ -1,0 +1,251 @@
+"""CacheService over a real gRPC server and socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cached.errors import CachedError, ConfigError, NoRoomError
+from cached.metrics import Metrics
+from cached.rpc.server import SERVICE, RpcServer
+from cached.types import (
+    ByteRange,
+    Client,
+    Damage,
+    Event,
+    Level,
+    PullPhase,
+    PullProgress,
+    RangesReady,
+    Tier,
+    VerifyProgress,
+)
+from cached_client._proto import cached_pb2 as pb
+from tests.unit.rpc_support import COMPLETE, OPENED, FakeEngine, Served, served
+
+
+def info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
+    found = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(found["grpc-status-details-bin"])
+    assert status.code == error.code().value[0]
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return info
+
+
+async def test_unary_methods_pass_their_arguments_and_answers(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        assert (await it.stub.List(pb.ListRequest())).models[0].name == "tiny"
+        assert (await it.stub.Describe(pb.DescribeRequest(ref="tiny"))).revisions == ["r1", "r0"]
+        assert (await it.stub.ListLeases(pb.ListLeasesRequest())).leases[0].peer_uid == 14
+        await it.stub.SetTier(pb.SetTierRequest(ref="tiny", tier=pb.TIER_HOT))
+        assert (await it.stub.Pin(pb.PinRequest(ref="tiny"))).summary.pinned
+        await it.stub.Unpin(pb.UnpinRequest(ref="tiny"))
+        assert (await it.stub.Evict(pb.EvictRequest(ref="tiny"))).l2_freed_bytes == 2
+        await it.stub.Evict(pb.EvictRequest(ref="tiny", level=pb.LEVEL_L1))
+        assert (await it.stub.Remove(pb.RemoveRequest(ref="tiny"))).l1_freed_bytes == 3
+        assert (await it.stub.Stats(pb.StatsRequest())).levels[0].pool_bytes == 7
+        await it.stub.Detach(pb.DetachRequest(lease_id="l1", token="t"))
+        assert it.engine.calls == [
+            ("list_models",), ("describe", "tiny"), ("list_leases",), ("set_tier", "tiny", Tier.HOT), ("pin", "tiny"),
+            ("unpin", "tiny"), ("evict", "tiny", None), ("evict", "tiny", Level.L1), ("remove", "tiny"), ("stats",),
+            ("detach", "l1", "t"),
+        ]  # fmt: skip
+        assert it.metrics.counters()['cached_rpc_total{method="Evict",code="OK"}'] == 2
+
+
+async def test_pull_passes_every_phase_and_thins_out_the_rest(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        it.engine.progress = [
+            PullProgress(PullPhase.RESOLVING, "tiny"),
+            *(PullProgress(PullPhase.TRANSFERRING, "tiny", done_bytes=done) for done in range(500)),
+            PullProgress(PullPhase.READY, "tiny", done_bytes=500),
+        ]
+        request = pb.PullRequest(ref="tiny", source="s3://b/x", tier=pb.TIER_COLD, level=pb.LEVEL_L2, no_wait=True)
+        got = [response.progress async for response in it.stub.Pull(request)]
+        phases = list(dict.fromkeys(item.phase for item in got))
+        kinds = pb.PullProgress
+        assert phases == [kinds.PHASE_RESOLVING, kinds.PHASE_TRANSFERRING, kinds.PHASE_READY]
+        assert len(got) < 20
+        assert got[-1].done_bytes == 500
+        assert it.engine.calls == [("pull", "tiny", "s3://b/x", Tier.COLD, Level.L2, False)]
+
+
+async def test_attach_opens_announces_and_gives_the_lease_back_when_the_client_goes(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        request = pb.AttachRequest(ref="tiny", client_name="x" * 999, client_pid=3, only_if_resident=True)
+        call = it.stub.Attach(request)
+        for event in (OPENED, *(RangesReady((ByteRange(0, at, 10),)) for at in range(0, 100, 10)), COMPLETE):
+            it.engine.attach_events.put_nowait(event)
+        got: list[pb.AttachResponse] = []
+        while not got or got[-1].WhichOneof("event") != "complete":
+            got.append(await call.read())
+        assert got[0].opened.token == "secret"
+        assert got[0].opened.descriptor_socket == str(tmp_path / "cached-fd.sock")
+        assert not got[0].opened.HasField("complete")
+        ranges = [item for message in got for item in message.ranges_ready.ranges]
+        assert sum(item.length_bytes for item in ranges) == 100
+        assert len(ranges) < 10
+        assert it.engine.calls == [("attach", "tiny", "", Client("x" * 256, 3), False, True)]
+        assert it.engine.held == 1
+        call.cancel()
+        await asyncio.wait_for(it.engine.released.wait(), 10)
+        assert it.engine.held == 0
+
+
+async def test_detach_ends_the_stream(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        call = it.stub.Attach(pb.AttachRequest(ref="tiny"))
+        it.engine.attach_events.put_nowait(OPENED)
+        await call.read()
+        await it.stub.Detach(pb.DetachRequest(lease_id="l1", token="secret"))
+        assert await call.read() is grpc.aio.EOF
+        assert it.engine.held == 0
+
+
+async def test_a_load_that_fails_ends_the_attach_with_its_error(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        call = it.stub.Attach(pb.AttachRequest(ref="tiny"))
+        it.engine.attach_events.put_nowait(OPENED)
+        it.engine.attach_events.put_nowait(NoRoomError("no room", level="l1"))
+        await call.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert it.engine.held == 0
+
+
+async def test_verify_reports_every_damage(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        damage = [Damage("tiny", "r1", "a", "ab", Level.L2, at, at * 16, 16, False) for at in range(5)]
+        it.engine.verify_progress = [
+            *(VerifyProgress(10, 1, item, False, 1, 0) for item in damage), VerifyProgress(10, 10, None, True, 5, 0),
+        ]  # fmt: skip
+        got = [response async for response in it.stub.Verify(pb.VerifyRequest(repair=True))]
+        assert [item.damage.chunk_index for item in got if item.HasField("damage")] == [0, 1, 2, 3, 4]
+        assert got[-1].finished
+        assert it.engine.calls == [("verify", None, True)]
+
+
+async def test_watch_passes_events(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        it.engine.events = [Event(1.0, "evicted", "tiny", message="a\udcff", fields={"level": "l1"})]
+        got = [response.event async for response in it.stub.Watch(pb.WatchRequest(replay=True))]
+        assert [(item.kind, item.name, item.fields["level"]) for item in got] == [("evicted", "tiny", "l1")]
+        assert it.engine.calls == [("watch", True)]
+
+
+@pytest.mark.parametrize(
+    ("method", "request_message"),
+    [
+        ("SetTier", pb.SetTierRequest(ref="x")),
+        ("SetTier", pb.SetTierRequest(ref="x", tier=cast("Any", 99))),
+        ("Evict", pb.EvictRequest(ref="x", level=pb.LEVEL_L3)),
+        ("Evict", pb.EvictRequest(ref=" ")),
+        ("Describe", pb.DescribeRequest(ref="x" * 5000)),
+    ],
+)
+async def test_what_makes_no_sense_is_refused_before_the_engine(
+    tmp_path: Path, method: str, request_message: object
+) -> None:
+    async with served(tmp_path) as it:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await getattr(it.stub, method)(request_message)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert info_of(caught.value).reason == "INVALID_REQUEST"
+        assert it.engine.calls == []
+
+
+async def test_an_error_travels_with_reason_fields_and_hint(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        it.engine.error = NoRoomError(
+            "L1 is full", hint="evict something", level="l1", needed_bytes=5, holders="x" * 9000
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await it.stub.Pin(pb.PinRequest(ref="tiny"))
+        assert caught.value.details() == "L1 is full"
+        info = info_of(caught.value)
+        assert (info.domain, info.reason) == ("cached.v1", "NO_ROOM")
+        assert (info.metadata["hint"], info.metadata["needed_bytes"]) == ("evict something", "5")
+        assert info.metadata["holders"].endswith("…")
+        assert it.metrics.counters()['cached_rpc_total{method="Pin",code="RESOURCE_EXHAUSTED"}'] == 1
+
+
+async def test_an_unforeseen_exception_leaks_nothing(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        it.engine.error = RuntimeError("secret internals")
+        for call in (it.stub.List(pb.ListRequest()), it.stub.Pull(pb.PullRequest(ref="x"))):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await (call if isinstance(call, grpc.aio.UnaryUnaryCall) else call.read())
+            assert caught.value.code() is grpc.StatusCode.INTERNAL
+            assert "secret" not in str(caught.value.details())
+            assert info_of(caught.value).reason == CachedError.reason
+
+
+async def refused(it: Served) -> str:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await it.stub.Attach(pb.AttachRequest(ref="tiny")).read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    return str(caught.value.details())
+
+
+async def test_the_gate_and_health_follow_the_daemon(tmp_path: Path) -> None:
+    async with served(tmp_path, serving=False) as it:
+        health: Any = health_pb2_grpc.HealthStub(it.channel)
+        kinds = health_pb2.HealthCheckResponse
+
+        async def status(name: str) -> int:
+            return int((await health.Check(health_pb2.HealthCheckRequest(service=name))).status)
+
+        assert await status("") == await status(SERVICE) == kinds.NOT_SERVING
+        assert "starting" in await refused(it)
+        await it.server.serving()
+        assert await status("") == await status(SERVICE) == kinds.SERVING
+        await it.stub.List(pb.ListRequest())
+        await it.server.draining()
+        assert await status(SERVICE) == kinds.NOT_SERVING
+        assert "draining" in await refused(it)
+        await it.stub.List(pb.ListRequest())
+
+
+async def test_the_socket_has_its_mode_and_a_stale_one_is_replaced(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        assert stat.S_IMODE(os.stat(it.server.socket).st_mode) == 0o600
+        os.link(it.server.socket, tmp_path / "kept")
+    os.rename(tmp_path / "kept", tmp_path / "cached.sock")
+    async with served(tmp_path) as it:
+        await it.stub.List(pb.ListRequest())
+
+
+async def test_a_file_in_the_socket_s_place_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "cached.sock"
+    path.write_text("mine")
+    server = RpcServer(FakeEngine(), Metrics(), str(path), mode=0o600)
+    with pytest.raises(ConfigError, match="not a socket"):
+        await server.start()
+    await server.stop(0)
+    assert path.read_text() == "mine"
+
+
+async def test_reflection_only_where_asked_for(tmp_path: Path) -> None:
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    for reflect in (False, True):
+        async with served(tmp_path, reflect=reflect) as it:
+            stub: Any = reflection_pb2_grpc.ServerReflectionStub(cast("Any", it.channel))
+            call = stub.ServerReflectionInfo(iter([cast("Any", reflection_pb2).ServerReflectionRequest(list_services="")]))
+            if not reflect:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await call.read()
+                continue
+            answer = await call.read()
+            assert SERVICE in {item.name for item in answer.list_services_response.service}

@@ -59,3 +59,102 @@ $(STAMP_PROTO): requirements/bootstrap.lock requirements/proto.lock
 	$(call create_venv,$(VENV_PROTO))
 	$(call install_lock,$(VENV_PROTO),requirements/proto.lock)
 	@touch $@
+
+.PHONY: lock
+lock: ## Resolve requirements/*.in and both pyproject.toml files into hashed locks
+	$(call create_venv,$(VENV))
+	@[ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOCK_COMMAND) requirements/bootstrap.in -o requirements/bootstrap.lock
+	$(LOCK_COMMAND) requirements/proto.in -o requirements/proto.lock
+	$(LOCK_COMMAND) --no-emit-package cached-client --overrides requirements/overrides.txt \
+		pyproject.toml client/pyproject.toml requirements/dev.in -o requirements/dev.lock
+
+# Pins that are in a lock stay; `make lock LOCK_ARGS=--upgrade` moves them.
+LOCK_ARGS ?=
+LOCK_COMMAND = $(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --no-header $(LOCK_ARGS)
+
+.PHONY: proto
+proto: $(STAMP_PROTO) ## Generate client/cached_client/_proto from the .proto
+	$(VENV_PROTO)/bin/python proto/generate.py
+
+.PHONY: wheels
+wheels: $(STAMP) ## Build both wheels into dist/
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist client
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
+
+.PHONY: clean
+clean: ## Remove the environments, build output and caches
+	rm -rf $(VENV) $(VENV_PROTO) build dist client/build client/dist .coverage .coverage.* htmlcov coverage.xml \
+		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+##@ Checks
+
+.PHONY: check
+check: lint types contracts wire locks ## Everything that needs no running daemon: lint, types, contracts, wire, locks, docs
+	if [ -d tests/docs ]; then $(BIN)/python -m pytest -q tests/docs; fi
+
+.PHONY: lint
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: format
+format: $(STAMP) ## Format, and mend what ruff can mend safely
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: types
+types: $(STAMP) ## mypy (strict on both packages), pyright (the client, and its public types)
+	$(BIN)/mypy
+	$(BIN)/pyright --warnings
+	$(BIN)/pyright --ignoreexternal --verifytypes cached_client
+
+.PHONY: contracts
+contracts: $(STAMP) ## Import contracts: layers, and who may use which library
+	$(BIN)/lint-imports
+
+.PHONY: wire
+wire: $(STAMP) $(STAMP_PROTO) ## buf lint, the generated code is fresh, no break since the last tag
+	$(BIN)/buf lint
+	$(VENV_PROTO)/bin/python proto/generate.py --check
+	if tag=$$(git describe --tags --abbrev=0 2>/dev/null); then $(BIN)/buf breaking --against ".git#tag=$$tag"; fi
+
+.PHONY: locks
+locks: ## The locks hold pins and hashes, no address, index or option
+	if grep -nE '://|^ *-(-index|-extra|-find|-trusted|i|f)' requirements/*.lock; then exit 1; fi
+
+##@ Tests
+
+.PHONY: test
+test: $(STAMP) ## All tests that need no GPU (PYTEST_ARGS= adds arguments)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: cover
+cover: $(STAMP) ## As test, with branch coverage
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html $(PYTEST_ARGS)
+
+.PHONY: test-gpu
+test-gpu: $(STAMP) ## Tests of the GPU copy (opt-in; needs an NVIDIA GPU and a CUDA build of torch)
+	@[ -d tests/gpu ] || { echo "There are no GPU tests in this version: nothing was tested." >&2; exit 1; }
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
+		echo "No GPU here that torch can use: nothing was tested." >&2; exit 1; }
+	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
+
+.PHONY: test-vllm
+test-vllm: ## Tests within vLLM (opt-in; needs an environment with vLLM, VENV_VLLM=)
+	@[ -d tests/vllm ] || { echo "There is no vLLM integration in this version: nothing was tested." >&2; exit 1; }
+	@[ -x $(VENV_VLLM)/bin/python ] || { \
+		echo "No environment with vLLM at $(VENV_VLLM): nothing was tested." >&2; exit 1; }
+	$(VENV_VLLM)/bin/python -m pytest -m vllm tests/vllm $(PYTEST_ARGS)
+
+##@ See it work
+
+.PHONY: demo
+demo: $(STAMP) ## A real model from an S3 server into two workers (DEMO_ARGS= adds arguments)
+	@$(BIN)/python bench/demo.py $(DEMO_ARGS)
+
+.PHONY: bench
+bench: $(STAMP) ## Measure, and write JSON to bench/results/ (BENCH_ARGS= adds arguments)
+	@$(BIN)/python -m bench $(BENCH_ARGS)

@@ -1,0 +1,31 @@
+"""What holds for every test: nothing of the developer's own environment leaks in, and nothing reaches the network."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+
+# Read by the daemon, by boto3 and by Hugging Face's libraries. Removed before any test module is imported, so that
+# servers started by module- and session-scoped fixtures do not inherit them either.
+_PREFIXES = ("CACHED_", "AWS_", "BOTO_", "HF_", "HUGGINGFACE_", "RCLONE_")
+_FIXED = {
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "HF_HUB_OFFLINE": "1",
+    "NO_PROXY": "localhost,127.0.0.1,::1",
+    "no_proxy": "localhost,127.0.0.1,::1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in list(os.environ):
+        if name.startswith(_PREFIXES):
+            del os.environ[name]
+    os.environ.update(_FIXED)
+    # Two busy cores make any deadline flaky, and no test asserts on the wall clock.
+    hypothesis.settings.register_profile("project", deadline=None, print_blob=True)
+    hypothesis.settings.load_profile("project")

@@ -1,0 +1,258 @@
+"""Reads the header of a safetensors file, strictly. Standard library only; the daemon uses it too.
+
+A file is: 8 bytes, the header's length as a little-endian integer; the header, a JSON object in UTF-8; then the
+tensors' bytes, without gaps, to the end of the file. The format's own checks are those of
+https://github.com/huggingface/safetensors (``safetensors/src/tensor.rs``); this parser refuses all that they refuse,
+and also duplicate names, unknown keys and anything before the opening brace.
+
+A header may come from anywhere, so it is read by its own small grammar and not by a general JSON parser: nesting is
+three levels by construction, and memory stays in proportion to the tensors that the header describes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from json import JSONDecodeError, JSONDecoder
+from typing import TYPE_CHECKING, NoReturn
+
+from cached_client.dtypes import DTYPES
+from cached_client.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LENGTH_BYTES = 8
+"""A file begins with the header's length in this many bytes."""
+
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+_MAX_DIMENSIONS = 64  # numpy's limit, the greatest of those who could use such a tensor
+_MAX_U64 = 2**64 - 1
+_METADATA = "__metadata__"
+_TENSOR_KEYS = ("dtype", "shape", "data_offsets")
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_INTEGER = r"(?:0|[1-9][0-9]{0,19})"
+_INTEGERS = re.compile(
+    rf"\[\s*({_INTEGER}(?:\s*,\s*{_INTEGER}){{0,{_MAX_DIMENSIONS - 1}}})?\s*\]".replace(r"\s", r"[ \t\n\r]")
+)
+_DECODER = JSONDecoder()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies. ``begin`` and ``end`` are byte offsets from the start of the *file*.
+
+    ``shape`` counts elements of ``dtype`` as the header does: a packed F4 tensor has twice as many as bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a header says. ``tensors`` are in the order of their bytes; ``header_bytes`` is where the first one begins."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    header_bytes: int
+
+    def data_offsets(self, name: str) -> tuple[int, int]:
+        """Begin and end of a tensor from the start of the *data*, as the header itself writes them."""
+        info = self.tensors[name]
+        return info.begin - self.header_bytes, info.end - self.header_bytes
+
+
+def header_length(first8: bytes | bytearray | memoryview, file_size_bytes: int, *, path: str = "") -> int:
+    """Length in bytes of the JSON that follows the first eight bytes, checked against the file's size.
+
+    ``LENGTH_BYTES + header_length(...)`` bytes are what `parse_header` needs. Raises FormatError.
+    """
+    if file_size_bytes < LENGTH_BYTES or len(first8) < LENGTH_BYTES:
+        _refuse(path, f"it has {file_size_bytes} bytes, fewer than the {LENGTH_BYTES} of the header's length")
+    length = int.from_bytes(first8[:LENGTH_BYTES], "little")
+    if length > MAX_HEADER_BYTES:
+        _refuse(path, f"its header would have {length} bytes; {MAX_HEADER_BYTES} is the most")
+    if LENGTH_BYTES + length > file_size_bytes:
+        _refuse(path, f"its header of {length} bytes does not fit into its {file_size_bytes} bytes")
+    if length < len("{}"):
+        _refuse(path, f"its header has {length} bytes, too few for a JSON object")
+    return length
+
+
+def parse_header(prefix: bytes | bytearray | memoryview, file_size_bytes: int, *, path: str = "") -> Header:
+    """The header of a file of ``file_size_bytes``, of which ``prefix`` holds at least the length and the header.
+
+    ``path`` is only for the messages. Raises FormatError; its fields name ``path``, ``tensor`` and ``key`` where they
+    apply. Every offset in the answer lies within the file, and the tensors cover its data exactly.
+    """
+    length = header_length(prefix, file_size_bytes, path=path)
+    header_bytes = LENGTH_BYTES + length
+    if len(prefix) < header_bytes:
+        _refuse(path, f"only {len(prefix)} of the header's {header_bytes} bytes were given")
+    try:
+        text = str(memoryview(prefix)[LENGTH_BYTES:header_bytes], "utf-8")
+    except UnicodeDecodeError as error:
+        _refuse(path, f"its header is not UTF-8 at byte {LENGTH_BYTES + error.start}")
+    header = _Parser(text, path).header(header_bytes)
+    _check_cover(header, file_size_bytes, path)
+    return header
+
+
+def _refuse(path: str, what: str, **fields: str) -> NoReturn:
+    raise FormatError(
+        f"{path or 'the file'} is not a valid safetensors file: {what}",
+        hint="the file is damaged, or was not written by a safetensors library; compare it with its origin",
+        path=path,
+        **fields,
+    )
+
+
+class _Parser:
+    """A cursor over the header's text that knows the format's grammar and no other JSON."""
+
+    def __init__(self, text: str, path: str) -> None:
+        self._text = text
+        self._path = path
+        self._at = 0
+
+    def header(self, header_bytes: int) -> Header:
+        """``{"__metadata__": {…}, NAME: {"dtype": …, "shape": […], "data_offsets": […]}, …}``"""
+        if not self._text.startswith("{"):
+            self._fail("it does not begin with '{'")
+        tensors: list[TensorInfo] = []
+        metadata: dict[str, str] = {}
+        for name in self._members():
+            if name == _METADATA:
+                metadata = {key: self._string() for key in self._members()}
+            else:
+                tensors.append(self._tensor(name, header_bytes))
+        self._skip_space()
+        if self._at != len(self._text):
+            self._fail("something follows the closing brace")
+        tensors.sort(key=lambda info: (info.begin, info.end))
+        return Header({info.name: info for info in tensors}, metadata, header_bytes)
+
+    def _tensor(self, name: str, header_bytes: int) -> TensorInfo:
+        dtype = ""
+        shape: tuple[int, ...] = ()
+        offsets: tuple[int, ...] = ()
+        missing = set(_TENSOR_KEYS)
+        for key in self._members():
+            if key == "dtype":
+                dtype = self._string()
+            elif key == "shape":
+                shape = self._integers(name, key)
+            elif key == "data_offsets":
+                offsets = self._integers(name, key)
+            else:
+                self._fail(f"tensor {name!r} has an unknown key {key!r}", tensor=name, key=key)
+            missing.remove(key)
+        if missing:
+            self._fail(f"tensor {name!r} lacks {', '.join(sorted(missing))}", tensor=name)
+        if dtype not in DTYPES:
+            self._fail(f"tensor {name!r} has the unknown dtype {dtype!r}", tensor=name, key="dtype")
+        if len(offsets) != 2:
+            self._fail(f"tensor {name!r} needs two data_offsets, not {len(offsets)}", tensor=name, key="data_offsets")
+        begin, end = offsets
+        self._check_size(name, dtype, shape, end - begin)
+        return TensorInfo(name, dtype, shape, header_bytes + begin, header_bytes + end)
+
+    def _check_size(self, name: str, dtype: str, shape: tuple[int, ...], size_bytes: int) -> None:
+        bits = DTYPES[dtype].bits
+        elements = 1
+        for extent in shape:
+            elements *= extent
+            if max(extent, elements * bits) > _MAX_U64:
+                self._fail(f"the size of tensor {name!r} overflows 64 bits", tensor=name, key="shape")
+        if elements * bits % 8:
+            self._fail(f"tensor {name!r} of {dtype} {list(shape)} does not fill whole bytes", tensor=name, key="shape")
+        if elements * bits // 8 != size_bytes:
+            self._fail(
+                f"tensor {name!r} of {dtype} {list(shape)} needs {elements * bits // 8} bytes, "
+                f"but its data_offsets span {size_bytes}",
+                tensor=name,
+                key="data_offsets",
+            )
+
+    def _members(self) -> Iterator[str]:
+        """The keys of the object at the cursor. The caller reads each value before it asks for the next key."""
+        seen: set[str] = set()
+        self._expect("{")
+        if self._accept("}"):
+            return
+        while True:
+            key = self._string()
+            if key in seen:
+                self._fail(f"the key {key!r} appears twice", key=key)
+            seen.add(key)
+            self._expect(":")
+            yield key
+            if self._accept("}"):
+                return
+            self._expect(",")
+
+    def _string(self) -> str:
+        self._skip_space()
+        if not self._text.startswith('"', self._at):
+            self._fail(f"a string is expected at character {self._at}")
+        try:
+            value, self._at = _DECODER.raw_decode(self._text, self._at)
+            value.encode()
+        except (JSONDecodeError, UnicodeEncodeError):
+            self._fail(f"the string at character {self._at} is broken")
+        return str(value)
+
+    def _integers(self, tensor: str, key: str) -> tuple[int, ...]:
+        self._skip_space()
+        match = _INTEGERS.match(self._text, self._at)
+        if match is None:
+            self._fail(
+                f"{key} of tensor {tensor!r} is not a list of at most {_MAX_DIMENSIONS} non-negative integers",
+                tensor=tensor,
+                key=key,
+            )
+        self._at = match.end()
+        return tuple(map(int, match[1].split(","))) if match[1] else ()
+
+    def _expect(self, char: str) -> None:
+        if not self._accept(char):
+            self._fail(f"{char!r} is expected at character {self._at}")
+
+    def _accept(self, char: str) -> bool:
+        self._skip_space()
+        if not self._text.startswith(char, self._at):
+            return False
+        self._at += 1
+        return True
+
+    def _skip_space(self) -> None:
+        match = _SPACE.match(self._text, self._at)
+        if match is not None:
+            self._at = match.end()
+
+    def _fail(self, what: str, **fields: str) -> NoReturn:
+        _refuse(self._path, f"in its header, {what}", **{key: value[:200] for key, value in fields.items()})
+
+
+def _check_cover(header: Header, file_size_bytes: int, path: str) -> None:
+    """The tensors follow one another without overlap or hole, from the end of the header to the end of the file."""
+    expected = header.header_bytes
+    for info in header.tensors.values():
+        if info.begin != expected:
+            what = "overlaps the one before it" if info.begin < expected else "leaves a hole before it"
+            _refuse(path, f"tensor {info.name[:200]!r} {what}", tensor=info.name[:200], key="data_offsets")
+        expected = info.end
+    if expected != file_size_bytes:
+        what = "longer" if file_size_bytes > expected else "shorter"
+        _refuse(path, f"it has {file_size_bytes} bytes, {what} than the {expected} that its header describes")

@@ -1,0 +1,273 @@
+"""The strict header parser: what safetensors accepts it reads alike; everything else is a FormatError."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tracemalloc
+from typing import Any
+
+import pytest
+import safetensors
+from cached_client.dtypes import DTYPES
+from cached_client.errors import FormatError
+from cached_client.safetensors_header import (
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    Header,
+    TensorInfo,
+    header_length,
+    parse_header,
+)
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+
+def build(header: Any, data_bytes: int = 0, *, length: int | None = None) -> bytes:
+    """A file with this header (an object, or the raw text) and so many bytes of data."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(LENGTH_BYTES, "little") + text + bytes(data_bytes)
+
+
+def parse(content: bytes) -> Header:
+    return parse_header(content, len(content), path="model.safetensors")
+
+
+def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_reads_offsets_shapes_and_metadata_in_the_order_of_the_bytes() -> None:
+    header = {
+        "__metadata__": {"format": "pt", "quote": 'a "b" é \\ {['},
+        "second": entry("F32", [1, 2], 6, 14),
+        "first": entry("BF16", [3], 0, 6),
+        "empty": entry("I64", [0, 7], 14, 14),
+    }
+    content = build(header, 14)
+    found = parse(content)
+
+    start = len(content) - 14
+    assert found.header_bytes == start
+    assert found.metadata == header["__metadata__"]
+    assert list(found.tensors.values()) == [
+        TensorInfo("first", "BF16", (3,), start, start + 6),
+        TensorInfo("second", "F32", (1, 2), start + 6, start + 14),
+        TensorInfo("empty", "I64", (0, 7), start + 14, start + 14),
+    ]
+    assert found.data_offsets("second") == (6, 14)
+    assert found.tensors["second"].size_bytes == 8
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_agrees_with_safetensors_on_every_dtype(dtype: str) -> None:
+    bits = DTYPES[dtype].bits
+    content = build({"t": entry(dtype, [2, 4], 0, bits)}, bits)
+    [(name, view)] = safetensors.deserialize(content)
+    info = parse(content).tensors["t"]
+    assert (name, view["dtype"], view["shape"]) == (info.name, info.dtype, list(info.shape))
+    assert len(view["data"]) == info.size_bytes == bits
+
+
+def test_a_header_may_be_padded_with_spaces_and_hold_no_tensor() -> None:
+    assert parse(build(b"{}      ")) == Header({}, {}, 16)
+
+
+def test_scalars_have_an_empty_shape() -> None:
+    assert parse(build({"s": entry("F64", [], 0, 8)}, 8)).tensors["s"].shape == ()
+
+
+GOOD = entry("U8", [4], 0, 4)
+BAD_HEADERS: dict[str, tuple[Any, int, str]] = {
+    "not an object": (b"[]", 0, "does not begin"),
+    "leading space": (b" {}", 0, "does not begin"),
+    "byte order mark": (b"\xef\xbb\xbf{}", 0, "does not begin"),
+    "not UTF-8": (b'{"\xff":1}', 0, "not UTF-8"),
+    "cut short": (b'{"a":{"dtype"', 0, "expected"),
+    "text after it": (b"{}x", 0, "follows"),
+    "NUL padding": (b"{}\0\0", 0, "follows"),
+    "duplicate tensor": (b'{"a":%b,"a":%b}' % ((json.dumps(GOOD).encode(),) * 2), 4, "twice"),
+    "duplicate key": (b'{"a":{"dtype":"U8","dtype":"U8","shape":[4],"data_offsets":[0,4]}}', 4, "twice"),
+    "duplicate metadata": (b'{"__metadata__":{"a":"b","a":"c"}}', 0, "twice"),
+    "trailing comma": (b'{"__metadata__":{},}', 0, "string is expected"),
+    "metadata not text": ({"__metadata__": {"a": 1}}, 0, "string is expected"),
+    "lone surrogate": (b'{"\\ud800":{}}', 0, "broken"),
+    "control character": (b'{"a\nb":{}}', 0, "broken"),
+    "nested": (b'{"a":' * 5000, 0, "unknown key"),
+    "unknown dtype": ({"a": {**GOOD, "dtype": "Q4_K"}}, 4, "unknown dtype"),
+    "lower-case dtype": ({"a": {**GOOD, "dtype": "u8"}}, 4, "unknown dtype"),
+    "unknown key": ({"a": {**GOOD, "strides": [1]}}, 4, "unknown key"),
+    "missing key": ({"a": {"dtype": "U8", "shape": [4]}}, 4, "lacks data_offsets"),
+    "negative extent": ({"a": {**GOOD, "shape": [-4]}}, 4, "non-negative"),
+    "float extent": (b'{"a":{"dtype":"U8","shape":[4.0],"data_offsets":[0,4]}}', 4, "non-negative"),
+    "bool extent": ({"a": {**GOOD, "shape": [True]}}, 4, "non-negative"),
+    "leading zero": (b'{"a":{"dtype":"U8","shape":[04],"data_offsets":[0,4]}}', 4, "non-negative"),
+    "huge extent": ({"a": {**GOOD, "shape": [2**64]}}, 4, "overflows"),
+    "overflowing product": ({"a": {**GOOD, "shape": [2**32, 2**32, 0]}}, 4, "overflows"),
+    "overflow hidden by zero": ({"a": {**GOOD, "shape": [0, 2**64]}}, 4, "overflows"),
+    "endless digits": (b'{"a":{"dtype":"U8","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}', 4, "non-negative"),
+    "too many dimensions": ({"a": {**GOOD, "shape": [1] * 65}}, 4, "non-negative"),
+    "one offset": ({"a": {**GOOD, "data_offsets": [0]}}, 4, "two data_offsets"),
+    "reversed offsets": ({"a": {**GOOD, "data_offsets": [4, 0]}}, 4, "span -4"),
+    "size of another shape": ({"a": {**GOOD, "shape": [3]}}, 4, "needs 3 bytes"),
+    "half a byte": ({"a": entry("F4", [3], 0, 2)}, 2, "whole bytes"),
+    "six bits": ({"a": entry("F6_E2M3", [2], 0, 2)}, 2, "whole bytes"),
+    "hole at the start": ({"a": entry("U8", [2], 2, 4)}, 4, "hole"),
+    "hole between": ({"a": entry("U8", [1], 0, 1), "b": entry("U8", [2], 2, 4)}, 4, "hole"),
+    "overlap": ({"a": entry("U8", [3], 0, 3), "b": entry("U8", [2], 2, 4)}, 4, "overlaps"),
+    "shared bytes": ({"a": GOOD, "b": GOOD}, 4, "overlaps"),
+    "data too long": ({"a": GOOD}, 5, "longer"),
+    "data too short": ({"a": GOOD}, 3, "shorter"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_HEADERS)
+def test_refuses(case: str) -> None:
+    header, data_bytes, says = BAD_HEADERS[case]
+    with pytest.raises(FormatError, match=says) as caught:
+        parse(build(header, data_bytes))
+    assert caught.value.fields["path"] == "model.safetensors"
+    assert caught.value.hint
+
+
+def test_an_error_names_the_tensor_and_the_key() -> None:
+    with pytest.raises(FormatError) as caught:
+        parse(build({"layer.0": {**GOOD, "dtype": "Q4_K"}}, 4))
+    assert caught.value.fields["tensor"] == "layer.0"
+    assert caught.value.fields["key"] == "dtype"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "fewer than"),
+        (b"\2\0\0", "fewer than"),
+        (build(b"{}", length=MAX_HEADER_BYTES + 1), "is the most"),
+        (build(b"{}", length=2**64 - 1), "is the most"),
+        (build(b"{}", length=3), "does not fit"),
+        (build(b"", length=0), "too few"),
+    ],
+)
+def test_refuses_a_length_before_it_reads_on(content: bytes, says: str) -> None:
+    with pytest.raises(FormatError, match=says):
+        header_length(content[:LENGTH_BYTES], len(content))
+
+
+def test_needs_the_whole_header() -> None:
+    content = build({"a": GOOD}, 4)
+    assert header_length(content, len(content)) == len(content) - LENGTH_BYTES - 4
+    assert parse_header(content[:-4], len(content)).tensors
+    with pytest.raises(FormatError, match="were given"):
+        parse_header(content[:-5], len(content))
+
+
+def test_memory_stays_in_proportion_to_a_hostile_header() -> None:
+    hostile = build(b'{"a":' + b"[[],[]," * 400_000)
+    tracemalloc.start()
+    with pytest.raises(FormatError):
+        parse(hostile)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 4 * len(hostile)
+
+
+def test_imports_only_the_standard_library() -> None:
+    code = (
+        "import sys, cached_client.safetensors_header\n"
+        "heavy = {'grpc', 'google', 'numpy', 'torch'} & {name.split('.')[0] for name in sys.modules}\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+SHAPED = st.dictionaries(
+    st.sampled_from(["a", "b", "__metadata__", "c"]),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "dtype": st.sampled_from([*DTYPES, "nope"]) | JSON,
+            "shape": st.lists(st.integers(-1, 4) | JSON, max_size=4) | JSON,
+            "data_offsets": st.lists(st.integers(-1, 40), max_size=3) | JSON,
+            "extra": JSON,
+        },
+    )
+    | JSON,
+    max_size=4,
+)
+
+
+def refused_by_safetensors(content: bytes) -> bool:
+    try:
+        safetensors.deserialize(content)
+    except safetensors.SafetensorError:
+        return True
+    return False
+
+
+@settings(max_examples=1500, deadline=None)
+@given(header=SHAPED | JSON, data_bytes=st.integers(0, 40))
+@example(header={"a": GOOD}, data_bytes=4)
+def test_whatever_it_accepts_safetensors_accepts_too(header: Any, data_bytes: int) -> None:
+    content = build(header, data_bytes)
+    try:
+        found = parse(content)
+    except FormatError:
+        return
+    assert not refused_by_safetensors(content)
+    assert sum(info.size_bytes for info in found.tensors.values()) == data_bytes
+
+
+@settings(max_examples=1500, deadline=None)
+@given(junk=st.binary(max_size=200), length=st.integers(0, 2**64 - 1) | st.none())
+def test_junk_is_never_anything_but_a_format_error(junk: bytes, length: int | None) -> None:
+    content = build(junk, length=length)
+    try:
+        parse(content)
+    except FormatError:
+        return
+    assert not refused_by_safetensors(content)
+
+
+@st.composite
+def valid_files(draw: st.DrawFn) -> bytes:
+    """A correct file with up to six tensors of any dtype, listed in any order."""
+    header: dict[str, Any] = {}
+    at = 0
+    for name in draw(st.lists(st.text(min_size=1).filter(lambda text: text != "__metadata__"), max_size=6, unique=True)):
+        dtype = draw(st.sampled_from(sorted(DTYPES)))
+        shape = [*draw(st.lists(st.integers(0, 3), max_size=3)), 4]
+        size_bytes = DTYPES[dtype].bits // 2
+        for extent in shape[:-1]:
+            size_bytes *= extent
+        header[name] = entry(dtype, shape, at, at + size_bytes)
+        at += size_bytes
+    order = draw(st.permutations(list(header)))
+    return build({"__metadata__": {"k": "v"}, **{name: header[name] for name in order}}, at)
+
+
+@settings(max_examples=600, deadline=None)
+@given(content=valid_files())
+def test_reads_every_valid_file_as_safetensors_does(content: bytes) -> None:
+    theirs = {name: (view["dtype"], view["shape"], bytes(view["data"])) for name, view in safetensors.deserialize(content)}
+    ours = {
+        info.name: (info.dtype, list(info.shape), content[info.begin : info.end]) for info in parse(content).tensors.values()
+    }
+    assert ours == theirs
+
+
+@settings(max_examples=1500, deadline=None)
+@given(content=valid_files(), at=st.integers(0, 2**16), value=st.integers(0, 255))
+def test_a_changed_byte_is_harmless_or_refused(content: bytes, at: int, value: int) -> None:
+    damaged = bytearray(content)
+    damaged[at % len(damaged)] = value
+    try:
+        parse(bytes(damaged))
+    except FormatError:
+        return
+    assert not refused_by_safetensors(bytes(damaged))

@@ -66,7 +66,7 @@ def create_environment(path: Path, *wheels: Path) -> Environment:
     run(sys.executable, "-m", "venv", path)
     python = path / "bin" / "python"
     uv = Path(sys.executable).with_name("uv")
-    wanted = [*wheels, "--constraint", constraints]
+    wanted: list[str | Path] = [*wheels, "--constraint", constraints]
     try:
         run(uv, "pip", "install", "--quiet", "--system-certs", "--python", python, *wanted)
     except AssertionError:

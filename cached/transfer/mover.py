@@ -1,0 +1,106 @@
+"""The mover process: ``python -m cached.transfer.mover``. Takes jobs on standard input, answers on standard output.
+
+It ends when its standard input does, and never outlives the daemon: the kernel kills it when the daemon dies. What else
+is written to standard output or standard error (by a library, say) reaches the daemon's log, never the answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from cached.errors import CachedError, MoverError
+from cached.transfer import wire
+from cached.transfer.jobs import Job
+from cached.transfer.worker import Worker
+
+_PR_SET_PDEATHSIG = 1
+
+
+class _Answers:
+    """Writes whole lines to the daemon, from any thread."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def write(self, line: bytes) -> None:
+        rest = memoryview(line)
+        with self._lock:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until standard input ends; jobs that still run then are finished, waiting ones are dropped."""
+    parser = argparse.ArgumentParser(prog="cached-mover")
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--nice", type=int, default=0)
+    parser.add_argument("--parent", type=int, required=True, help="process id of the daemon")
+    options = parser.parse_args(arguments)
+    # Only the daemon ends a mover: a Ctrl-C on its terminal must leave it the time to drain.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if not _die_with(options.parent):
+        return 1
+    if options.nice:
+        os.nice(options.nice)
+    answers = _Answers(_take_stdout())
+    answers.write(wire.READY_LINE)
+    _serve(answers, options.threads)
+    return 0
+
+
+def _die_with(parent_pid: int) -> bool:
+    """Asks the kernel to kill this process with its parent; False when the parent is gone already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return os.getppid() == parent_pid
+
+
+def _take_stdout() -> int:
+    """A descriptor for the answers alone; file descriptor 1 becomes standard error for everybody else."""
+    descriptor = os.dup(1)
+    os.dup2(2, 1)
+    return descriptor
+
+
+def _serve(answers: _Answers, threads: int) -> None:
+    worker = Worker()
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="mover")
+    try:
+        for line in sys.stdin.buffer:
+            request_id, job = wire.decode_job(line)
+            executor.submit(_answer, worker, answers, request_id, job)
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+        worker.close()
+
+
+def _answer(worker: Worker, answers: _Answers, request_id: int, job: Job) -> None:
+    try:
+        line = wire.encode_result(request_id, worker.perform(job))
+    except CachedError as error:
+        line = wire.encode_error(request_id, error)
+    except Exception as error:  # noqa: BLE001 - the boundary of the process: logged here, reported to the daemon
+        traceback.print_exc()
+        failure = MoverError(f"{type(job).__name__} failed in a mover: {error!r}", hint="the log has its trace")
+        line = wire.encode_error(request_id, failure)
+    try:
+        answers.write(line)
+    except OSError:
+        # The daemon reads no more: nobody is left to answer.
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Jobs and results as lines of a pipe: one JSON object a line, plain ASCII, ended by a newline.
+
+Decoding is strict: an unknown kind or field, a missing field or a value of the wrong type raises MoverError, so that a
+confused peer is noticed at its first word. Text may hold lone surrogates (paths that are no UTF-8); they survive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+
+from cached.errors import CachedError, MoverError
+from cached.transfer.jobs import Job, Result
+
+_JOBS: dict[str, type] = {kind.__name__: kind for kind in get_args(Job)}
+_RESULTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Result)}
+
+READY_LINE = b'{"ready": true}\n'
+"""What a mover says first, once it can take jobs."""
+
+
+def encode_job(request_id: int, job: Job) -> bytes:
+    """The line that asks a mover for ``job``."""
+    return _line({"id": request_id, "kind": type(job).__name__, "job": _plain(job)})
+
+
+def decode_job(line: bytes) -> tuple[int, Job]:
+    """Request id and job of a line. Raises MoverError for anything else."""
+    data = _parse(line, {"id", "kind", "job"})
+    kind = _JOBS.get(str(data["kind"]))
+    if kind is None:
+        raise _nonsense(f"unknown job {data['kind']!r}", line)
+    return _request_id(data, line), cast("Job", _build(kind, data["job"], line))
+
+
+def encode_result(request_id: int, result: Result) -> bytes:
+    """The line that answers a request with a result."""
+    return _line({"id": request_id, "kind": type(result).__name__, "result": _plain(result)})
+
+
+def encode_error(request_id: int, error: CachedError) -> bytes:
+    """The line that answers a request with a failure."""
+    return _line({"id": request_id, "error": error.to_dict()})
+
+
+def decode_answer(line: bytes) -> tuple[int, Result | CachedError]:
+    """Request id, and the result or the error of its own type (not raised). Raises MoverError for anything else."""
+    data = _parse(line, {"id", "kind", "result"}, {"id", "error"})
+    request_id = _request_id(data, line)
+    if "error" in data:
+        return request_id, _error(data["error"], line)
+    kind = _RESULTS.get(str(data["kind"]))
+    if kind is None:
+        raise _nonsense(f"unknown result {data['kind']!r}", line)
+    return request_id, cast("Result", _build(kind, data["result"], line))
+
+
+def _line(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, ensure_ascii=True, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value
+
+
+def _parse(line: bytes, *shapes: set[str]) -> dict[str, Any]:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _nonsense("not a line of JSON", line) from error
+    if not isinstance(data, dict) or set(data) not in shapes:
+        raise _nonsense("not a message", line)
+    return data
+
+
+def _request_id(data: dict[str, Any], line: bytes) -> int:
+    value = data["id"]
+    if type(value) is not int:
+        raise _nonsense("the request id is no number", line)
+    return value
+
+
+def _error(data: object, line: bytes) -> CachedError:
+    if not isinstance(data, dict) or set(data) != {"reason", "message", "hint", "fields"}:
+        raise _nonsense("not an error", line)
+    fields = data["fields"]
+    if not isinstance(fields, dict) or {"message", "hint"} & set(fields):
+        raise _nonsense("not an error", line)
+    return CachedError.from_dict(data)
+
+
+def _build(kind: type, data: object, line: bytes) -> object:
+    hints = _field_types(kind)
+    if not isinstance(data, dict) or set(data) != set(hints):
+        raise _nonsense(f"fields of {kind.__name__} are wrong", line)
+    return kind(**{name: _convert(hint, data[name], line) for name, hint in hints.items()})
+
+
+@cache
+def _field_types(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _convert(hint: Any, value: object, line: bytes) -> object:
+    origin = get_origin(hint)
+    if origin in (types.UnionType, Union):
+        if value is None and type(None) in get_args(hint):
+            return None
+        hint = next(arm for arm in get_args(hint) if arm is not type(None))
+        origin = get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(cast("type", hint), value, line)
+    if origin is tuple and isinstance(value, list):
+        item = get_args(hint)[0]
+        return tuple(_convert(item, entry, line) for entry in value)
+    if origin is Mapping and isinstance(value, dict) and all(type(entry) is str for entry in value.values()):
+        return value
+    if type(value) is hint:
+        return value
+    raise _nonsense(f"{value!r:.80} is not a {hint}", line)
+
+
+def _nonsense(what: str, line: bytes) -> MoverError:
+    return MoverError(f"not understood on the mover's pipe: {what}", line=repr(line[:200]))

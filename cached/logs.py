@@ -19,7 +19,9 @@ FORMATS = ("auto", "json", "console")
 REDACTED = "[redacted]"
 
 _SECRET_NAME = re.compile(
-    r"token|secret|password|passwd|authorization|credential|signature|(access|api|private)_?key", re.IGNORECASE
+    r"(?:^|[_-])(?:token|secret|password|passwd|authorization|credentials?|signature|(?:access|api|private)[_-]?key)"
+    r"(?:$|[_-])",
+    re.IGNORECASE,
 )
 _URI_USERINFO = re.compile(r"(?<=://)[^/\s@]*@")
 _SIGNED_QUERY = re.compile(

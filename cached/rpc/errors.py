@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 
 from cached import errors
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from enum import StrEnum
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import grpc
 import grpc.aio
@@ -29,6 +29,7 @@ class Phase(StrEnum):
     STARTING = "starting"
     SERVING = "serving"
     DRAINING = "draining"
+    STOPPING = "stopping"
 
 
 class Gate:
@@ -36,11 +37,37 @@ class Gate:
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
+        self._streams: set[asyncio.Task[Any]] = set()
+
+    def stop(self) -> None:
+        """Refuses everything, and ends open streams with UnavailableError, so that clients take them up again."""
+        self.phase = Phase.STOPPING
+        for task in self._streams:
+            task.cancel()
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Around a stream: what ``stop`` cancels becomes an UnavailableError; the peer's own cancellation stays one."""
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._streams.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self.phase is not Phase.STOPPING:
+                raise
+            task.uncancel()
+            self.refuse()
+        finally:
+            self._streams.discard(task)
 
     def check(self, method: str) -> None:
         """Raises UnavailableError unless ``method`` may pass."""
         if self.phase is Phase.SERVING or (self.phase is Phase.DRAINING and method in _WHILE_DRAINING):
             return
+        self.refuse()
+
+    def refuse(self) -> NoReturn:
+        """Raises UnavailableError saying where the daemon's life stands."""
         msg = f"the daemon is {self.phase}"
         raise UnavailableError(msg, hint="try again in a moment", phase=self.phase)
 
@@ -85,9 +112,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
             async def work() -> None:
                 # Writing here, not yielding: a cancelled call then closes the method's generator at once, and with it
                 # the lease, and not when the generator happens to be collected.
-                async with aclosing(answer(request, context)) as messages:
-                    async for message in messages:
-                        await context.write(message)
+                with self._gate.stream():
+                    async with aclosing(answer(request, context)) as messages:
+                        async for message in messages:
+                            await context.write(message)
 
             await self._guard(method, context, work)
 

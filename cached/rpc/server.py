@@ -79,7 +79,8 @@ class RpcServer:
         await self._set_health(serving=False)
 
     async def stop(self, grace_s: float) -> None:
-        """Ends all calls, those that are still there after ``grace_s`` by force. Removes the socket."""
+        """Ends streams, tells why, and waits ``grace_s`` for what is still running. Removes the socket."""
+        self._gate.stop()
         await self._server.stop(grace_s)
 
     async def _set_health(self, *, serving: bool) -> None:

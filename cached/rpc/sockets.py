@@ -49,14 +49,15 @@ class FileLock:
             self._descriptor = -1
 
 
-def prepare_directory(path: str, mode: int, what: str, key: str) -> None:
-    """Creates a folder with ``mode``, or checks that the one that is there can be used. Raises ConfigError.
+def prepare_directory(path: str, mode: int, what: str, key: str, gid: int = -1) -> None:
+    """Creates a folder with ``mode`` and group, or checks that the one that is there can be used. Raises ConfigError.
 
     In a folder that anyone may write to (/tmp) it must be ours: else another user could have laid it there.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         os.mkdir(path, mode)
+        os.chown(path, -1, gid)
         os.chmod(path, mode)
     except FileExistsError:
         _check_directory(path, what, key)

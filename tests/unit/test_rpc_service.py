@@ -18,6 +18,7 @@ from cached.errors import CachedError, ConfigError, NoRoomError
 from cached.metrics import Metrics
 from cached.rpc.server import SERVICE, RpcServer
 from cached.types import (
+    AttachEvent,
     ByteRange,
     Client,
     Damage,
@@ -84,11 +85,13 @@ async def test_attach_opens_announces_and_gives_the_lease_back_when_the_client_g
     async with served(tmp_path) as it:
         request = pb.AttachRequest(ref="tiny", client_name="x" * 999, client_pid=3, only_if_resident=True)
         call = it.stub.Attach(request)
-        for event in (OPENED, *(RangesReady((ByteRange(0, at, 10),)) for at in range(0, 100, 10)), COMPLETE):
+        ranges_ready = [RangesReady((ByteRange(0, at, 10),)) for at in range(0, 100, 10)]
+        events: list[AttachEvent] = [OPENED, *ranges_ready, COMPLETE]
+        for event in events:
             it.engine.attach_events.put_nowait(event)
         got: list[pb.AttachResponse] = []
         while not got or got[-1].WhichOneof("event") != "complete":
-            got.append(await call.read())
+            got.append(cast("pb.AttachResponse", await call.read()))
         assert got[0].opened.token == "secret"
         assert got[0].opened.descriptor_socket == str(tmp_path / "cached-fd.sock")
         assert not got[0].opened.HasField("complete")
@@ -242,7 +245,9 @@ async def test_reflection_only_where_asked_for(tmp_path: Path) -> None:
     for reflect in (False, True):
         async with served(tmp_path, reflect=reflect) as it:
             stub: Any = reflection_pb2_grpc.ServerReflectionStub(cast("Any", it.channel))
-            call = stub.ServerReflectionInfo(iter([cast("Any", reflection_pb2).ServerReflectionRequest(list_services="")]))
+            call = stub.ServerReflectionInfo(
+                iter([cast("Any", reflection_pb2).ServerReflectionRequest(list_services="")])
+            )
             if not reflect:
                 with pytest.raises(grpc.aio.AioRpcError):
                     await call.read()

@@ -1,0 +1,301 @@
+"""The composition root: takes the locks, builds the parts, recovers, serves, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from cached import __version__, logs
+from cached.cache import ModelCache
+from cached.catalog_file import load_catalog
+from cached.clock import SystemClock
+from cached.config import Config, LoadedConfig
+from cached.errors import CachedError
+from cached.metrics import Metrics
+from cached.rpc import sockets
+from cached.rpc.descriptors import AccessList, DescriptorServer
+from cached.rpc.server import RpcServer
+from cached.sdnotify import Notifier
+from cached.types import Level
+from cached.units import format_size
+from cached.web.http import HttpServer, Views
+
+CATALOG_POLL_S = 2.0
+_WATCHDOG_S = 5.0
+_STOP_GRACE_S = 1.0
+_CLOSE_TIMEOUT_S = 10.0
+_log = structlog.get_logger(__name__)
+
+
+def serve(loaded: LoadedConfig, environment: Mapping[str, str]) -> int:
+    """Runs the daemon in this process until SIGTERM or SIGINT; a second signal cuts the drain short. Returns 0.
+
+    From the main thread only. ``environment`` is asked for the service manager's socket. Raises ConfigError for what
+    cannot be used, AlreadyRunningError within a second when another daemon holds the state folder or the socket.
+    """
+    config = loaded.config
+    logs.configure(config.daemon.log_level, config.daemon.log_format)
+    os.umask(0o077)
+    with _locked(config):
+        _log.info("daemon.starting", version=__version__, pid=os.getpid(), config=loaded.file or "defaults")
+        asyncio.run(_Daemon(config, Notifier.from_environment(environment)).run())
+    return 0
+
+
+@contextmanager
+def _locked(config: Config) -> Iterator[None]:
+    """The folders exist, and both locks are held."""
+    daemon, access = config.daemon, config.access
+    sockets.prepare_directory(daemon.state_dir, 0o700, "state folder", "daemon.state_dir")
+    group = sockets.group_id(access.socket_group, "access.socket_group")
+    folder = os.path.dirname(daemon.socket)
+    sockets.prepare_directory(
+        folder, _folder_mode(folder, access.socket_mode, group), "socket's folder", "daemon.socket", group
+    )
+    state = sockets.FileLock(f"{daemon.state_dir}/lock", f"the state folder {daemon.state_dir}")
+    try:
+        socket = sockets.FileLock(f"{daemon.socket}.lock", f"the socket {daemon.socket}")
+        try:
+            yield
+        finally:
+            socket.release()
+    finally:
+        state.release()
+
+
+def _folder_mode(folder: str, socket_mode: str, group: int) -> int:
+    """Whoever may use the socket must be able to enter its folder. Below /tmp only a group that was named may."""
+    mode = int(socket_mode, 8)
+    if mode & 0o007:
+        return 0o755
+    parent = os.path.dirname(folder)
+    in_public = os.path.isdir(parent) and os.stat(parent).st_mode & stat.S_IWOTH
+    return 0o700 if not mode & 0o070 or (in_public and group < 0) else 0o750
+
+
+class _Daemon:
+    def __init__(self, config: Config, notifier: Notifier) -> None:
+        self._config = config
+        self._notifier = notifier
+        self._metrics = Metrics(__version__)
+        self._engine = ModelCache.build(config, self._metrics, SystemClock())
+        self._catalog = CatalogWatch(config.daemon.catalog, self._engine)
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._phase = "starting"
+        access = config.access
+        mode, group = int(access.socket_mode, 8), sockets.group_id(access.socket_group, "access.socket_group")
+        self._rpc = RpcServer(
+            self._engine, self._metrics, config.daemon.socket, mode=mode, gid=group, reflect=config.daemon.reflection
+        )
+        self._descriptors = DescriptorServer(
+            self._engine,
+            sockets.descriptor_socket_path(config.daemon.socket),
+            mode=mode,
+            gid=group,
+            access=AccessList(frozenset(access.uids), frozenset(access.gids)),
+        )
+        views = Views(self._metrics, self._not_ready, self._engine.stats, self._engine.list_models)
+        self._http = HttpServer(config.http.listen, views) if config.http.listen else None
+
+    async def run(self) -> None:
+        """Until it is told to stop. Whatever was begun is ended, in reverse order."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_log_stray)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._catalog.reload_soon)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(_background(self._watchdog()))
+            stack.push_async_callback(self._close_engine)
+            await self._bind(stack)
+            if not await self._recover():
+                return
+            await stack.enter_async_context(_background(self._catalog.run(self._notifier)))
+            await self._stop.wait()
+            await self._drain()
+
+    async def _bind(self, stack: AsyncExitStack) -> None:
+        """Answers before it is ready: who asks early is told so, and health probes see a live process."""
+        if self._http is not None:
+            stack.push_async_callback(self._http.stop)
+            await self._http.start()
+        stack.push_async_callback(self._rpc.stop, _STOP_GRACE_S)
+        await self._rpc.start()
+        stack.push_async_callback(self._descriptors.stop)
+        await self._descriptors.start()
+
+    async def _recover(self) -> bool:
+        """False when it was told to stop meanwhile."""
+        await self._catalog.load()
+        start = asyncio.create_task(self._engine.start())
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not start.done():
+                return False
+            start.result()
+        finally:
+            for task in (start, stop):
+                task.cancel()
+            await asyncio.gather(start, stop, return_exceptions=True)
+        await self._rpc.serving()
+        self._phase = "serving"
+        self._metrics.bind(self._engine.stats, lambda: not self._not_ready())
+        self._announce()
+        return True
+
+    def _announce(self) -> None:
+        stats = self._engine.stats()
+        levels = {
+            level.level.value: (
+                f"{format_size(level.used_bytes)} of {format_size(level.capacity_bytes)} ({level.limited_by})"
+            )
+            for level in stats.levels
+        }
+        http = self._http.address if self._http is not None else "off"
+        socket = self._config.daemon.socket
+        _log.info("daemon.ready", socket=socket, http=http, models=stats.model_count, version=__version__, **levels)
+        for problem in stats.degraded:
+            _log.warning("daemon.degraded", problem=problem)
+        self._notifier.ready(f"serving {stats.model_count} models on {socket}; L1 {levels.get(Level.L1.value, 'off')}")
+
+    async def _drain(self) -> None:
+        """Nothing new begins; loads under way have ``daemon.drain_timeout_s`` to end."""
+        timeout_s = self._config.daemon.drain_timeout_s
+        self._phase = "draining"
+        _log.info("daemon.draining", timeout_s=timeout_s)
+        self._notifier.stopping("draining")
+        self._notifier.extend_timeout(timeout_s + 3 * _CLOSE_TIMEOUT_S)
+        await self._rpc.draining()
+        drain = asyncio.create_task(self._engine.drain(timeout_s))
+        hurry = asyncio.create_task(self._hurry.wait())
+        try:
+            await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (drain, hurry):
+                task.cancel()
+            for result in await asyncio.gather(drain, hurry, return_exceptions=True):
+                if isinstance(result, Exception):
+                    _log.error("daemon.drain_failed", error=str(result), exc_info=result)
+
+    async def _close_engine(self) -> None:
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self._engine.close()
+        except TimeoutError:
+            _log.error("daemon.close_timed_out", timeout_s=_CLOSE_TIMEOUT_S)
+        _log.info("daemon.stopped")
+
+    def _on_stop(self) -> None:
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    def _not_ready(self) -> tuple[str, ...]:
+        reasons = [] if self._phase == "serving" and self._engine.ready else [f"the daemon is {self._phase}"]
+        return (*reasons, *([self._catalog.missing] if self._catalog.missing else []))
+
+    async def _watchdog(self) -> None:
+        """From the loop, so that a loop that hangs is noticed; and a long recovery is not taken for a hang."""
+        interval_s = min(_WATCHDOG_S, (self._notifier.watchdog_s or 2 * _WATCHDOG_S) / 2)
+        while True:
+            self._notifier.watchdog()
+            if self._phase == "starting":
+                self._notifier.extend_timeout(4 * interval_s)
+            await asyncio.sleep(interval_s)
+
+
+@asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """``work`` beside the body; one that fails is logged at once and not started again."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(_log_failure)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("daemon.task_failed", error=str(error), exc_info=error)
+
+
+def _log_stray(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody awaited and nobody caught."""
+    _log.error("daemon.stray_error", message=context.get("message", ""), exc_info=context.get("exception"))
+
+
+class CatalogWatch:
+    """Keeps the engine's catalog that of the file, which is looked at every two seconds and on demand.
+
+    A changed file is noticed by what ``stat`` says of where its path leads, so a ConfigMap's exchanged links count too.
+    A file that cannot be used is reported once; the catalog that was loaded before stays.
+    """
+
+    def __init__(self, path: str, engine: ModelCache) -> None:
+        self._path = path
+        self._engine = engine
+        self._seen: tuple[int, ...] | None = None
+        self._forced = asyncio.Event()
+        self._loaded = not path
+        self._problem = ""
+
+    @property
+    def missing(self) -> str:
+        """Why there is no catalog although one is configured; empty once one was loaded."""
+        return "" if self._loaded else f"the catalog is not loaded: {self._problem or 'not read yet'}"
+
+    def reload_soon(self) -> None:
+        """Reads the file again even if it looks unchanged. Any caller in the loop."""
+        self._forced.set()
+
+    async def run(self, notifier: Notifier) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(CATALOG_POLL_S):
+                    await self._forced.wait()
+            except TimeoutError:
+                await self.load()
+                continue
+            self._forced.clear()
+            notifier.reloading()
+            await self.load(force=True)
+            notifier.ready()
+
+    async def load(self, *, force: bool = False) -> None:
+        """Reads the file if it changed. Raises nothing that the file could cause."""
+        if not self._path:
+            return
+        seen = _identity(self._path)
+        if seen == self._seen and not force:
+            return
+        self._seen = seen
+        try:
+            catalog = await asyncio.to_thread(load_catalog, Path(self._path))
+            self._engine.set_catalog(catalog)
+        except CachedError as error:
+            self._problem = error.message
+            _log.error("catalog.refused", file=self._path, error=error.message, hint=error.hint, kept_old=self._loaded)
+            return
+        self._loaded, self._problem = True, ""
+        _log.info("catalog.loaded", file=self._path, models=len(catalog.models))
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return (error.errno or 0,)
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

@@ -1,0 +1,323 @@
+"""The daemon's configuration: the only reader of the configuration file and of the environment.
+
+Order: defaults < file < ``CACHED_SECTION_KEY`` environment < flags. Whatever is unknown or wrong is a ConfigError that
+names the key, the value and what would be right; all problems are reported together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cached.errors import ConfigError
+from cached.settings import (
+    PATH_CHECKS,
+    TYPE_WORDS,
+    AccessConfig,
+    Config,
+    DaemonConfig,
+    HttpConfig,
+    L1Config,
+    L2Config,
+    S3Config,
+    Setting,
+    TransferConfig,
+    describe_settings,
+    example_toml,
+    origin_options,
+    resolve_capacity,
+    sections,
+    setting_type,
+)
+
+__all__ = [
+    "AccessConfig",
+    "Config",
+    "DaemonConfig",
+    "HttpConfig",
+    "L1Config",
+    "L2Config",
+    "LoadedConfig",
+    "Place",
+    "Problem",
+    "S3Config",
+    "Setting",
+    "TransferConfig",
+    "default_socket",
+    "describe_settings",
+    "example_toml",
+    "flag_name",
+    "load_config",
+    "nearest",
+    "origin_options",
+    "process_environment",
+    "report_problems",
+    "resolve_capacity",
+]
+
+SYSTEM_RUN_DIR = "/run/cached"
+SYSTEM_STATE_DIR = "/var/lib/cached"
+SYSTEM_CONFIG_FILE = "/etc/cached/config.toml"
+
+_NOT_SETTINGS = re.compile(r"CACHED_(CONFIG|MODEL_PATH|SERVICE_.*|PORT|PORT_.*)")
+"""Variables of ours that are no settings, and those that Kubernetes sets in every pod beside a Service named cached."""
+_SHORT_NAMES = {"CACHED_SOCKET": "daemon.socket"}
+_ENTRY = re.compile(r"""\s*["']?([\w-]+)["']?\s*=""")
+_SECTION = re.compile(r"\s*\[\s*([\w-]+)\s*\]")
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """``origin``: for each ``section.key``, where its value is from; ``file``: the file that was read, or empty."""
+
+    config: Config
+    origin: Mapping[str, str]
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What of the host the defaults depend on. ``here()`` looks; tests make their own."""
+
+    uid: int
+    run_dir_writable: bool
+    config_file: str = SYSTEM_CONFIG_FILE
+
+    @classmethod
+    def here(cls) -> Place:
+        """This process on this host."""
+        return cls(uid=os.geteuid(), run_dir_writable=os.access(SYSTEM_RUN_DIR, os.W_OK | os.X_OK))
+
+
+def default_socket(env: Mapping[str, str], place: Place | None = None) -> str:
+    """Where a daemon of this user listens, and so where its clients look, unless told otherwise."""
+    place = place or Place.here()
+    if place.uid == 0 or place.run_dir_writable:
+        return f"{SYSTEM_RUN_DIR}/cached.sock"
+    if env.get("XDG_RUNTIME_DIR"):
+        return f"{env['XDG_RUNTIME_DIR']}/cached/cached.sock"
+    return f"/tmp/cached-{place.uid}/cached.sock"  # noqa: S108 the daemon makes this folder 0700 and checks its owner
+
+
+def process_environment() -> dict[str, str]:
+    """A copy of this process's environment: everything else asks here."""
+    return dict(os.environ)
+
+
+def load_config(
+    path: Path | None, env: Mapping[str, str], overrides: Mapping[str, str], place: Place | None = None
+) -> LoadedConfig:
+    """Reads and checks all settings. Raises ConfigError naming every problem.
+
+    ``overrides``: ``section.key`` → text, from flags. Without ``path``, ``CACHED_CONFIG`` or else the system's file if
+    it is there.
+    """
+    place = place or Place.here()
+    found = _Found()
+    file = _config_file(path, env, place)
+    if file:
+        _read_file(file, found)
+    _read_environment(env, found)
+    for key, text in overrides.items():
+        found.text(key, text, f"flag {flag_name(key)}")
+    report_problems(found.problems, file=file)
+    config = _with_places(_build(found.values), env, place)
+    origin = {item.key: found.origin.get(item.key, "default") for item in describe_settings()}
+    return LoadedConfig(config=config, origin=origin, file=file)
+
+
+def flag_name(key: str) -> str:
+    """``l1.capacity`` → ``--l1-capacity``; settings of the daemon itself have no prefix."""
+    return "--" + key.removeprefix("daemon.").replace(".", "-").replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong in a file or variable. ``where`` is the file (with its line) or variable it is in."""
+
+    where: str
+    key: str
+    value: str
+    wrong: str
+    right: str = ""
+
+    def __str__(self) -> str:
+        shown = f" = {self.value}" if self.value else ""
+        return f"{self.where}: {self.key}{shown}: {self.wrong}"
+
+
+def report_problems(problems: Sequence[Problem], *, file: str, hint: str = "") -> None:
+    """Raises one ConfigError for all of them, or returns. Its fields are those of the first."""
+    if not problems:
+        return
+    first = problems[0]
+    if len(problems) == 1:
+        message, hint = str(first), first.right or hint
+    else:
+        lines = [f"  - {item}" + (f" ({item.right})" if item.right else "") for item in problems]
+        message = "\n".join([f"{len(problems)} problems:", *lines])
+    raise ConfigError(message, hint=hint, file=file, key=first.key, value=first.value, problems=len(problems))
+
+
+def nearest(word: str, words: Sequence[str]) -> str:
+    """What to say about an unknown key: the nearest known one, else all of them."""
+    close = difflib.get_close_matches(word.lower(), words, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(words)}"
+
+
+class _Found:
+    """Values as they are found, later ones over earlier ones, and every problem on the way."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.origin: dict[str, str] = {}
+        self.problems: list[Problem] = []
+        self._known = {item.key: item for item in describe_settings()}
+
+    def typed(self, key: str, value: object, where: str, source: str) -> None:
+        """A value of the file."""
+        if not self._is_known(key, value, where):
+            return
+        kind = setting_type(*key.split("."))
+        if kind is float and type(value) is int:
+            value = float(value)
+        elif isinstance(value, list) and kind == tuple[int, ...] and all(type(item) is int for item in value):
+            value = tuple(value)
+        elif type(value) is not kind:
+            self._refuse(key, value, where, f"write {TYPE_WORDS[kind]}, such as {self._known[key].default}")
+            return
+        self._take(key, value, where, source)
+
+    def text(self, key: str, text: str, where: str) -> None:
+        """A value of a variable or flag. A relative path is relative to the current folder."""
+        if not self._is_known(key, text, where):
+            return
+        kind = setting_type(*key.split("."))
+        try:
+            value = _from_text(text, kind)
+        except ValueError:
+            self._refuse(key, text, where, f"write {TYPE_WORDS[kind]}, such as {self._known[key].default}")
+            return
+        if text and _metadata(key)["check"] in PATH_CHECKS:
+            value = os.path.abspath(os.path.expanduser(text))
+        self._take(key, value, where, where)
+
+    def unknown(self, where: str, name: str, value: str, known: Sequence[str]) -> None:
+        """Something that is no setting."""
+        self.problems.append(Problem(where, name, value, "there is no such setting", nearest(name, known)))
+
+    def _is_known(self, key: str, value: object, where: str) -> bool:
+        if key in self._known:
+            return True
+        self.unknown(where, key, repr(value)[:100], tuple(self._known))
+        return False
+
+    def _take(self, key: str, value: object, where: str, source: str) -> None:
+        if right := _metadata(key)["check"](value):
+            self._refuse(key, value, where, f"write {right}")
+            return
+        self.values[key] = value
+        self.origin[key] = source
+
+    def _refuse(self, key: str, value: object, where: str, right: str) -> None:
+        self.problems.append(Problem(where, key, repr(value)[:200], "cannot be used", right))
+
+
+def _metadata(key: str) -> Mapping[str, Any]:
+    section, name = key.split(".")
+    return next(item.metadata for item in dataclasses.fields(sections()[section]) if item.name == name)
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    if kind is bool:
+        if text.strip().lower() not in _BOOLEANS:
+            raise ValueError(text)
+        return _BOOLEANS[text.strip().lower()]
+    if kind == tuple[int, ...]:
+        return tuple(int(part) for part in text.replace(",", " ").split())
+    return kind(text)
+
+
+def _config_file(path: Path | None, env: Mapping[str, str], place: Place) -> str:
+    if path is not None:
+        return str(path)
+    return env.get("CACHED_CONFIG") or (place.config_file if os.path.exists(place.config_file) else "")
+
+
+def _read_file(file: str, found: _Found) -> None:
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        data = tomllib.loads(text)
+    except OSError as error:
+        hint = "give the right path with --config or CACHED_CONFIG, and let the daemon's user read it"
+        raise ConfigError(f"cannot read {file}: {error.strerror}", hint=hint, file=file, key="", value="") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        hint = 'write TOML, such as:  [l1]  capacity = "64GiB"'
+        raise ConfigError(f"{file} is not TOML: {error}", hint=hint, file=file, key="", value="") from error
+    lines = _lines_of(text)
+    for section, entries in data.items():
+        where = f"{file}:{lines[section]}" if section in lines else file
+        if section not in sections():
+            found.unknown(where, section, "", tuple(sections()))
+        elif not isinstance(entries, dict):
+            found.problems.append(Problem(where, section, repr(entries)[:100], "is a section", f"write [{section}]"))
+        else:
+            for name, value in entries.items():
+                key = f"{section}.{name}"
+                line = f"{file}:{lines[key]}" if key in lines else file
+                found.typed(key, value, line, f"file {line}")
+
+
+def _lines_of(text: str) -> dict[str, int]:
+    """``section`` and ``section.key`` → line number; what is written in rarer ways is simply not in it."""
+    lines: dict[str, int] = {}
+    section = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if match := _SECTION.match(line):
+            section = match[1]
+            lines.setdefault(section, number)
+        elif match := _ENTRY.match(line):
+            lines.setdefault(f"{section}.{match[1]}" if section else match[1], number)
+    return lines
+
+
+def _read_environment(env: Mapping[str, str], found: _Found) -> None:
+    variables = {item.variable: item.key for item in describe_settings()}
+    for name in sorted(env):
+        if not name.startswith("CACHED_") or _NOT_SETTINGS.fullmatch(name):
+            continue
+        key = _SHORT_NAMES.get(name) or variables.get(name)
+        if key is None:
+            found.unknown(f"environment {name}", name, repr(env[name])[:100], [*variables, *_SHORT_NAMES])
+        else:
+            found.text(key, env[name], f"environment {name}")
+
+
+def _build(values: Mapping[str, Any]) -> Config:
+    made = {
+        section: kind(**{key.split(".")[1]: value for key, value in values.items() if key.startswith(f"{section}.")})
+        for section, kind in sections().items()
+    }
+    return Config(**made)
+
+
+def _with_places(config: Config, env: Mapping[str, str], place: Place) -> Config:
+    """Fills in the paths whose defaults depend on the host."""
+    daemon = config.daemon
+    socket = daemon.socket or default_socket(env, place)
+    home = env.get("XDG_STATE_HOME") or os.path.join(env.get("HOME") or f"/tmp/cached-{place.uid}", ".local/state")  # noqa: S108
+    state_dir = daemon.state_dir or (SYSTEM_STATE_DIR if place.uid == 0 else f"{home}/cached")
+    models_dir = daemon.models_dir or os.path.join(os.path.dirname(socket), "models")
+    return dataclasses.replace(
+        config,
+        daemon=dataclasses.replace(daemon, socket=socket, state_dir=state_dir, models_dir=models_dir),
+        l2=dataclasses.replace(config.l2, path=config.l2.path or os.path.join(state_dir, "l2")),
+    )

@@ -1,0 +1,314 @@
+"""The settings: their names, types, defaults, documentation and checks. Reads nothing; ``config`` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_type_hints
+
+from cached.units import parse_size
+
+_T = TypeVar("_T")
+_Check = Callable[[Any], str]
+"""Answers what would be right, or nothing when the value is right."""
+
+_MAX_SOCKET_BYTES = 96
+"""A Unix socket's path has 107 usable bytes; the descriptor socket's name beside it is a little longer."""
+
+
+def _choice(*words: str) -> _Check:
+    return lambda value: "" if value in words else f"one of {', '.join(map(repr, words))}{_meant(value, words)}"
+
+
+def _between(low: float, high: float) -> _Check:
+    return lambda value: "" if low <= value <= high else f"a number from {low:g} to {high:g}"
+
+
+def _capacity(value: str) -> str:
+    try:
+        resolve_capacity(value, 1)
+    except ValueError:
+        return "a size such as '64GiB', or a share such as '50%'"
+    return ""
+
+
+def _size(value: str) -> str:
+    try:
+        parse_size(value)
+    except ValueError:
+        return "a number and a unit, such as '64GiB' or '26GB'"
+    return ""
+
+
+def _size_or_auto(value: str) -> str:
+    return "'auto', or a size such as '8GiB'" if value != "auto" and _size(value) else ""
+
+
+def _mode(value: str) -> str:
+    if re.fullmatch(r"0?[0-7]{3}", value) and int(value, 8) & 0o600 == 0o600:
+        return ""
+    return "an octal mode that lets the owner read and write, such as '0600' or '0640'"
+
+
+def _listen(value: str) -> str:
+    if not value:
+        return ""
+    match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):(\d{1,5})", value)
+    return "" if match and int(match[2]) < 65536 else "HOST:PORT such as '127.0.0.1:9470', or '' for off"
+
+
+def _url(value: str) -> str:
+    return "" if not value or re.match(r"https?://[^/]", value) else "a URL such as 'https://minio.example:9000'"
+
+
+def _path(value: str) -> str:
+    return "" if not value or os.path.isabs(value) else "an absolute path"
+
+
+def _socket(value: str) -> str:
+    if len(os.fsencode(value)) > _MAX_SOCKET_BYTES:
+        return f"a path of at most {_MAX_SOCKET_BYTES} bytes (the kernel's bound for sockets)"
+    return _path(value)
+
+
+def _ids(value: tuple[int, ...]) -> str:
+    return "numeric ids, 0 or more" if any(item < 0 for item in value) else ""
+
+
+def _any(_value: object) -> str:
+    return ""
+
+
+PATH_CHECKS: tuple[_Check, ...] = (_path, _socket)
+"""The checks of settings that are paths; an empty one is a default that depends on the host."""
+
+
+def _setting(default: _T, doc: str, check: _Check = _any) -> _T:
+    """A field with its documentation and check; typed as its default so that the class body stays readable."""
+    made: _T = field(default=default, metadata={"doc": doc, "check": check})
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    """The process: its socket, folders and logs."""
+
+    socket: str = _setting(
+        "",
+        "Unix socket to serve on. Empty: /run/cached/cached.sock for root or where that folder is writable, else "
+        "$XDG_RUNTIME_DIR/cached/cached.sock, else /tmp/cached-UID/cached.sock.",
+        _socket,
+    )
+    state_dir: str = _setting(
+        "",
+        "Folder of what outlives a restart. Empty: /var/lib/cached for root, else $XDG_STATE_HOME/cached or "
+        "~/.local/state/cached.",
+        _path,
+    )
+    catalog: str = _setting("", "Catalog file (JSON or TOML), read again when it changes. Empty: none.", _path)
+    models_dir: str = _setting(
+        "", "Where the directory view of resident models is kept. Empty: models/ beside the socket.", _path
+    )
+    log_level: str = _setting("info", "Least severe level to log.", _choice("debug", "info", "warning", "error"))
+    log_format: str = _setting("auto", "auto: console on a terminal, else json.", _choice("auto", "json", "console"))
+    reflection: bool = _setting(False, "Serve gRPC reflection, for tools such as grpcurl.")
+    drain_timeout_s: float = _setting(
+        20.0, "How long a stopping daemon waits for loads that are under way.", _between(0, 3600)
+    )
+    restart_grace_s: float = _setting(
+        10.0, "How long leases of an earlier daemon are waited for before anything is evicted.", _between(0, 3600)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class L1Config:
+    """L1, POSIX shared memory."""
+
+    capacity: str = _setting("50%", "Budget of L1: a size, or a share of the host's memory.", _capacity)
+    memory_reserve_bytes: str = _setting("2GiB", "Available memory that L1 leaves to others in any case.", _size)
+    huge_pages: str = _setting(
+        "auto", "auto: where /dev/shm allows; always: an error where not.", _choice("auto", "never", "always")
+    )
+    pool_bytes: str = _setting(
+        "auto", "Memory of evicted segments that is kept for the next load: auto, or a size.", _size_or_auto
+    )
+    segment_mode: str = _setting("0600", "Mode of segments, octal.", _mode)
+    segment_group: str = _setting("", "Group of segments. Empty: the daemon's own.")
+
+
+@dataclass(frozen=True, slots=True)
+class L2Config:
+    """L2, local NVMe."""
+
+    enabled: bool = _setting(True, "Keep models on local disk.")
+    path: str = _setting("", "Folder of L2. Empty: l2/ in the state folder.", _path)
+    capacity: str = _setting("80%", "Budget of L2: a size, or a share of its file system.", _capacity)
+
+
+@dataclass(frozen=True, slots=True)
+class TransferConfig:
+    """Movement between an origin and the levels."""
+
+    movers: int = _setting(0, "Mover processes. 0: one a core, at most 4.", _between(0, 64))
+    threads_per_mover: int = _setting(4, "Threads, and so parallel ranges, of each mover.", _between(1, 64))
+    nice: int = _setting(5, "Niceness of movers, so that bytes never starve the control plane.", _between(0, 19))
+    retry_budget_s: float = _setting(
+        120.0, "How long one range may be tried again before its load fails.", _between(0, 86400)
+    )
+    max_attempts: int = _setting(6, "How often one range is tried at most.", _between(1, 100))
+    idle_timeout_s: float = _setting(30.0, "How long an idle mover lives.", _between(0, 86400))
+    max_concurrent_loads: int = _setting(4, "Models that are loaded at the same time; others wait.", _between(1, 256))
+
+
+@dataclass(frozen=True, slots=True)
+class S3Config:
+    """Defaults of s3:// origins; the catalog may set each per model. Credentials come from the usual AWS places."""
+
+    endpoint_url: str = _setting("", "Endpoint of a store other than AWS (MinIO, Ceph, …).", _url)
+    region: str = _setting("", "Region. Empty: what the AWS environment says, else us-east-1.")
+    profile: str = _setting("", "Profile of the AWS configuration files.")
+    anonymous: bool = _setting(False, "Send unsigned requests, for public buckets.")
+    addressing: str = _setting("auto", "Bucket in the path or in the host name.", _choice("auto", "path", "virtual"))
+    ca_bundle: str = _setting("", "File of certificate authorities to trust. Empty: the system's.", _path)
+    connect_timeout_s: float = _setting(5.0, "How long a connection may take to be made.", _between(0.1, 600))
+    read_timeout_s: float = _setting(20.0, "How long an answer may stay silent.", _between(0.1, 3600))
+    max_connections: int = _setting(16, "Connections of each mover to one endpoint.", _between(1, 512))
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """Metrics, health and the status page."""
+
+    listen: str = _setting("127.0.0.1:9470", "HOST:PORT to serve HTTP on. Empty: off.", _listen)
+
+
+@dataclass(frozen=True, slots=True)
+class AccessConfig:
+    """Who may use the daemon."""
+
+    uids: tuple[int, ...] = _setting(
+        (), "Users who may fetch descriptors. With gids empty too: all who open the socket.", _ids
+    )
+    gids: tuple[int, ...] = _setting((), "Groups who may fetch descriptors.", _ids)
+    socket_mode: str = _setting("0660", "Mode of the sockets, octal.", _mode)
+    socket_group: str = _setting("", "Group of the sockets. Empty: the daemon's own.")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings. ``load_config`` leaves no path empty but ``daemon.catalog`` and ``s3.ca_bundle``."""
+
+    daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    l1: L1Config = field(default_factory=L1Config)
+    l2: L2Config = field(default_factory=L2Config)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    s3: S3Config = field(default_factory=S3Config)
+    http: HttpConfig = field(default_factory=HttpConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting, for documentation. ``default`` is its TOML text, ``type`` a word for people."""
+
+    key: str
+    type: str
+    default: str
+    doc: str
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return "CACHED_" + self.key.replace(".", "_").upper()
+
+
+TYPE_WORDS: dict[Any, str] = {
+    str: "text",
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    tuple[int, ...]: "list of whole numbers",
+}
+"""What each type of setting is called for people."""
+
+
+def resolve_capacity(text: str, total_bytes: int) -> int:
+    """Bytes of ``"64GiB"``, or of ``"50%"`` of ``total_bytes``. Raises ValueError, saying what would be right."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    if match is None:
+        return parse_size(text)
+    if not 0 < float(match[1]) <= 100:
+        msg = f"{text!r} is not a share; write more than 0% and at most 100%"
+        raise ValueError(msg)
+    return int(total_bytes * float(match[1]) / 100)
+
+
+def describe_settings() -> Iterator[Setting]:
+    """Every setting, in the order of the file."""
+    for section, kind in sections().items():
+        hints = get_type_hints(kind)
+        for item in dataclasses.fields(kind):
+            yield Setting(
+                key=f"{section}.{item.name}",
+                type=TYPE_WORDS[hints[item.name]],
+                default=toml_text(item.default),
+                doc=item.metadata["doc"],
+            )
+
+
+def example_toml() -> str:
+    """A configuration file with every setting commented out at its default."""
+    lines = [
+        "# Settings of cached. Each line that is commented out shows its default.",
+        "# Order: defaults < this file < CACHED_SECTION_KEY environment < flags; see `cached config show`.",
+    ]
+    section = ""
+    for setting in describe_settings():
+        head, key = setting.key.split(".")
+        if head != section:
+            section = head
+            lines += ["", f"# {sections()[head].__doc__}", f"[{head}]"]
+        lines += ["", f"# {setting.doc}", f"#{key} = {setting.default}"]
+    return "\n".join(lines) + "\n"
+
+
+def origin_options(s3: S3Config) -> dict[str, str]:
+    """The settings of s3:// origins as the plain-text options of an OriginSpec; empty ones are left out."""
+    options = {item.name: getattr(s3, item.name) for item in dataclasses.fields(s3)}
+    return {key: plain_text(value) for key, value in options.items() if value not in ("", False)}
+
+
+def _meant(word: object, words: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(word).lower(), words, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def sections() -> dict[str, type]:
+    """Section name → its dataclass, in the order of the file."""
+    return dict(get_type_hints(Config))
+
+
+def setting_type(section: str, name: str) -> Any:
+    """The Python type of a setting: str, bool, int, float or tuple[int, ...]."""
+    return get_type_hints(sections()[section])[name]
+
+
+def plain_text(value: object) -> str:
+    """A value as an environment variable or an origin option holds it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def toml_text(value: object) -> str:
+    """A value as the file holds it."""
+    if isinstance(value, str):
+        return json.dumps(value)
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else plain_text(value)

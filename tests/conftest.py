@@ -7,6 +7,8 @@ import os
 import hypothesis
 import pytest
 
+pytest_plugins = ["tests.servers"]
+
 # Read by the daemon, by boto3 and by Hugging Face's libraries. Removed before any test module is imported, so that
 # servers started by module- and session-scoped fixtures do not inherit them either.
 _PREFIXES = ("CACHED_", "AWS_", "BOTO_", "HF_", "HUGGINGFACE_", "RCLONE_")

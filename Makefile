@@ -109,7 +109,7 @@ format: $(STAMP) ## Format, and mend what ruff can mend safely
 types: $(STAMP) ## mypy (strict on both packages), pyright (the client, and its public types)
 	$(BIN)/mypy
 	$(BIN)/pyright --warnings
-	$(BIN)/pyright --ignoreexternal --verifytypes cached_client
+	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --ignoreexternal --verifytypes cached_client
 
 .PHONY: contracts
 contracts: $(STAMP) ## Import contracts: layers, and who may use which library
@@ -157,4 +157,5 @@ demo: $(STAMP) ## A real model from an S3 server into two workers (DEMO_ARGS= ad
 
 .PHONY: bench
 bench: $(STAMP) ## Measure, and write JSON to bench/results/ (BENCH_ARGS= adds arguments)
+	@[ -e bench/__main__.py ] || { echo "There are no benchmarks in this version beside make demo." >&2; exit 1; }
 	@$(BIN)/python -m bench $(BENCH_ARGS)

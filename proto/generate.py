@@ -33,16 +33,18 @@ BANNER = "# Generated from proto/cached/v1/cached.proto by `make proto`. Do not 
 def run_protoc(out: Path) -> None:
     """Writes the modules, the message stubs and the descriptor set below ``out``."""
     builtin = importlib.resources.files("grpc_tools") / "_proto"
-    code = protoc.main([
-        "protoc",
-        f"--proto_path={ROOT}",
-        f"--proto_path={builtin}",
-        f"--python_out={out}",
-        f"--pyi_out={out}",
-        f"--grpc_python_out={out}",
-        f"--descriptor_set_out={out / 'contract.binpb'}",
-        CONTRACT,
-    ])
+    code = protoc.main(
+        [
+            "protoc",
+            f"--proto_path={ROOT}",
+            f"--proto_path={builtin}",
+            f"--python_out={out}",
+            f"--pyi_out={out}",
+            f"--grpc_python_out={out}",
+            f"--descriptor_set_out={out / 'contract.binpb'}",
+            CONTRACT,
+        ]
+    )
     if code != 0:
         sys.exit(f"protoc failed with status {code}")
 
@@ -67,11 +69,11 @@ def service_stub(service: descriptor_pb2.ServiceDescriptorProto) -> list[str]:
         sync_result = f"_CallIterator[cached_pb2.{response}]" if method.server_streaming else f"cached_pb2.{response}"
         results = (("grpc.Channel", sync_result), ("grpc.aio.Channel", f"grpc.aio.Unary{kind}Call[{types}]"))
         for channel, result in results:
-            client += [
-                "    @overload",
-                f"    def {method.name}(self: {service.name}Stub[{channel}], request: cached_pb2.{request}, *, "
-                f"{options}) -> {result}: ...",
-            ]
+            receiver = f"self: {service.name}Stub[{channel}]"
+            client.append("    @overload")
+            client.append(
+                f"    def {method.name}({receiver}, request: cached_pb2.{request}, *, {options}) -> {result}: ..."
+            )
         result = f"AsyncIterator[cached_pb2.{response}]" if method.server_streaming else f"cached_pb2.{response}"
         define = "def" if method.server_streaming else "async def"
         servicer.append(
@@ -118,8 +120,16 @@ def generate() -> dict[str, str]:
         out = Path(folder)
         run_protoc(out)
         made = out / "cached" / "v1"
-        modules = {name: (made / name).read_text() for name in ("cached_pb2.py", "cached_pb2.pyi", "cached_pb2_grpc.py")}
+        modules = {
+            name: (made / name).read_text() for name in ("cached_pb2.py", "cached_pb2.pyi", "cached_pb2_grpc.py")
+        }
         modules["cached_pb2_grpc.pyi"] = grpc_stubs(out / "contract.binpb")
+    # protoc leaves the mappings that stand for a message bare, which strict type checkers call unknown.
+    stubs = modules["cached_pb2.pyi"]
+    stubs = stubs.replace("_Mapping]", "_Mapping[str, _Any]]").replace(
+        "import ClassVar", "import Any as _Any, ClassVar"
+    )
+    modules["cached_pb2.pyi"] = stubs
     rewritten = {
         name: BANNER
         + text.replace("from cached.v1 import cached_pb2", "from . import cached_pb2").replace(

@@ -3,7 +3,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+from typing import Any as _Any, ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -62,7 +62,7 @@ class PullResponse(_message.Message):
     __slots__ = ("progress",)
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     progress: PullProgress
-    def __init__(self, progress: _Optional[_Union[PullProgress, _Mapping]] = ...) -> None: ...
+    def __init__(self, progress: _Optional[_Union[PullProgress, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class PullProgress(_message.Message):
     __slots__ = ("phase", "name", "revision", "total_bytes", "done_bytes", "origin_bytes", "disk_bytes", "reused_bytes", "elapsed_s", "notes", "from_level", "checked_by")
@@ -134,7 +134,7 @@ class AttachResponse(_message.Message):
     complete: Complete
     damaged: Damaged
     keep_alive: KeepAlive
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., ranges_ready: _Optional[_Union[RangesReady, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., damaged: _Optional[_Union[Damaged, _Mapping]] = ..., keep_alive: _Optional[_Union[KeepAlive, _Mapping]] = ...) -> None: ...
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping[str, _Any]]] = ..., ranges_ready: _Optional[_Union[RangesReady, _Mapping[str, _Any]]] = ..., complete: _Optional[_Union[Complete, _Mapping[str, _Any]]] = ..., damaged: _Optional[_Union[Damaged, _Mapping[str, _Any]]] = ..., keep_alive: _Optional[_Union[KeepAlive, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("lease_id", "token", "name", "revision", "files", "descriptor_socket", "complete")
@@ -152,7 +152,7 @@ class Opened(_message.Message):
     files: _containers.RepeatedCompositeFieldContainer[ModelFile]
     descriptor_socket: str
     complete: Complete
-    def __init__(self, lease_id: _Optional[str] = ..., token: _Optional[str] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., descriptor_socket: _Optional[str] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ...) -> None: ...
+    def __init__(self, lease_id: _Optional[str] = ..., token: _Optional[str] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping[str, _Any]]]] = ..., descriptor_socket: _Optional[str] = ..., complete: _Optional[_Union[Complete, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class ModelFile(_message.Message):
     __slots__ = ("index", "path", "size_bytes", "sha256")
@@ -179,7 +179,7 @@ class RangesReady(_message.Message):
         def __init__(self, file_index: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., length_bytes: _Optional[int] = ...) -> None: ...
     RANGES_FIELD_NUMBER: _ClassVar[int]
     ranges: _containers.RepeatedCompositeFieldContainer[RangesReady.Range]
-    def __init__(self, ranges: _Optional[_Iterable[_Union[RangesReady.Range, _Mapping]]] = ...) -> None: ...
+    def __init__(self, ranges: _Optional[_Iterable[_Union[RangesReady.Range, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class Complete(_message.Message):
     __slots__ = ("from_level", "origin_bytes", "disk_bytes", "reused_bytes", "load_s", "checked_by")
@@ -231,7 +231,7 @@ class ListResponse(_message.Message):
     __slots__ = ("models",)
     MODELS_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[ModelSummary]
-    def __init__(self, models: _Optional[_Iterable[_Union[ModelSummary, _Mapping]]] = ...) -> None: ...
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelSummary, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class ModelSummary(_message.Message):
     __slots__ = ("name", "revision", "state", "tier", "tier_from", "pinned", "size_bytes", "l1_bytes", "l2_bytes", "file_count", "lease_count", "source", "last_used_time_s", "checked_by", "progress", "priority")
@@ -291,7 +291,7 @@ class DescribeResponse(_message.Message):
     leases: _containers.RepeatedCompositeFieldContainer[Lease]
     notes: _containers.RepeatedScalarFieldContainer[str]
     last_error: str
-    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping]] = ..., files: _Optional[_Iterable[_Union[FileDetail, _Mapping]]] = ..., revisions: _Optional[_Iterable[str]] = ..., path: _Optional[str] = ..., leases: _Optional[_Iterable[_Union[Lease, _Mapping]]] = ..., notes: _Optional[_Iterable[str]] = ..., last_error: _Optional[str] = ...) -> None: ...
+    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping[str, _Any]]] = ..., files: _Optional[_Iterable[_Union[FileDetail, _Mapping[str, _Any]]]] = ..., revisions: _Optional[_Iterable[str]] = ..., path: _Optional[str] = ..., leases: _Optional[_Iterable[_Union[Lease, _Mapping[str, _Any]]]] = ..., notes: _Optional[_Iterable[str]] = ..., last_error: _Optional[str] = ...) -> None: ...
 
 class FileDetail(_message.Message):
     __slots__ = ("path", "size_bytes", "sha256", "in_l1", "in_l2", "shared_with", "chunk_count", "checked_by")
@@ -345,7 +345,7 @@ class ListLeasesResponse(_message.Message):
     __slots__ = ("leases",)
     LEASES_FIELD_NUMBER: _ClassVar[int]
     leases: _containers.RepeatedCompositeFieldContainer[Lease]
-    def __init__(self, leases: _Optional[_Iterable[_Union[Lease, _Mapping]]] = ...) -> None: ...
+    def __init__(self, leases: _Optional[_Iterable[_Union[Lease, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class SetTierRequest(_message.Message):
     __slots__ = ("ref", "tier")
@@ -359,7 +359,7 @@ class SetTierResponse(_message.Message):
     __slots__ = ("summary",)
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     summary: ModelSummary
-    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping]] = ...) -> None: ...
+    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class PinRequest(_message.Message):
     __slots__ = ("ref",)
@@ -371,7 +371,7 @@ class PinResponse(_message.Message):
     __slots__ = ("summary",)
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     summary: ModelSummary
-    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping]] = ...) -> None: ...
+    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class UnpinRequest(_message.Message):
     __slots__ = ("ref",)
@@ -383,7 +383,7 @@ class UnpinResponse(_message.Message):
     __slots__ = ("summary",)
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     summary: ModelSummary
-    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping]] = ...) -> None: ...
+    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class EvictRequest(_message.Message):
     __slots__ = ("ref", "level")
@@ -437,7 +437,7 @@ class VerifyResponse(_message.Message):
     finished: bool
     damaged_chunks: int
     repaired_chunks: int
-    def __init__(self, total_bytes: _Optional[int] = ..., done_bytes: _Optional[int] = ..., damage: _Optional[_Union[Damage, _Mapping]] = ..., finished: bool = ..., damaged_chunks: _Optional[int] = ..., repaired_chunks: _Optional[int] = ...) -> None: ...
+    def __init__(self, total_bytes: _Optional[int] = ..., done_bytes: _Optional[int] = ..., damage: _Optional[_Union[Damage, _Mapping[str, _Any]]] = ..., finished: bool = ..., damaged_chunks: _Optional[int] = ..., repaired_chunks: _Optional[int] = ...) -> None: ...
 
 class Damage(_message.Message):
     __slots__ = ("name", "revision", "path", "sha256", "level", "chunk_index", "offset_bytes", "length_bytes", "repaired", "error")
@@ -496,7 +496,7 @@ class StatsResponse(_message.Message):
     version: str
     degraded: _containers.RepeatedScalarFieldContainer[str]
     instance: str
-    def __init__(self, levels: _Optional[_Iterable[_Union[LevelStats, _Mapping]]] = ..., counters: _Optional[_Mapping[str, float]] = ..., lease_count: _Optional[int] = ..., model_count: _Optional[int] = ..., active_load_count: _Optional[int] = ..., mover_count: _Optional[int] = ..., uptime_s: _Optional[float] = ..., version: _Optional[str] = ..., degraded: _Optional[_Iterable[str]] = ..., instance: _Optional[str] = ...) -> None: ...
+    def __init__(self, levels: _Optional[_Iterable[_Union[LevelStats, _Mapping[str, _Any]]]] = ..., counters: _Optional[_Mapping[str, float]] = ..., lease_count: _Optional[int] = ..., model_count: _Optional[int] = ..., active_load_count: _Optional[int] = ..., mover_count: _Optional[int] = ..., uptime_s: _Optional[float] = ..., version: _Optional[str] = ..., degraded: _Optional[_Iterable[str]] = ..., instance: _Optional[str] = ...) -> None: ...
 
 class LevelStats(_message.Message):
     __slots__ = ("level", "capacity_bytes", "used_bytes", "reserved_bytes", "withdrawn_bytes", "pool_bytes", "blob_count", "limited_by")
@@ -528,7 +528,7 @@ class WatchResponse(_message.Message):
     __slots__ = ("event",)
     EVENT_FIELD_NUMBER: _ClassVar[int]
     event: Event
-    def __init__(self, event: _Optional[_Union[Event, _Mapping]] = ...) -> None: ...
+    def __init__(self, event: _Optional[_Union[Event, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("time_s", "kind", "name", "revision", "message", "fields")

@@ -1,0 +1,190 @@
+"""The typed index: all of it in memory, written through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from cached.errors import IntegrityError
+from cached.index.records import BLOBS, KINDS, MANIFESTS, MODELS, PENDING, Kind, ModelRecord, PendingPull
+from cached.index.store import DamagedEntryError, Store
+from cached.manifest import BlobRecord, Manifest
+
+_log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class Index:
+    """Belongs to the loop. Reads never touch the disk; each write waits for it (milliseconds).
+
+    A write always counts in memory. When it cannot be made durable it raises LevelError (field ``path``); it stays
+    listed as unwritten, and the next write or ``flush`` tries again. The caller decides whether to go on degraded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens or makes the folder ``path``. A database that is damaged or of a newer format is set aside beside it.
+
+        ``warnings`` then says what happened. Raises LevelError when the folder cannot be used (read-only, full, gone).
+        """
+        self._store = Store(path)
+        self.path = path
+        self.warnings: list[str] = list(self._store.warnings)
+        self._tables: dict[str, dict[str, Any]] = {kind.prefix: {} for kind in KINDS}
+        self._unwritten: dict[str, str | None] = {}
+        self._undo: list[tuple[str, str, Any]] | None = None
+        self._read()
+        self.flush()
+
+    @property
+    def unwritten_count(self) -> int:
+        """How many entries the disk does not have yet as they are; 0 unless a write failed."""
+        return len(self._unwritten)
+
+    def put_model(self, record: ModelRecord) -> None:
+        """Adds or replaces. Raises LevelError when not durable."""
+        self._put(MODELS, record)
+
+    def get_model(self, name: str) -> ModelRecord | None:
+        """None: never heard of."""
+        return self._get(MODELS, name)
+
+    def models(self) -> list[ModelRecord]:
+        """All models, by name."""
+        return self._all(MODELS)
+
+    def delete_model(self, name: str) -> None:
+        """Forgets it; an unknown one is ignored. Raises LevelError when not durable. So do the other deletes."""
+        self._delete(MODELS, name)
+
+    def put_manifest(self, manifest: Manifest) -> None:
+        """Adds or replaces. Raises LevelError when not durable."""
+        self._put(MANIFESTS, manifest)
+
+    def get_manifest(self, name: str, revision: str) -> Manifest | None:
+        """None: not known."""
+        return self._get(MANIFESTS, f"{name}/{revision}")
+
+    def manifests(self, name: str | None = None) -> list[Manifest]:
+        """All manifests, or those of one model; by name and revision."""
+        return [manifest for manifest in self._all(MANIFESTS) if name is None or manifest.name == name]
+
+    def delete_manifest(self, name: str, revision: str) -> None:
+        """Forgets one revision."""
+        self._delete(MANIFESTS, f"{name}/{revision}")
+
+    def put_blob(self, record: BlobRecord) -> None:
+        """Adds or replaces. Raises LevelError when not durable."""
+        self._put(BLOBS, record)
+
+    def get_blob(self, digest: str) -> BlobRecord | None:
+        """None: not known."""
+        return self._get(BLOBS, digest)
+
+    def blobs(self) -> list[BlobRecord]:
+        """All blobs, by digest. Decodes every checksum: for starting up, not for often."""
+        return self._all(BLOBS)
+
+    def delete_blob(self, digest: str) -> None:
+        """Forgets a blob's checksums."""
+        self._delete(BLOBS, digest)
+
+    def put_pending(self, pull: PendingPull) -> None:
+        """Adds or replaces. Raises LevelError when not durable."""
+        self._put(PENDING, pull)
+
+    def pending(self) -> list[PendingPull]:
+        """The pulls to take up again, by name and revision."""
+        return self._all(PENDING)
+
+    def delete_pending(self, name: str, revision: str) -> None:
+        """The pull ended, well or not."""
+        self._delete(PENDING, f"{name}/{revision}")
+
+    @contextmanager
+    def transact(self) -> Iterator[None]:
+        """Several writes as one, in memory and on disk; an exception inside undoes them all. May be nested.
+
+        No ``await`` inside: another task's writes would join. Raises LevelError at the end as a single write does.
+        """
+        if self._undo is not None:
+            yield
+            return
+        self._undo, unwritten = [], dict(self._unwritten)
+        try:
+            yield
+        except BaseException:
+            for prefix, key, old in reversed(self._undo):
+                self._set(prefix, key, old)
+            self._unwritten = unwritten
+            raise
+        finally:
+            self._undo = None
+        self.flush()
+
+    def flush(self) -> None:
+        """Makes everything unwritten durable in one transaction. Raises LevelError, and then nothing of it was."""
+        if self._unwritten and self._undo is None:
+            self._store.write(self._unwritten)
+            self._unwritten.clear()
+
+    def close(self) -> None:
+        """Ends the connection; idempotent. What could not be written is lost. Only reads may follow."""
+        self._store.close()
+
+    def _put(self, kind: Kind[T], value: T) -> None:
+        text = kind.text(value)
+        self._change(kind.prefix, kind.key_of(value), text if kind.lazy else value, text)
+
+    def _delete(self, kind: Kind[T], key: str) -> None:
+        if key in self._tables[kind.prefix]:
+            self._change(kind.prefix, key, None, None)
+
+    def _get(self, kind: Kind[T], key: str) -> T | None:
+        value: Any = self._tables[kind.prefix].get(key)
+        return kind.value(value) if kind.lazy and value is not None else value
+
+    def _all(self, kind: Kind[T]) -> list[T]:
+        values: list[Any] = [value for _, value in sorted(self._tables[kind.prefix].items())]
+        return [kind.value(value) for value in values] if kind.lazy else values
+
+    def _change(self, prefix: str, key: str, value: object, text: str | None) -> None:
+        if self._undo is not None:
+            self._undo.append((prefix, key, self._tables[prefix].get(key)))
+        self._set(prefix, key, value)
+        self._unwritten[f"{prefix}/{key}"] = text
+        self.flush()
+
+    def _set(self, prefix: str, key: str, value: object) -> None:
+        if value is None:
+            self._tables[prefix].pop(key, None)
+        else:
+            self._tables[prefix][key] = value
+
+    def _read(self) -> None:
+        kinds = {kind.prefix: kind for kind in KINDS}
+        for key in self._store.damaged:
+            self._forget(key, "its checksum is wrong")
+        for full_key, text in self._store.take_entries().items():
+            prefix, _, key = full_key.partition("/")
+            kind = kinds.get(prefix)
+            if kind is None:
+                self._forget(full_key, "it is of no known kind")
+                continue
+            try:
+                value = kind.value(text)
+                if kind.key_of(value) != key:
+                    raise DamagedEntryError("it is another entry's")
+            except (ValueError, IntegrityError) as error:
+                self._forget(full_key, str(error))
+                continue
+            self._tables[prefix][key] = text if kind.lazy else value
+
+    def _forget(self, full_key: str, cause: str) -> None:
+        self.warnings.append(f"the index entry {full_key} was damaged and is forgotten: {cause}")
+        _log.warning("index.entry_forgotten", path=str(self.path), entry=full_key, cause=cause)
+        self._unwritten[full_key] = None

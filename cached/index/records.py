@@ -1,0 +1,146 @@
+"""The values that only the index stores, and how each kind of value is keyed and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from cached.errors import InvalidRequestError
+from cached.manifest import BlobRecord, Manifest, PlainReader
+from cached.refs import check_name
+from cached.types import Level, Tier
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """A model, whether or not any of its bytes are here. ``history`` is the policy's memory of it, for ever."""
+
+    name: str
+    source: str = ""
+    origin_options: Mapping[str, str] = field(default_factory=dict)
+    operator_tier: Tier | None = None
+    pinned: bool = False
+    current_revision: str = ""
+    last_used_wall_s: float = 0.0
+    attach_count: int = 0
+    last_error: str = ""
+    history: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingPull:
+    """A pull that was accepted and has not ended: taken up again after a restart. ``revision`` may not be known yet."""
+
+    name: str
+    revision: str
+    source: str
+    level: Level
+    tier: Tier | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """One kind of value. ``lazy``: kept as text in memory, because it is big and seldom read."""
+
+    prefix: str
+    key_of: Callable[[T], str]
+    to_dict: Callable[[T], dict[str, Any]]
+    from_dict: Callable[[object], T]
+    lazy: bool = False
+
+    def text(self, value: T) -> str:
+        """JSON. Raises ValueError for a number that is not finite."""
+        return json.dumps(self.to_dict(value), separators=(",", ":"), allow_nan=False)
+
+    def value(self, text: str) -> T:
+        """Reads what the method ``text`` wrote. Raises IntegrityError or ValueError for anything else."""
+        return self.from_dict(json.loads(text))
+
+
+def _tier(reader: PlainReader) -> Tier | None:
+    text = reader.text("tier")
+    if text and text not in {tier.value for tier in Tier}:
+        raise reader.wrong(f"{text[:40]!r} is no tier")
+    return Tier(text) if text else None
+
+
+def _model_to_dict(record: ModelRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "source": record.source,
+        "origin_options": dict(record.origin_options),
+        "tier": record.operator_tier.value if record.operator_tier else "",
+        "pinned": record.pinned,
+        "current_revision": record.current_revision,
+        "last_used_wall_s": record.last_used_wall_s,
+        "attach_count": record.attach_count,
+        "last_error": record.last_error,
+        "history": dict(record.history),
+    }
+
+
+def _model_from_dict(data: object) -> ModelRecord:
+    reader = PlainReader("model record", data)
+    try:
+        record = ModelRecord(
+            name=reader.text("name"),
+            source=reader.text("source"),
+            origin_options=reader.texts_by_name("origin_options"),
+            operator_tier=_tier(reader),
+            pinned=reader.boolean("pinned"),
+            current_revision=reader.text("current_revision"),
+            last_used_wall_s=reader.number("last_used_wall_s"),
+            attach_count=reader.integer("attach_count"),
+            last_error=reader.text("last_error"),
+            history=reader.numbers_by_name("history"),
+        )
+    except InvalidRequestError as error:
+        raise reader.wrong(error.message) from error
+    reader.finish()
+    return record
+
+
+def _pending_to_dict(pull: PendingPull) -> dict[str, Any]:
+    return {
+        "name": pull.name,
+        "revision": pull.revision,
+        "source": pull.source,
+        "level": pull.level.value,
+        "tier": pull.tier.value if pull.tier else "",
+    }
+
+
+def _pending_from_dict(data: object) -> PendingPull:
+    reader = PlainReader("pending pull", data)
+    level = reader.text("level")
+    if level not in {known.value for known in Level}:
+        raise reader.wrong(f"{level[:40]!r} is no level")
+    name, revision, source, tier = reader.text("name"), reader.text("revision"), reader.text("source"), _tier(reader)
+    reader.finish()
+    try:
+        return PendingPull(name, revision, source, Level(level), tier)
+    except InvalidRequestError as error:
+        raise reader.wrong(error.message) from error
+
+
+MODELS: Kind[ModelRecord] = Kind("model", lambda record: record.name, _model_to_dict, _model_from_dict)
+MANIFESTS: Kind[Manifest] = Kind(
+    "manifest", lambda manifest: f"{manifest.name}/{manifest.revision}", Manifest.to_dict, Manifest.from_dict
+)
+BLOBS: Kind[BlobRecord] = Kind(
+    "blob", lambda record: record.digest, BlobRecord.to_dict, BlobRecord.from_dict, lazy=True
+)
+PENDING: Kind[PendingPull] = Kind(
+    "pending", lambda pull: f"{pull.name}/{pull.revision}", _pending_to_dict, _pending_from_dict
+)
+KINDS: tuple[Kind[Any], ...] = (MODELS, MANIFESTS, BLOBS, PENDING)

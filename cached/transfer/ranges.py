@@ -1,0 +1,229 @@
+"""Moving ranges of bytes between local files and memory, with their checksums. Runs in movers, from any thread.
+
+A memory file is reached through a mapping, a disk file with O_DIRECT where offset and length allow it and the file
+system supports it, else buffered and dropped from the page cache: weights that are in L1 or on their way there must not
+take memory a second time.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from cached.checksum import crc64_hex, crc64nvme
+from cached.errors import IntegrityError, InvalidRequestError, LevelError, NotFoundError
+from cached.levels.base import FileRef
+from cached.levels.files import level_errors, level_of, open_checked
+from cached.levels.memory import Mapping, allocate_pages, open_mapping
+from cached.units import CHUNK_BYTES, MIB
+
+STEP_BYTES = 4 * MIB
+"""What one system call reads or writes, and what is checksummed while it is still in the processor's cache."""
+
+_BLOCK_BYTES = 4096
+_NO_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+
+_Call = Callable[[int, list[memoryview], int], int]
+
+
+class Slabs:
+    """Private buffers, one a thread, of CHUNK_BYTES each; they live as long as their thread."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def view(self) -> memoryview:
+        """This thread's buffer, with whatever it held last."""
+        view: memoryview | None = getattr(self._local, "view", None)
+        if view is None:
+            view = self._local.view = memoryview(mmap.mmap(-1, CHUNK_BYTES))
+        return view
+
+
+class DiskFile:
+    """An open disk file; reads and writes whole ranges. A context manager.
+
+    Views that are read into or written from must lie in memory as their offset lies in the file, modulo the page size,
+    for O_DIRECT to be used.
+    """
+
+    def __init__(self, ref: FileRef, *, writable: bool = False) -> None:
+        self._ref = ref
+        self._direct = False
+        self._may_be_direct = True
+        with _local_file():
+            self._fd = open_checked(level_of(ref), ref.path, os.O_RDWR if writable else os.O_RDONLY, ref)
+
+    def read(self, offset_bytes: int, view: memoryview) -> None:
+        """Fills ``view``. Raises LevelError, also when the file ends before."""
+        self._move(os.preadv, "read", offset_bytes, view)
+
+    def write(self, offset_bytes: int, view: memoryview) -> None:
+        """Writes all of ``view``. Raises LevelError, or NoRoomError."""
+        self._move(os.pwritev, "write", offset_bytes, view)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        os.close(self._fd)
+
+    def _move(self, call: _Call, doing: str, offset_bytes: int, view: memoryview) -> None:
+        done = 0
+        with level_errors(level_of(self._ref), self._ref.path, doing, len(view)):
+            while done < len(view):
+                done += self._move_step(call, offset_bytes + done, view, done)
+
+    def _move_step(self, call: _Call, at_bytes: int, view: memoryview, done: int) -> int:
+        length = min(STEP_BYTES, len(view) - done)
+        direct = self._may_be_direct and at_bytes % _BLOCK_BYTES == 0 and length >= _BLOCK_BYTES
+        if direct:
+            length -= length % _BLOCK_BYTES
+        try:
+            self._set_direct(direct)
+            with view[done : done + length] as step:
+                moved = call(self._fd, [step], at_bytes)
+        except OSError as error:
+            if direct and error.errno in _NO_DIRECT:
+                self._may_be_direct = False
+                return 0
+            raise
+        if not moved:
+            raise OSError(errno.ENODATA, f"it ends at byte {at_bytes}")
+        if not direct:
+            os.posix_fadvise(self._fd, at_bytes, moved, os.POSIX_FADV_DONTNEED)
+        return moved
+
+    def _set_direct(self, direct: bool) -> None:  # noqa: FBT001 - the one thing it sets
+        if direct != self._direct:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, os.O_DIRECT if direct else 0)
+            self._direct = direct
+
+
+@contextmanager
+def mapped(ref: FileRef, *, writable: bool = False) -> Iterator[Mapping]:
+    """A mapping for one job, closed with it: an evicted segment cannot be reused while anybody maps it."""
+    with _local_file():
+        mapping = open_mapping(ref, writable=writable)
+    with mapping:
+        yield mapping
+
+
+@contextmanager
+def pages_for(target: FileRef, offset_bytes: int, length_bytes: int) -> Iterator[memoryview]:
+    """The range of a memory file, writable and backed by pages. Raises NoRoomError, LevelError."""
+    with mapped(target, writable=True) as mapping:
+        allocate_pages(mapping, offset_bytes, length_bytes, huge=True)
+        with mapping.view[offset_bytes : offset_bytes + length_bytes] as view:
+            yield view
+
+
+def check_range(ref: FileRef, offset_bytes: int, length_bytes: int) -> None:
+    """Raises InvalidRequestError for a range that is not inside the file."""
+    if offset_bytes < 0 or length_bytes < 0 or offset_bytes + length_bytes > ref.size_bytes:
+        raise InvalidRequestError(
+            f"bytes {offset_bytes} to {offset_bytes + length_bytes} are not in {ref.path} of {ref.size_bytes} bytes",
+            value=ref.path,
+        )
+
+
+def pieces(source: FileRef, offset_bytes: int, length_bytes: int, slab: memoryview) -> Iterator[memoryview]:
+    """The range in pieces of STEP_BYTES at most, each valid until the next; to be iterated to its end or closed."""
+    spans = [(at, min(STEP_BYTES, length_bytes - at)) for at in range(0, length_bytes, STEP_BYTES)]
+    if source.memory:
+        with mapped(source) as mapping:
+            for at, span in spans:
+                with mapping.view[offset_bytes + at : offset_bytes + at + span] as piece:
+                    yield piece
+        return
+    with DiskFile(source) as disk:
+        for at, span in spans:
+            with slab[:span] as piece:
+                disk.read(offset_bytes + at, piece)
+                yield piece
+
+
+def checksum(source: FileRef, offset_bytes: int, length_bytes: int, slab: memoryview) -> int:
+    """CRC64-NVME of a range of a local file."""
+    crc64 = 0
+    for piece in pieces(source, offset_bytes, length_bytes, slab):
+        crc64 = crc64nvme(piece, crc64)
+    return crc64
+
+
+def copy_to_memory(source: FileRef, target: FileRef, offset_bytes: int, length_bytes: int, slab: memoryview) -> int:
+    """Disk or memory → memory at the same offset; the CRC64-NVME of the bytes as read."""
+    crc64 = 0
+    with pages_for(target, offset_bytes, length_bytes) as view:
+        if source.memory:
+            at = 0
+            for piece in pieces(source, offset_bytes, length_bytes, slab):
+                view[at : at + len(piece)] = piece
+                at += len(piece)
+                crc64 = crc64nvme(piece, crc64)
+            return crc64
+        with DiskFile(source) as disk:
+            for at in range(0, length_bytes, STEP_BYTES):
+                with view[at : at + STEP_BYTES] as step:
+                    disk.read(offset_bytes + at, step)
+                    crc64 = crc64nvme(step, crc64)
+    return crc64
+
+
+def copy_to_disk(
+    source: FileRef, target: FileRef, offset_bytes: int, length_bytes: int, expected: int | None, slab: memoryview
+) -> int:
+    """Memory or disk → disk at the same offset; the CRC64-NVME of the bytes as read.
+
+    All are read and checked before the first is written; from disk that bounds the range to one chunk.
+    """
+    if source.memory:
+        with mapped(source) as mapping, mapping.view[offset_bytes : offset_bytes + length_bytes] as view:
+            return _checked_write(source, target, offset_bytes, view, expected)
+    if length_bytes > len(slab):
+        raise InvalidRequestError("disk to disk moves one chunk at most", value=length_bytes)
+    with slab[:length_bytes] as view:
+        with DiskFile(source) as disk:
+            disk.read(offset_bytes, view)
+        return _checked_write(source, target, offset_bytes, view, expected)
+
+
+def _checked_write(source: FileRef, target: FileRef, offset_bytes: int, view: memoryview, expected: int | None) -> int:
+    crc64 = 0
+    for at in range(0, len(view), STEP_BYTES):
+        with view[at : at + STEP_BYTES] as step:
+            crc64 = crc64nvme(step, crc64)
+    check_crc64(source, offset_bytes, len(view), expected, crc64)
+    with DiskFile(target, writable=True) as disk:
+        disk.write(offset_bytes, view)
+    return crc64
+
+
+def check_crc64(source: FileRef, offset_bytes: int, length_bytes: int, expected: int | None, found: int) -> None:
+    """Raises IntegrityError when something else was expected."""
+    if expected is not None and found != expected:
+        raise IntegrityError(
+            f"bytes {offset_bytes} to {offset_bytes + length_bytes} of {source.path} are damaged: "
+            f"expected crc64 {crc64_hex(expected)}, found {crc64_hex(found)}",
+            check="chunk-crc64nvme",
+            path=source.path,
+            expected=crc64_hex(expected),
+            found=crc64_hex(found),
+            offset_bytes=offset_bytes,
+            length_bytes=length_bytes,
+        )
+
+
+@contextmanager
+def _local_file() -> Iterator[None]:
+    """A file that a job names and that is gone is a failing level; NotFoundError is for what users ask for."""
+    try:
+        yield
+    except NotFoundError as error:
+        raise LevelError(error.message, **{**error.fields, "cause": "gone"}) from error

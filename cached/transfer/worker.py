@@ -1,0 +1,251 @@
+"""What a mover does with a job. Also runs in the process of a test. Thread-safe; knows nothing of pipes and models."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cached.checksum import RunningDigest, crc64nvme, new_digest
+from cached.errors import MoverError, OriginDeniedError
+from cached.levels.memory import clear
+from cached.origins.base import Origin, OriginObject, OriginSpec
+from cached.transfer import ranges
+from cached.transfer.jobs import (
+    Checksum,
+    Clear,
+    Copy,
+    Digests,
+    Fetch,
+    Hash,
+    Hashed,
+    Job,
+    Listing,
+    ListObjects,
+    Moved,
+    PartDigests,
+    Result,
+    StatObjects,
+)
+from cached.units import CHUNK_BYTES
+
+_MAX_ORIGINS = 8
+_MAX_HASHES = 1024
+_STAT_THREADS = 8
+
+
+class Worker:
+    """Performs jobs, blocking, from any number of threads. Keeps origins open and running hashes between jobs."""
+
+    def __init__(self) -> None:
+        self._origins = OpenOrigins()
+        self._hashes = RunningHashes()
+        self._slabs = ranges.Slabs()
+
+    def perform(self, job: Job) -> Result:
+        """The job's result; raises its CachedError. Other exceptions are faults of the code below."""
+        started_s, started_cpu_s = time.perf_counter(), time.thread_time()
+        match job:
+            case ListObjects():
+                with self._origins.use(job.origin) as origin:
+                    return Listing(tuple(origin.list_objects()))
+            case StatObjects():
+                return Listing(self._stat(job))
+            case Hash():
+                digest = self._hashes.feed(job, self._slabs.view())
+                return Hashed(digest, job.length_bytes, time.perf_counter() - started_s)
+            case PartDigests():
+                return Digests(self._part_digests(job))
+            case Fetch() | Copy() | Checksum() | Clear():
+                crc64, length_bytes = self._move(job)
+                busy_s, cpu_s = time.perf_counter() - started_s, time.thread_time() - started_cpu_s
+                return Moved(crc64, length_bytes, busy_s, cpu_s)
+
+    def close(self) -> None:
+        """Ends the origins' connections; no job may be running."""
+        self._origins.close()
+
+    def _move(self, job: Fetch | Copy | Checksum | Clear) -> tuple[int, int]:
+        match job:
+            case Fetch():
+                ranges.check_range(job.target, job.offset_bytes, job.length_bytes)
+                return self._fetch(job), job.length_bytes
+            case Copy():
+                ranges.check_range(job.source, job.offset_bytes, job.length_bytes)
+                ranges.check_range(job.target, job.offset_bytes, job.length_bytes)
+                return self._copy(job), job.length_bytes
+            case Checksum():
+                ranges.check_range(job.source, job.offset_bytes, job.length_bytes)
+                crc64 = ranges.checksum(job.source, job.offset_bytes, job.length_bytes, self._slabs.view())
+                return crc64, job.length_bytes
+            case Clear():
+                with ranges.mapped(job.target, writable=True) as mapping:
+                    clear(mapping)
+                return 0, job.target.size_bytes
+
+    def _fetch(self, job: Fetch) -> int:
+        with self._origins.use(job.origin) as origin:
+            if job.target.memory:
+                with ranges.pages_for(job.target, job.offset_bytes, job.length_bytes) as view:
+                    _read_into(origin, job.item, job.offset_bytes, view)
+                    return crc64nvme(view)
+            crc64 = 0
+            with ranges.DiskFile(job.target, writable=True) as disk:
+                for at in range(0, job.length_bytes, CHUNK_BYTES):
+                    with self._slabs.view()[: min(CHUNK_BYTES, job.length_bytes - at)] as view:
+                        _read_into(origin, job.item, job.offset_bytes + at, view)
+                        crc64 = crc64nvme(view, crc64)
+                        disk.write(job.offset_bytes + at, view)
+            return crc64
+
+    def _copy(self, job: Copy) -> int:
+        where = (job.source, job.target, job.offset_bytes, job.length_bytes)
+        if not job.target.memory:
+            return ranges.copy_to_disk(*where, job.expected_crc64, self._slabs.view())
+        crc64 = ranges.copy_to_memory(*where, self._slabs.view())
+        ranges.check_crc64(job.source, job.offset_bytes, job.length_bytes, job.expected_crc64, crc64)
+        return crc64
+
+    def _stat(self, job: StatObjects) -> tuple[OriginObject, ...]:
+        with self._origins.use(job.origin) as origin:
+            if len(job.paths) == 1:
+                return (origin.stat(job.paths[0]),)
+            with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="stat") as executor:
+                return tuple(executor.map(origin.stat, job.paths))
+
+    def _part_digests(self, job: PartDigests) -> tuple[str, ...]:
+        values_hex: list[str] = []
+        at = 0
+        for size_bytes in job.part_sizes_bytes:
+            ranges.check_range(job.source, at, size_bytes)
+            digest = new_digest(job.algorithm)
+            for piece in ranges.pieces(job.source, at, size_bytes, self._slabs.view()):
+                digest.update(piece)
+            values_hex.append(digest.hexdigest())
+            at += size_bytes
+        return tuple(values_hex)
+
+
+def _read_into(origin: Origin, item: OriginObject, offset_bytes: int, view: memoryview) -> None:
+    try:
+        origin.read_into(item, offset_bytes, view)
+    except Exception as error:
+        # Slices of the view in the frames of the failed call would keep the mapping from being closed.
+        _clear_frames(error)
+        raise
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+class OpenOrigins:
+    """Origins by their specification, the least recently used closed when there are too many. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: OrderedDict[tuple[str, tuple[tuple[str, str], ...]], _Shared] = OrderedDict()
+
+    @contextmanager
+    def use(self, spec: OriginSpec) -> Iterator[Origin]:
+        """The open origin, kept open while in use. One that denied access is opened anew: credentials change."""
+        key = (spec.uri, tuple(sorted(spec.options.items())))
+        shared = self._take(key, spec)
+        try:
+            yield shared.origin
+        except OriginDeniedError:
+            with self._lock:
+                if self._open.get(key) is shared:
+                    del self._open[key]
+                    shared.kept = False
+            raise
+        finally:
+            self._give_back(shared)
+
+    def close(self) -> None:
+        """Closes all; none may be in use."""
+        with self._lock:
+            for shared in self._open.values():
+                shared.origin.close()
+            self._open.clear()
+
+    def _take(self, key: tuple[str, tuple[tuple[str, str], ...]], spec: OriginSpec) -> _Shared:
+        from cached.origins.registry import open_origin
+
+        with self._lock:
+            shared = self._open.pop(key, None) or _Shared(open_origin(spec))
+            self._open[key] = shared
+            shared.users += 1
+            surplus = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - _MAX_ORIGINS)]
+        for old in surplus:
+            old.kept = False
+            self._close_if_unused(old)
+        return shared
+
+    def _give_back(self, shared: _Shared) -> None:
+        with self._lock:
+            shared.users -= 1
+        self._close_if_unused(shared)
+
+    def _close_if_unused(self, shared: _Shared) -> None:
+        with self._lock:
+            unused = not shared.kept and not shared.users and not shared.closed
+            shared.closed = shared.closed or unused
+        if unused:
+            shared.origin.close()
+
+
+@dataclass(slots=True, eq=False)
+class _Shared:
+    """An open origin; ``kept`` while new users may get it."""
+
+    origin: Origin
+    users: int = 0
+    kept: bool = True
+    closed: bool = False
+
+
+class RunningHashes:
+    """SHA-256 states between jobs, by key. Thread-safe; the state of a key is with one job at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._states: OrderedDict[str, tuple[RunningDigest, int]] = OrderedDict()
+
+    def feed(self, job: Hash, slab: memoryview) -> str:
+        """Takes the range in; the digest in hex if it is the last, else "".
+
+        Raises MoverError for a range that does not follow what was fed before. A failure drops the state, so that no
+        byte is ever counted twice.
+        """
+        ranges.check_range(job.source, job.offset_bytes, job.length_bytes)
+        running = self._take(job)
+        for piece in ranges.pieces(job.source, job.offset_bytes, job.length_bytes, slab):
+            running.update(piece)
+        if job.final:
+            return running.hexdigest()
+        with self._lock:
+            self._states[job.key] = (running, job.offset_bytes + job.length_bytes)
+            while len(self._states) > _MAX_HASHES:
+                self._states.popitem(last=False)
+        return ""
+
+    def _take(self, job: Hash) -> RunningDigest:
+        with self._lock:
+            running, at_bytes = self._states.pop(job.key, (None, 0))
+        if job.offset_bytes == 0:
+            return new_digest("sha256")
+        if running is None or at_bytes != job.offset_bytes:
+            raise MoverError(
+                f"no running SHA-256 of {job.source.path} at byte {job.offset_bytes}", hint="start again from byte 0"
+            )
+        return running

@@ -1,7 +1,7 @@
 """The protocol of a local level (L1, L2). Every level passes tests/conformance/test_levels.py.
 
-A level stores bytes under two kinds of name: an *ingest* (still arriving; never visible as a blob) and a *blob*, named by
-the SHA-256 of its content. It keeps no accounts (the ledger does) and verifies nothing (the planner does).
+A level stores bytes under two kinds of name: an *ingest* (still arriving; never visible as a blob) and a *blob*, named
+by the SHA-256 of its content. It keeps no accounts (the ledger does) and verifies nothing (the planner does).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from cached.types import Level
 class FileRef:
     """A local file that bytes can be moved to or from: a segment or an L2 file.
 
-    ``inode`` is compared after opening, so that a name that was reused in the meantime is noticed. ``memory``: the file is
-    shared memory, to be written through a mapping; otherwise through O_DIRECT or buffered writes.
+    ``inode`` and ``size_bytes`` are compared after opening, so that a name that was reused in the meantime is noticed.
+    ``memory``: shared memory, to be written through a mapping; otherwise by O_DIRECT or buffered writes.
     """
 
     path: str
@@ -35,23 +35,31 @@ class Found:
     ingests: dict[str, int]
     """Ingest id → size."""
     set_aside: tuple[str, ...]
-    """Unknown names that were moved out of the way or ignored, for the log."""
+    """Unknown names that were moved out of the way or left alone, with the reason, for the log."""
 
 
 class LocalLevel(Protocol):
     """Called from the loop. No method moves content; those that may take long say so and may run in a thread.
 
-    Errors: LevelError for any failing I/O, NoRoomError for ENOSPC/EDQUOT, NotFoundError for an unknown name.
+    Errors: LevelError for any failing I/O, NoRoomError for ENOSPC/EDQUOT, NotFoundError for an unknown name,
+    InvalidRequestError for a digest or ingest id that may not become part of a path.
     """
 
     level: Level
 
     def scan(self) -> Found:
-        """Finds what an earlier daemon left; removes what can never be used (pool and withdrawn segments)."""
+        """Finds what an earlier daemon left, and makes the level usable: comes before every other call.
+
+        What can never be used (pool segments, torn ingests) is removed; withdrawn segments are tracked again, since
+        workers may still map them. May take long; safe to run in a thread.
+        """
         ...
 
     def create(self, ingest_id: str, size_bytes: int) -> FileRef:
-        """A new ingest of exactly this length, mode 0600, exclusively created. L1 takes it from the pool if it can."""
+        """A new ingest of exactly this length, exclusively created: an existing one of that id is a LevelError.
+
+        L1 takes it from the pool if it can, and then may take long where a bigger segment is cut down.
+        """
         ...
 
     def ingest(self, ingest_id: str) -> FileRef:
@@ -61,7 +69,8 @@ class LocalLevel(Protocol):
     def commit(self, ingest_id: str, digest: str) -> FileRef:
         """Makes the ingest the blob ``digest``, durably for its level. May take long (fsync); safe to run in a thread.
 
-        If the blob exists already the ingest is discarded and the existing blob returned.
+        If the blob exists already, of the same length, the ingest is discarded and the existing blob returned. An error
+        leaves no blob by that name that is not whole and durable; the caller then discards the ingest.
         """
         ...
 
@@ -82,7 +91,10 @@ class LocalLevel(Protocol):
         ...
 
     def remove(self, digest: str) -> None:
-        """Takes a blob's name away. L2: its bytes are free. L1: they are withdrawn until ``collect`` proves them free."""
+        """Takes a blob's name away. L2: its bytes are free. L1: withdrawn until ``collect`` proves them free.
+
+        On L2 it may take long (freeing, fsync); safe to run in a thread.
+        """
         ...
 
     def free_bytes(self) -> int:

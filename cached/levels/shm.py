@@ -1,0 +1,351 @@
+"""L1: blobs as POSIX shared-memory objects, byte-identical images of their files. The only importer of posix_ipc.
+
+Names say all there is to know, so that a scan needs no index: ``cached.<instance>.<kind>.<id>``, flat in /dev/shm, of
+kind ``blob`` (id: SHA-256), ``ingest``, ``withdrawn`` (no longer to be opened; workers may still map it) and ``pool``
+(memory kept for the next blob). A segment goes ingest → blob → withdrawn → pool → ingest by renaming, and no step
+overwrites a name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Callable
+
+import posix_ipc
+import structlog
+
+from cached.errors import CachedError, InvalidRequestError, LevelError, NotFoundError
+from cached.levels.base import FileRef, Found
+from cached.levels.files import (
+    checked_digest,
+    checked_ingest_id,
+    foreign,
+    free_bytes,
+    is_digest,
+    is_ingest_id,
+    level_errors,
+    open_checked,
+    rename_new,
+    stat_ref,
+)
+from cached.levels.segments import Collected, Pool, Segment, Use, probe
+from cached.types import Level
+
+_log = structlog.get_logger(__name__)
+
+SHM_FOLDER = "/dev/shm"  # noqa: S108 - where shm_open(3) keeps its objects; ours are made with O_EXCL
+_INSTANCE = re.compile(r"[0-9A-Za-z_-]{1,32}")
+_PRIVATE = 0o600
+
+
+class ShmLevel:
+    """L1. Belongs to the loop, but for ``scan``, ``collect`` and ``drop_pool``, which may run in one thread beside it.
+
+    ``instance`` keeps daemons on one host apart. ``mode`` and ``group`` are those of segments that may be opened by
+    path; withdrawn and pooled ones are always 0600. ``huge_pages`` is what movers are to ask for; see
+    ``huge_pages_allowed``.
+    """
+
+    level = Level.L1
+
+    def __init__(
+        self, instance: str, *, mode: int = _PRIVATE, group: int | None = None, huge_pages: bool = False
+    ) -> None:
+        if not _INSTANCE.fullmatch(instance):
+            raise InvalidRequestError(f"{instance!r} cannot name an instance", value=instance)
+        self.instance = instance
+        self.huge_pages = huge_pages
+        self._mode = mode
+        self._group = group
+        self._prefix = f"cached.{instance}."
+        self._lengths: dict[str, int] = {}
+        self._withdrawn: dict[str, Segment] = {}
+        self._leaving: dict[str, Segment] = {}
+        self._pool = Pool()
+
+    # What there is
+
+    def scan(self) -> Found:
+        """See LocalLevel. Pool segments of an earlier daemon are given back; what is foreign is left alone."""
+        self._lengths, self._withdrawn, self._leaving, self._pool = {}, {}, {}, Pool()
+        found = Found(blobs={}, ingests={}, set_aside=())
+        aside: list[str] = []
+        with level_errors(Level.L1, SHM_FOLDER, "list"):
+            names = sorted(name for name in os.listdir(SHM_FOLDER) if name.startswith(self._prefix))
+        for name in names:
+            problem = self._sort_in(name, found)
+            if problem:
+                aside.append(f"{SHM_FOLDER}/{name}: {problem}, left alone")
+        return Found(found.blobs, found.ingests, tuple(aside))
+
+    def blob(self, digest: str) -> FileRef:
+        """See LocalLevel."""
+        return stat_ref(Level.L1, self._path("blob", checked_digest(digest)))
+
+    def ingest(self, ingest_id: str) -> FileRef:
+        """See LocalLevel."""
+        return stat_ref(Level.L1, self._path("ingest", checked_ingest_id(ingest_id)))
+
+    def open_blob(self, digest: str) -> int:
+        """See LocalLevel."""
+        return open_checked(Level.L1, self._path("blob", checked_digest(digest)))
+
+    def open_ingest(self, ingest_id: str) -> int:
+        """See LocalLevel."""
+        return open_checked(Level.L1, self._path("ingest", checked_ingest_id(ingest_id)))
+
+    def free_bytes(self) -> int:
+        """See LocalLevel."""
+        return free_bytes(Level.L1, SHM_FOLDER)
+
+    @property
+    def withdrawn_bytes(self) -> int:
+        """Bytes whose name is gone but whose memory is not known to be free; they count as used."""
+        segments = (*list(self._withdrawn.values()), *list(self._leaving.values()))
+        return sum(segment.size_bytes for segment in segments)
+
+    @property
+    def pool_bytes(self) -> int:
+        """Bytes kept for the next blob, clean or not; they count as used."""
+        return self._pool.bytes
+
+    @property
+    def pool_clean_bytes(self) -> int:
+        """The part of ``pool_bytes`` that ``create`` may take."""
+        return self._pool.clean_bytes
+
+    # Coming and going
+
+    def create(self, ingest_id: str, size_bytes: int) -> FileRef:
+        """See LocalLevel. From the pool it takes whole segments: ``pool_match`` says beforehand how many bytes.
+
+        Pages are not allocated here: movers do it before they write (``levels.memory.allocate_pages``).
+        """
+        path = self._path("ingest", checked_ingest_id(ingest_id))
+        ref = self._reuse(path, size_bytes) or self._create_fresh(path, size_bytes)
+        self._lengths[ingest_id] = size_bytes
+        return ref
+
+    def pool_match(self, size_bytes: int) -> int:
+        """The bytes that leave the pool if ``create`` is called with this size now; 0 if it would take fresh memory."""
+        segment = self._pool.match(size_bytes)
+        return segment.size_bytes if segment else 0
+
+    def commit(self, ingest_id: str, digest: str) -> FileRef:
+        """See LocalLevel. Never blocks: shared memory has nothing to be made durable."""
+        source = self._path("ingest", checked_ingest_id(ingest_id))
+        target = self._path("blob", checked_digest(digest))
+        ref = stat_ref(Level.L1, source)
+        if ref.size_bytes != self._lengths.get(ingest_id, ref.size_bytes):
+            raise LevelError(f"l1: {source} changed its length", level=Level.L1, path=source, cause="length")
+        if os.path.lexists(target):
+            existing = stat_ref(Level.L1, target)
+            if existing.size_bytes == ref.size_bytes:
+                self.discard(ingest_id)
+                return existing
+            self._withdraw(target)
+        with level_errors(Level.L1, target, "rename to"):
+            rename_new(source, target)
+        self._lengths.pop(ingest_id, None)
+        return FileRef(path=target, inode=ref.inode, size_bytes=ref.size_bytes, memory=True)
+
+    def discard(self, ingest_id: str) -> None:
+        """See LocalLevel. Its bytes are withdrawn: a mover or a worker may still map them."""
+        self._lengths.pop(checked_ingest_id(ingest_id), None)
+        path = self._path("ingest", ingest_id)
+        if os.path.lexists(path):
+            self._withdraw(path)
+
+    def remove(self, digest: str) -> None:
+        """See LocalLevel."""
+        self._withdraw(self._path("blob", checked_digest(digest)))
+
+    # Memory that holds nothing
+
+    def collect(self, keep: Callable[[int], bool] = lambda _size_bytes: False) -> list[Collected]:
+        """Frees the withdrawn segments that no process has open or mapped any more; the others stay withdrawn.
+
+        ``keep(size_bytes)`` says whether one goes to the pool. Where the kernel cannot tell whether a segment is in
+        use, it is never kept, only unlinked, and counted as free. One that cannot be examined stays, and is logged.
+        Giving memory back takes about 0.15 s a GiB; safe to run in a thread, one at a time.
+        """
+        collected = []
+        for segment in list(self._withdrawn.values()):
+            try:
+                freed = self._collect_one(segment, keep)
+            except NotFoundError:
+                freed = Collected(segment.size_bytes, kept=False, proven=False)
+                self._withdrawn.pop(segment.segment_id, None)
+            except CachedError as error:
+                _log.warning("l1.collect_failed", path=segment.ref.path, error=error.message)
+                continue
+            if freed:
+                collected.append(freed)
+        return collected
+
+    def dirty_pool(self) -> tuple[FileRef, ...]:
+        """Pool segments that a mover must clear (``jobs.Clear``) before ``create`` takes them; then ``mark_clean``."""
+        return self._pool.dirty()
+
+    def mark_clean(self, ref: FileRef) -> bool:
+        """A segment of ``dirty_pool`` is all zeros now. False if it has left the pool meanwhile."""
+        return self._pool.mark_clean(ref)
+
+    def grow_pool(self, size_bytes: int) -> FileRef:
+        """Adds fresh memory to the pool, dirty until a mover has cleared it, which allocates its pages."""
+        segment_id = secrets.token_hex(8)
+        ref = self._create_fresh(self._path("pool", segment_id), size_bytes, private=True)
+        self._pool.add_dirty(Segment(segment_id, ref))
+        return ref
+
+    def drop_pool(self, needed_bytes: int) -> int:
+        """Gives at least ``needed_bytes`` of the pool back, or all; what was freed. Takes as long as ``collect``."""
+        return sum(self.drop_pooled(segment.ref) for segment in self._pool.victims(needed_bytes))
+
+    def drop_pooled(self, ref: FileRef) -> int:
+        """Gives one pool segment back (it could not be cleared, say); the bytes freed, 0 if it has left already."""
+        segment = self._pool.take(ref)
+        if segment is None:
+            return 0
+        self._release(segment)
+        return segment.size_bytes
+
+    def _collect_one(self, segment: Segment, keep: Callable[[int], bool]) -> Collected | None:
+        use = probe(segment)
+        if use is Use.IN_USE:
+            return None
+        kept = use is Use.FREE and keep(segment.size_bytes)
+        if kept:
+            path = self._path("pool", segment.segment_id)
+            with level_errors(Level.L1, path, "rename to"):
+                rename_new(segment.ref.path, path)
+            ref = FileRef(path=path, inode=segment.ref.inode, size_bytes=segment.size_bytes, memory=True)
+            self._pool.add_dirty(Segment(segment.segment_id, ref))
+            self._withdrawn.pop(segment.segment_id, None)
+        else:
+            self._withdrawn.pop(segment.segment_id, None)
+            self._release(segment)
+        return Collected(segment.size_bytes, kept=kept, proven=use is Use.FREE)
+
+    def _release(self, segment: Segment) -> None:
+        """Unlinks; while the kernel frees its pages they count as withdrawn."""
+        self._leaving[segment.segment_id] = segment
+        try:
+            _unlink(segment.ref.path)
+        except CachedError:
+            self._withdrawn[segment.segment_id] = segment
+            raise
+        finally:
+            self._leaving.pop(segment.segment_id, None)
+
+    def _withdraw(self, path: str) -> None:
+        ref = stat_ref(Level.L1, path)
+        segment_id = secrets.token_hex(8)
+        target = self._path("withdrawn", segment_id)
+        with level_errors(Level.L1, path, "withdraw"):
+            rename_new(path, target)
+            segment = Segment(segment_id, FileRef(target, ref.inode, ref.size_bytes, memory=True))
+            self._withdrawn[segment_id] = segment
+            os.chmod(target, _PRIVATE)
+
+    def _reuse(self, path: str, size_bytes: int) -> FileRef | None:
+        segment = self._pool.match(size_bytes)
+        if segment is None or os.path.lexists(path) or self._pool.take(segment.ref) is None:
+            return None
+        try:
+            fd = open_checked(Level.L1, segment.ref.path, os.O_RDWR, segment.ref)
+        except NotFoundError:
+            return None
+        try:
+            with level_errors(Level.L1, path, "make from the pool"):
+                os.ftruncate(fd, size_bytes)
+                self._set_access(fd)
+                rename_new(segment.ref.path, path)
+        except CachedError:
+            self._release(segment)
+            raise
+        finally:
+            os.close(fd)
+        return FileRef(path=path, inode=segment.ref.inode, size_bytes=size_bytes, memory=True)
+
+    def _create_fresh(self, path: str, size_bytes: int, *, private: bool = False) -> FileRef:
+        with level_errors(Level.L1, path, "create", size_bytes):
+            fd = _create_exclusive(path)
+            try:
+                os.ftruncate(fd, size_bytes)
+                if not private:
+                    self._set_access(fd)
+                inode = os.fstat(fd).st_ino
+            except OSError:
+                _unlink(path)
+                raise
+            finally:
+                os.close(fd)
+        return FileRef(path=path, inode=inode, size_bytes=size_bytes, memory=True)
+
+    def _set_access(self, fd: int) -> None:
+        if self._group is not None:
+            os.fchown(fd, -1, self._group)
+        # Explicitly, since the umask may have taken bits away.
+        os.fchmod(fd, self._mode)
+
+    def _sort_in(self, name: str, found: Found) -> str:
+        """Takes account of one name of ours; the reason why it is none of ours, or nothing."""
+        kind, _, own_id = name.removeprefix(self._prefix).partition(".")
+        path = f"{SHM_FOLDER}/{name}"
+        try:
+            problem = foreign(os.lstat(path))
+        except OSError as error:
+            return "" if error.errno == errno.ENOENT else str(error.strerror)
+        if problem:
+            return problem
+        ref = stat_ref(Level.L1, path)
+        if kind == "blob" and is_digest(own_id):
+            found.blobs[own_id] = ref.size_bytes
+        elif kind == "ingest" and is_ingest_id(own_id):
+            found.ingests[own_id] = self._lengths[own_id] = ref.size_bytes
+        elif kind == "withdrawn" and is_ingest_id(own_id):
+            self._withdrawn[own_id] = Segment(own_id, ref)
+        elif kind == "pool" and is_ingest_id(own_id):
+            _unlink(path)
+        else:
+            return "its name is not one that we give"
+        return ""
+
+    def _path(self, kind: str, own_id: str) -> str:
+        return f"{SHM_FOLDER}/{self._prefix}{kind}.{own_id}"
+
+
+def huge_pages_allowed(mounts: str) -> bool:
+    """Whether /dev/shm gives huge pages to those who ask, from the text of /proc/self/mounts."""
+    options = ""
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if len(fields) > 3 and fields[1] == SHM_FOLDER:
+            options = fields[3]  # the last mount on a folder is the one that is seen
+    return bool({"huge=always", "huge=within_size", "huge=advise"} & set(options.split(",")))
+
+
+def _create_exclusive(path: str) -> int:
+    name = "/" + os.path.basename(path)
+    try:
+        segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=_PRIVATE)
+    except posix_ipc.ExistentialError as error:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from error
+    except posix_ipc.PermissionsError as error:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from error
+    return int(segment.fd)
+
+
+def _unlink(path: str) -> None:
+    """Takes the name away, and with it the memory once nobody maps it; a name that is gone already is fine."""
+    with level_errors(Level.L1, path, "unlink"):
+        try:
+            posix_ipc.unlink_shared_memory("/" + os.path.basename(path))
+        except posix_ipc.ExistentialError:
+            pass
+        except posix_ipc.PermissionsError as error:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from error

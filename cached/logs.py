@@ -45,12 +45,16 @@ def configure(level: str = "info", log_format: str = "auto", stream: TextIO | No
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     # The plain formatters: the rich ones print local variables, and with them secrets.
-    final: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    final: list[Processor] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.processors.format_exc_info,
+        redact,
+    ]
     if as_json:
-        final += [structlog.processors.format_exc_info, redact, structlog.processors.JSONRenderer(default=str)]
+        final.append(structlog.processors.JSONRenderer(default=str))
     else:
         plain = structlog.dev.plain_traceback
-        final += [redact, structlog.dev.ConsoleRenderer(colors=output.isatty(), exception_formatter=plain)]
+        final.append(structlog.dev.ConsoleRenderer(colors=output.isatty(), exception_formatter=plain))
     handler = logging.StreamHandler(output)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
     root = logging.getLogger()

@@ -90,6 +90,7 @@ class DescriptorServer:
             listener.close()
             raise
         self._acceptor = asyncio.create_task(self._accept(listener), name="descriptor-socket")
+        _close_after(self._acceptor, listener)
 
     async def stop(self) -> None:
         """Ends all connections and removes the socket; idempotent."""
@@ -105,31 +106,30 @@ class DescriptorServer:
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        with listener:
-            while True:
-                try:
-                    connection, _ = await loop.sock_accept(listener)
-                except OSError as error:
-                    # Out of descriptors, usually: those who wait are served when some are back.
-                    _log.warning("descriptors.accept_failed", error=str(error))
-                    await asyncio.sleep(0.5)
-                    continue
-                task = asyncio.create_task(self._serve(connection))
-                self._connections.add(task)
-                task.add_done_callback(self._connections.discard)
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                # Out of descriptors, usually: those who wait are served when some are back.
+                _log.warning("descriptors.accept_failed", error=str(error))
+                await asyncio.sleep(0.5)
+                continue
+            task = asyncio.create_task(self._serve(connection))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+            _close_after(task, connection)
 
     async def _serve(self, connection: socket.socket) -> None:
-        with connection:
-            peer = _credentials(connection)
-            self._per_uid[peer.uid] += 1
-            try:
-                await self._converse(connection, peer)
-            except OSError as error:  # gone, or silent for too long
-                _log.debug("descriptors.ended", error=str(error), pid=peer.pid, uid=peer.uid)
-            finally:
-                self._per_uid[peer.uid] -= 1
-                if not self._per_uid[peer.uid]:
-                    del self._per_uid[peer.uid]
+        peer = _credentials(connection)
+        self._per_uid[peer.uid] += 1
+        try:
+            await self._converse(connection, peer)
+        except OSError as error:  # gone, or silent for too long
+            _log.debug("descriptors.ended", error=str(error), pid=peer.pid, uid=peer.uid)
+        finally:
+            self._per_uid[peer.uid] -= 1
+            if not self._per_uid[peer.uid]:
+                del self._per_uid[peer.uid]
 
     async def _converse(self, connection: socket.socket, peer: Peer) -> None:
         try:
@@ -227,6 +227,11 @@ def _groups(connection: socket.socket) -> tuple[int, ...]:
     except OSError:
         return ()
     return struct.unpack(f"{len(data) // 4}I", data[: len(data) // 4 * 4])
+
+
+def _close_after(task: asyncio.Task[None], owned: socket.socket) -> None:
+    """Also for a task that is cancelled before its first step, where a ``with`` inside it would never be reached."""
+    task.add_done_callback(lambda _: owned.close())
 
 
 async def _writable(connection: socket.socket) -> None:

@@ -48,7 +48,7 @@ SUMMARY = ModelSummary(
 LEASE = LeaseInfo("l1", "tiny", "r1", Client("worker", 12), Peer(13, 14, 15), 7.5, True, 100)
 DETAIL = ModelDetail(
     summary=SUMMARY,
-    files=(FileDetail("a.safetensors", 99, "ab" * 32, True, False, ("other",), 1, CheckedBy.FIRST_SEEN),),
+    files=(FileDetail("a.safetensors", 99, "ab" * 32, True, True, ("other",), 1, CheckedBy.FIRST_SEEN),),
     revisions=("r1", "r0"), path="/models/tiny", leases=(LEASE,), notes=("skipped *.bin",), last_error="boom",
 )  # fmt: skip
 STATS = Stats(

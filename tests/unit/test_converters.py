@@ -1,0 +1,101 @@
+"""Values to messages and back: no field is lost, no value of an enum is forgotten."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+
+from cached import types
+from cached.errors import InvalidRequestError, all_errors
+from cached.rpc import converters as convert
+from cached.rpc.errors import STATUS
+from cached.types import ByteRange, CheckedBy, Damage, Damaged, Event, Level, PullPhase, PullProgress, RangesReady
+from cached_client._proto import cached_pb2 as pb
+from tests.unit.rpc_support import COMPLETE, DETAIL, LEASE, OPENED, STATS, SUMMARY
+
+DAMAGE = Damage("tiny", "r1", "a", "ab", Level.L2, 3, 48, 16, True, "why")
+PROGRESS = PullProgress(
+    PullPhase.VERIFYING, "tiny", "r1", 10, 9, 8, 7, 6, 0.5, ("note",), Level.L3, CheckedBy.ORIGIN_CHECKSUM
+)
+
+
+def unset(message: Message) -> set[str]:
+    """Fields of a message, and of those within it, that hold nothing."""
+    names = {field.name for field in message.DESCRIPTOR.fields} - {field.name for field, _ in message.ListFields()}
+    for field, value in message.ListFields():
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        inner: list[Any] = [value] if isinstance(value, Message) else list(value)
+        names |= {f"{field.name}.{name}" for item in inner for name in unset(item)}
+    return names
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        convert.progress_message(PROGRESS),
+        convert.summary_message(SUMMARY),
+        convert.detail_message(DETAIL),
+        convert.lease_message(LEASE),
+        convert.verify_message(types.VerifyProgress(5, 4, DAMAGE, True, 2, 1)),
+        convert.stats_message(STATS),
+        convert.event_message(Event(1.0, "evicted", "tiny", "r1", "gone", {"level": "l1"})),
+    ],
+    ids=lambda message: message.DESCRIPTOR.name,
+)
+def test_a_full_value_fills_every_field(message: Message) -> None:
+    assert unset(message) == set()
+
+
+def test_attach_events() -> None:
+    opened = convert.attach_message(dataclasses.replace(OPENED, complete=COMPLETE), "/run/fd.sock").opened
+    assert unset(opened) == {"files.index"}
+    assert opened.complete == convert.attach_message(COMPLETE, "").complete
+    ranges = convert.attach_message(RangesReady((ByteRange(1, 2, 3),)), "").ranges_ready.ranges
+    assert [(item.file_index, item.offset_bytes, item.length_bytes) for item in ranges] == [(1, 2, 3)]
+    damaged = convert.attach_message(Damaged(1, 2, 3), "").damaged
+    assert (damaged.file_index, damaged.offset_bytes, damaged.length_bytes) == (1, 2, 3)
+
+
+def test_a_lease_without_credentials_says_so() -> None:
+    lease = convert.lease_message(dataclasses.replace(LEASE, peer=None))
+    assert (lease.peer_pid, lease.peer_uid) == (-1, -1)
+
+
+@pytest.mark.parametrize(
+    ("table", "kind", "numbers"),
+    [
+        (convert.LEVELS, types.Level, pb.Level),
+        (convert.TIERS, types.Tier, pb.Tier),
+        (convert.STATES, types.RevisionState, pb.RevisionState),
+        (convert.PHASES, types.PullPhase, pb.PullProgress.Phase),
+    ],
+)
+def test_enums_match_value_for_value(table: dict[Any, int], kind: Any, numbers: Any) -> None:
+    assert set(table) == set(kind)
+    assert set(table.values()) == {number for number in numbers.values() if number}
+    for value, number in table.items():
+        assert numbers.Name(number).endswith(f"_{value.value.upper()}")
+
+
+def test_requests_enums() -> None:
+    assert convert.tier_of(0) is None
+    assert convert.tier_of(pb.TIER_AUTO) is types.Tier.AUTO
+    assert convert.level_of(0) is None
+    assert convert.level_of(pb.LEVEL_L2) is Level.L2
+    for call, number in ((convert.tier_of, 77), (convert.level_of, 77), (convert.level_of, int(pb.LEVEL_L3))):
+        with pytest.raises(InvalidRequestError) as caught:
+            call(number)
+        assert caught.value.hint
+
+
+def test_text_that_utf8_cannot_hold_is_replaced() -> None:
+    message = convert.event_message(Event(1.0, "x", message="a\udcff", fields={"path": "b\udcff"}))
+    assert (message.message, message.fields["path"]) == ("a?", "b?")
+
+
+def test_every_error_has_a_status() -> None:
+    assert set(STATUS) == set(all_errors().values())

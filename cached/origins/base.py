@@ -1,9 +1,10 @@
-"""The protocol of an origin (L3), and the values it speaks in. Every origin passes tests/conformance/test_origins.py."""
+"""The protocol of an origin (L3), and the values it speaks in; tests/conformance/test_origins.py holds for each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 
@@ -19,7 +20,7 @@ class OriginSpec:
 class OriginChecksum:
     """A full-content checksum that the origin itself vouches for.
 
-    ``algorithm``: ``sha256``, ``sha1``, ``crc64nvme``, ``crc32c`` or ``crc32``. ``value_hex``: the digest, big-endian hex.
+    ``algorithm``: ``sha256``, ``sha1``, ``crc64nvme``, ``crc32c`` or ``crc32``. ``value_hex``: the digest, big-endian.
     ``part_sizes_bytes`` empty: over the whole object. Otherwise the value is the algorithm over the concatenated binary
     digests of parts of these sizes (an S3 composite).
     """
@@ -33,8 +34,9 @@ class OriginChecksum:
 class OriginObject:
     """One object below an origin's URI.
 
-    ``path`` is relative, with forward slashes, validated against escapes. ``version`` is an opaque marker (version id or
-    ETag; for files size, mtime and inode) that changes when the content does; it is never taken for a digest.
+    ``path`` is relative, with forward slashes, validated against escapes. ``version`` is an opaque marker (ETag and
+    version id; for files size, mtime and inode) that changes when the content does; it is never taken for a digest. A
+    listing may know less of it than ``stat`` (S3 lists no version ids): compare only markers that ``stat`` gave.
     """
 
     path: str
@@ -58,7 +60,7 @@ class Origin(Protocol):
         ...
 
     def read_into(self, item: OriginObject, offset_bytes: int, view: memoryview) -> None:
-        """Fills ``view`` with the bytes from ``offset_bytes`` of exactly ``item.version``, or raises and leaves junk in it.
+        """Fills ``view`` with the bytes from ``offset_bytes`` of exactly ``item.version``; if it raises, with junk.
 
         The length and the range of the answer are checked against what was asked for, and its version against
         ``item.version`` (else ObjectChangedError). Does not retry: the planner does, with its own budget.
@@ -67,4 +69,17 @@ class Origin(Protocol):
 
     def close(self) -> None:
         """Ends connections; idempotent."""
+        ...
+
+
+class WritableOrigin(Origin, Protocol):
+    """An origin that models can be uploaded to."""
+
+    def upload_file(self, local_path: Path, path: str, progress: Callable[[int], None] | None = None) -> OriginObject:
+        """Stores a local file as ``path`` below the URI, replacing what is there; gives what ``stat`` then says of it.
+
+        Blocks; safe from several threads. Retries by itself. ``progress`` is called with counts of further bytes sent,
+        from any thread; a retry may count bytes again. What was stored is compared by size, and by checksum where the
+        origin returns one: IntegrityError. On an error the object is absent, old, or whole, never partial.
+        """
         ...

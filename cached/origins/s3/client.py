@@ -1,0 +1,131 @@
+"""boto3 clients as the cache needs them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import botocore
+import botocore.exceptions
+from botocore.config import Config
+
+from cached.errors import InvalidRequestError
+from cached.origins.s3.options import S3Options
+
+# With botocore's default, when_supported, a ranged GET of an object with a full-object checksum can raise
+# FlexibleChecksumError, and every upload carries a trailer that other servers refuse.
+_CHECKSUMS = "when_required"
+_UPLOAD_ATTEMPTS = 5
+
+
+class Connection:
+    """A client for reading, made once, and what errors say of it. Making it may read files, but connects to nothing."""
+
+    def __init__(self, options: S3Options) -> None:
+        self._options = options
+        try:
+            self._session = boto3.Session(profile_name=options.profile or None, region_name=options.region or None)
+            self.client = self._make(attempts=1)
+        except botocore.exceptions.ProfileNotFound as error:
+            raise InvalidRequestError(
+                f"there is no AWS profile {options.profile!r}",
+                hint="look at ~/.aws/config of the user that the daemon runs as, or at AWS_CONFIG_FILE",
+                value="profile",
+            ) from error
+        except (ValueError, botocore.exceptions.BotoCoreError) as error:
+            raise InvalidRequestError(
+                f"the S3 client cannot be set up: {error}",
+                hint="look at the options of the origin and at the AWS environment",
+                value=options.endpoint_url or "client",
+            ) from error
+
+    @property
+    def endpoint_url(self) -> str:
+        """Where requests go, without user information."""
+        parts = urlsplit(str(self.client.meta.endpoint_url))
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+    def credential_source(self) -> str:
+        """Where the credentials come from, in words; never the credentials."""
+        if self._options.anonymous:
+            return "none (anonymous)"
+        found = self._find_credentials()
+        if found is None:
+            return "none found"
+        named = f" of profile {self._options.profile!r}" if self._options.profile else ""
+        return f"{_SOURCES.get(str(found.method), str(found.method))}{named}"
+
+    def secrets(self) -> tuple[str, ...]:
+        """What no text of ours may hold."""
+        found = None if self._options.anonymous else self._find_credentials()
+        if found is None:
+            return ()
+        try:
+            frozen = found.get_frozen_credentials()
+        except botocore.exceptions.BotoCoreError:
+            return ()
+        return tuple(text for text in (frozen.secret_key, frozen.token, frozen.access_key) if text)
+
+    def upload_client(self) -> Any:
+        """A client that retries; uploads have no planner above them."""
+        return self._make(attempts=_UPLOAD_ATTEMPTS)
+
+    def _find_credentials(self) -> Any:
+        try:
+            return self._session.get_credentials()
+        except botocore.exceptions.BotoCoreError:
+            return None
+
+    def _make(self, attempts: int) -> Any:
+        addressing = self._options.addressing
+        if addressing == "auto" and self._options.endpoint_url:
+            addressing = "path"
+        client = self._make_with(addressing, attempts)
+        if addressing == "auto" and not _is_aws(str(client.meta.endpoint_url)):
+            # The endpoint came from the AWS environment or a profile, which only botocore reads.
+            client.close()
+            client = self._make_with("path", attempts)
+        return client
+
+    def _make_with(self, addressing: str, attempts: int) -> Any:
+        options = self._options
+        config = Config(
+            s3={"addressing_style": addressing},
+            signature_version=botocore.UNSIGNED if options.anonymous else None,
+            connect_timeout=options.connect_timeout_s,
+            read_timeout=options.read_timeout_s,
+            max_pool_connections=options.max_connections,
+            retries={"mode": "standard", "total_max_attempts": attempts},
+            tcp_keepalive=True,
+            request_checksum_calculation=_CHECKSUMS,
+            response_checksum_validation=_CHECKSUMS,
+            user_agent_extra="cached",
+        )
+        if options.ca_bundle and not os.path.isfile(options.ca_bundle):
+            raise ValueError(f"there is no CA bundle {options.ca_bundle!r}")
+        return self._session.client(
+            "s3",
+            endpoint_url=options.endpoint_url or None,
+            verify=options.ca_bundle or None,
+            config=config,
+        )
+
+
+_SOURCES = {
+    "env": "the environment (AWS_ACCESS_KEY_ID)",
+    "shared-credentials-file": "the shared credentials file",
+    "config-file": "the AWS configuration file",
+    "iam-role": "the instance's role",
+    "container-role": "the container's role",
+    "assume-role": "an assumed role",
+    "assume-role-with-web-identity": "a web identity token (IRSA)",
+    "sso": "AWS SSO",
+    "custom-process": "a credential process",
+}
+
+
+def _is_aws(endpoint_url: str) -> bool:
+    host = urlsplit(endpoint_url).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))

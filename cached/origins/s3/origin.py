@@ -1,0 +1,232 @@
+"""S3Origin: listing, describing, reading and uploading objects."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from cached.errors import (
+    CachedError,
+    InvalidRequestError,
+    NotFoundError,
+    OriginError,
+    OriginProtocolError,
+)
+from cached.origins.base import OriginChecksum, OriginObject, OriginSpec
+from cached.origins.s3.body import range_problem, read_body
+from cached.origins.s3.client import Connection
+from cached.origins.s3.failures import Failures
+from cached.origins.s3.options import parse_location, parse_options
+from cached.origins.s3.upload import compare_upload, send_file
+from cached.origins.s3.versions import (
+    checksum,
+    checksum_names,
+    is_composite,
+    marker,
+    request_condition,
+    same_version,
+)
+from cached.refs import check_path
+
+_log = structlog.get_logger(__name__)
+_MAX_PARTS = 10_000  # S3's own limit; a server that pages for ever is not followed
+
+
+class S3Origin:
+    """See Origin and WritableOrigin. The client is made at first use; one origin may be used by any number of threads.
+
+    Options: those of S3Options, as text. Credentials are found by boto3 in the usual AWS places.
+    """
+
+    def __init__(self, spec: OriginSpec) -> None:
+        self._location = parse_location(spec.uri)
+        self._options = parse_options(spec)
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._upload_client: Any = None
+        self._one_object: bool | None = False if self._location.only_prefix else None
+
+    def list_objects(self) -> list[OriginObject]:
+        """See Origin. Keys that end with ``/`` are skipped; a key that is not a safe path is InvalidRequestError."""
+        found = [item for item in map(self._listed, self._list(self._location.base)) if item is not None]
+        if found:
+            return sorted(found, key=lambda item: item.path)
+        if not self._location.only_prefix:
+            fields = self._head(self._location.key, self._location.last_part)
+            return [_described(check_path(self._location.last_part), fields)]
+        raise NotFoundError(
+            f"there are no objects below s3://{self._location.bucket}/{self._location.base}",
+            hint="look at the bucket and the prefix; `aws s3 ls` with the same endpoint shows what is there",
+            uri=f"s3://{self._location.bucket}/{self._location.base}",
+            path="",
+        )
+
+    def stat(self, path: str) -> OriginObject:
+        """See Origin. A composite checksum is given only where the server tells the sizes of the parts."""
+        key = self._key(path)
+        fields = self._head(key, path)
+        checksums: list[OriginChecksum] = []
+        for name in checksum_names(fields):
+            sizes = self._part_sizes(key, path, fields) if is_composite(fields, name) else ()
+            usable = checksum(fields, name, sizes) if sizes is not None else None
+            if usable is not None:
+                checksums.append(usable)
+        return _described(path, fields, tuple(checksums))
+
+    def read_into(self, item: OriginObject, offset_bytes: int, view: memoryview) -> None:
+        """See Origin. An empty ``view`` costs a HEAD, for the version."""
+        connection, failures = self._connected()
+        if not view:
+            if not same_version(item.version, fields := self._head(self._key(item.path), item.path)):
+                raise failures.changed(item.path, item.version, marker(fields))
+            return
+        request = {
+            "Bucket": self._location.bucket,
+            "Key": self._key(item.path),
+            "Range": f"bytes={offset_bytes}-{offset_bytes + len(view) - 1}",
+            **request_condition(item.version),
+        }
+        with failures.typed(item.path, expected_version=item.version):
+            answer = connection.client.get_object(**request)
+            problem = ""
+            if not same_version(item.version, answer):
+                answer["Body"].close()
+                raise failures.changed(item.path, item.version, marker(answer))
+            problem = range_problem(answer, offset_bytes, len(view), item.size_bytes)
+            if problem:
+                answer["Body"].close()
+            elif (done_bytes := read_body(answer["Body"], view.cast("B"))) != len(view):
+                problem = f"the body ended after {done_bytes} of {len(view)} bytes"
+        if problem:
+            raise failures.make(
+                OriginProtocolError,
+                f"the answer to bytes {offset_bytes} to {offset_bytes + len(view) - 1} is wrong: {problem}",
+                item.path,
+                hint="a server or proxy that does not keep to the protocol; try again, or look at the endpoint",
+                cause=problem,
+            )
+
+    def upload_file(self, local_path: Path, path: str, progress: Callable[[int], None] | None = None) -> OriginObject:
+        """See WritableOrigin. Sent with a CRC64-NVME where the server takes one."""
+        key = f"{self._location.base}{check_path(path)}"
+        connection, failures = self._connected()
+        with self._lock:
+            if self._upload_client is None:
+                self._upload_client = connection.upload_client()
+        with failures.typed(path):
+            crc64_hex = send_file(self._upload_client, local_path, self._location.bucket, key, progress)
+        with self._lock:
+            self._one_object = False
+        stored = self.stat(path)
+        compare_upload(local_path, stored, crc64_hex)
+        return stored
+
+    def close(self) -> None:
+        """See Origin. A later call connects anew."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+            upload_client, self._upload_client = self._upload_client, None
+        if connection is not None:
+            connection.client.close()
+        if upload_client is not None:
+            upload_client.close()
+
+    def _connected(self) -> tuple[Connection, Failures]:
+        with self._lock:
+            if self._connection is None:
+                self._connection = Connection(self._options)
+            return self._connection, Failures(self._location, self._connection)
+
+    def _list(self, prefix: str, limit: int = 0) -> list[dict[str, Any]]:
+        connection, failures = self._connected()
+        request: dict[str, Any] = {"Bucket": self._location.bucket, "Prefix": prefix}
+        if limit:
+            request["MaxKeys"] = limit
+        found: list[dict[str, Any]] = []
+        with failures.typed(""):
+            for page in connection.client.get_paginator("list_objects_v2").paginate(**request):
+                found.extend(page.get("Contents", ()))
+                if limit and len(found) >= limit:
+                    break
+        return found
+
+    def _listed(self, fields: dict[str, Any]) -> OriginObject | None:
+        key = str(fields["Key"])
+        if key.endswith("/"):
+            return None
+        try:
+            return _described(check_path(key.removeprefix(self._location.base)), fields)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(
+                f"the key {key[:200]!r} in bucket {self._location.bucket!r} cannot be a file of a model: {error}",
+                hint=f"rename or remove that object; {error.hint}",
+                value=key[:200],
+            ) from error
+
+    def _key(self, path: str) -> str:
+        check_path(path)
+        if path == self._location.last_part and self._is_one_object():
+            return self._location.key
+        return f"{self._location.base}{path}"
+
+    def _is_one_object(self) -> bool:
+        """Whether the URI names one object; asked once, and only where a path could mean both."""
+        if self._one_object is None:
+            one = not self._list(self._location.base, limit=1)
+            with self._lock:
+                self._one_object = one
+        return bool(self._one_object)
+
+    def _head(self, key: str, path: str) -> dict[str, Any]:
+        connection, failures = self._connected()
+        with failures.typed(path):
+            answer: dict[str, Any] = connection.client.head_object(
+                Bucket=self._location.bucket, Key=key, ChecksumMode="ENABLED"
+            )
+        return answer
+
+    def _part_sizes(self, key: str, path: str, fields: dict[str, Any]) -> tuple[int, ...] | None:
+        """Sizes of the parts of a composite checksum; None, and a line in the log, where the server does not tell."""
+        try:
+            sizes = self._ask_part_sizes(key, path, fields)
+        except (CachedError, KeyError, ValueError) as error:
+            sizes, why = (), str(error)
+        else:
+            why = "the server tells no part sizes, or they do not add up"
+        if not sizes or sum(sizes) != fields["ContentLength"]:
+            _log.info("s3.composite_checksum_unusable", bucket=self._location.bucket, key=key, why=why)
+            return None
+        return sizes
+
+    def _ask_part_sizes(self, key: str, path: str, fields: dict[str, Any]) -> tuple[int, ...]:
+        connection, failures = self._connected()
+        request: dict[str, Any] = {
+            "Bucket": self._location.bucket, "Key": key, "ObjectAttributes": ["ObjectParts", "ETag"], "MaxParts": 1000,
+        }  # fmt: skip
+        if fields.get("VersionId", "null") != "null":
+            request["VersionId"] = fields["VersionId"]
+        sizes: list[int] = []
+        while len(sizes) < _MAX_PARTS:
+            with failures.typed(path):
+                answer = connection.client.get_object_attributes(**request)
+            if not same_version(marker({"ETag": fields.get("ETag")}), {"ETag": answer.get("ETag", fields.get("ETag"))}):
+                raise failures.changed(path, marker(fields), marker(answer))
+            parts = answer.get("ObjectParts", {})
+            sizes.extend(int(part["Size"]) for part in parts.get("Parts", ()))
+            if not parts.get("IsTruncated") or not parts.get("Parts"):
+                break
+            request["PartNumberMarker"] = int(parts["NextPartNumberMarker"])
+        return tuple(sizes)
+
+
+def _described(path: str, fields: dict[str, Any], checksums: tuple[OriginChecksum, ...] = ()) -> OriginObject:
+    size = fields.get("Size", fields.get("ContentLength"))
+    if size is None:
+        raise OriginError(
+            f"the server does not tell the size of {path}", hint="look at the endpoint", path=path, cause="no size"
+        )
+    return OriginObject(path=path, size_bytes=int(size), version=marker(fields), checksums=checksums)

@@ -1,0 +1,87 @@
+"""Uploading a file, with a checksum where the server takes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+from boto3.exceptions import S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
+from botocore.exceptions import ClientError
+
+from cached import checksum
+from cached.errors import IntegrityError, NotFoundError
+from cached.origins.base import OriginObject
+
+_log = structlog.get_logger(__name__)
+_READ_BYTES = 8 << 20
+_MAX_PARTS = 9_000
+_PART_BYTES = 16 << 20
+
+
+def send_file(client: Any, local_path: Path, bucket: str, key: str, progress: Callable[[int], None] | None) -> str:
+    """Uploads in parts and gives the CRC64-NVME of what was read, in hex. Raises what boto3 raises.
+
+    With a CRC64-NVME on every part first; once more without, if the server refuses that (older MinIO, some gateways).
+    """
+    if not local_path.is_file():
+        raise NotFoundError(f"{local_path} is not a file", hint="name a file that is there", path=local_path)
+    crc64_hex = checksum.crc64_hex(_crc64_of(local_path))
+    config = TransferConfig(
+        multipart_chunksize=max(_PART_BYTES, -(-local_path.stat().st_size // _MAX_PARTS)),
+        multipart_threshold=2 * _PART_BYTES,
+        max_concurrency=4,
+        preferred_transfer_client="classic",  # the other one takes neither our client's settings nor its credentials
+    )
+    try:
+        client.upload_file(
+            str(local_path), bucket, key, Callback=progress, Config=config,
+            ExtraArgs={"ChecksumAlgorithm": "CRC64NVME"},
+        )  # fmt: skip
+    except (S3UploadFailedError, ClientError) as error:
+        if not _checksum_refused(error):
+            raise
+        _log.info("s3.upload_checksum_refused", bucket=bucket, key=key)
+        client.upload_file(str(local_path), bucket, key, Callback=progress, Config=config)
+    return crc64_hex
+
+
+def compare_upload(local_path: Path, stored: OriginObject, crc64_hex: str) -> None:
+    """Raises IntegrityError unless what is stored has the file's size and, if the server tells it, its CRC64-NVME."""
+    size_bytes = local_path.stat().st_size
+    found = {item.algorithm: item.value_hex for item in stored.checksums if not item.part_sizes_bytes}
+    for check, expected, seen in (
+        ("size", str(size_bytes), str(stored.size_bytes)),
+        ("crc64nvme", crc64_hex, found.get("crc64nvme", crc64_hex)),
+    ):
+        if expected != seen:
+            raise IntegrityError(
+                f"{stored.path} is not at the origin what was uploaded: {check} {seen} instead of {expected}",
+                hint="the file was changed while it was being uploaded, or something else wrote there; upload it again",
+                path=stored.path,
+                check=check,
+                expected=expected,
+                found=seen,
+            )
+
+
+def _crc64_of(path: Path) -> int:
+    value = 0
+    buffer = memoryview(bytearray(_READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            value = checksum.crc64nvme(buffer[:count], value)
+    return value
+
+
+def _checksum_refused(error: Exception) -> bool:
+    cause = error if isinstance(error, ClientError) else error.__context__
+    if not isinstance(cause, ClientError):
+        return False
+    status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status in {400, 411, 501} and cause.response.get("Error", {}).get("Code") not in {
+        "BadDigest",
+        "ExpiredToken",
+    }

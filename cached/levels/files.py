@@ -52,11 +52,24 @@ def level_of(ref: FileRef) -> Level:
 
 
 @contextmanager
-def level_errors(level: Level, path: str, doing: str, needed_bytes: int = 0) -> Iterator[None]:
-    """Turns OSError into NotFoundError, NoRoomError or LevelError."""
+def level_errors(
+    level: Level, path: str, doing: str, needed_bytes: int = 0, *, missing_is_failure: bool = False
+) -> Iterator[None]:
+    """Turns OSError into NotFoundError, NoRoomError or LevelError.
+
+    ``missing_is_failure``: it is no name that is missing but the level itself, which is a LevelError.
+    """
     try:
         yield
     except OSError as error:
+        if missing_is_failure and error.errno == errno.ENOENT:
+            raise LevelError(
+                f"{level}: cannot {doing} {path}: its folder is gone",
+                hint="is the file system mounted?",
+                level=level,
+                path=path,
+                cause=os.strerror(errno.ENOENT),
+            ) from error
         raise level_error(level, path, doing, error, needed_bytes) from error
 
 

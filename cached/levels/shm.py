@@ -104,8 +104,8 @@ class ShmLevel:
     @property
     def withdrawn_bytes(self) -> int:
         """Bytes whose name is gone but whose memory is not known to be free; they count as used."""
-        segments = (*list(self._withdrawn.values()), *list(self._leaving.values()))
-        return sum(segment.size_bytes for segment in segments)
+        segments = {**self._withdrawn, **self._leaving}
+        return sum(segment.size_bytes for segment in segments.values())
 
     @property
     def pool_bytes(self) -> int:
@@ -226,13 +226,13 @@ class ShmLevel:
             self._pool.add_dirty(Segment(segment.segment_id, ref))
             self._withdrawn.pop(segment.segment_id, None)
         else:
-            self._withdrawn.pop(segment.segment_id, None)
             self._release(segment)
         return Collected(segment.size_bytes, kept=kept, proven=use is Use.FREE)
 
     def _release(self, segment: Segment) -> None:
-        """Unlinks; while the kernel frees its pages they count as withdrawn."""
+        """Unlinks; while the kernel frees its pages, and if that fails, they count as withdrawn."""
         self._leaving[segment.segment_id] = segment
+        self._withdrawn.pop(segment.segment_id, None)
         try:
             _unlink(segment.ref.path)
         except CachedError:

@@ -46,8 +46,13 @@ def serve(loaded: LoadedConfig, environment: Mapping[str, str]) -> int:
     os.umask(0o077)
     with _locked(config):
         _log.info("daemon.starting", version=__version__, pid=os.getpid(), config=loaded.file or "defaults")
-        asyncio.run(_Daemon(config, Notifier.from_environment(environment)).run())
+        asyncio.run(_run(config, Notifier.from_environment(environment)))
     return 0
+
+
+async def _run(config: Config, notifier: Notifier) -> None:
+    """Built within the loop: the gRPC server belongs to the loop that it is made in."""
+    await _Daemon(config, notifier).run()
 
 
 @contextmanager

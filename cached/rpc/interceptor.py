@@ -113,6 +113,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 # Writing here, not yielding: a cancelled call then closes the method's generator at once, and with it
                 # the lease, and not when the generator happens to be collected.
                 with self._gate.stream():
+                    # A stream may stay silent for long; its caller learns at once that it was taken up.
+                    await context.send_initial_metadata(())
                     async with aclosing(answer(request, context)) as messages:
                         async for message in messages:
                             await context.write(message)

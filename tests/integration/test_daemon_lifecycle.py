@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -43,9 +44,8 @@ def test_it_serves_and_says_where_and_with_what(daemon: DaemonProcess) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
     assert stat.S_IMODE(daemon.state_dir.stat().st_mode) == 0o700
     with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(service="cached.v1.CacheService")
-        )
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        answer = health.Check(health_pb2.HealthCheckRequest(service="cached.v1.CacheService"))
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     assert {level.level for level in daemon.stats().levels} >= {pb.LEVEL_L1, pb.LEVEL_L2}
 
@@ -87,8 +87,7 @@ def test_sigterm_drains_and_leaves_no_socket(daemon: DaemonProcess) -> None:
 def test_a_stream_is_told_that_the_daemon_stops(daemon: DaemonProcess) -> None:
     with daemon.stub() as stub:
         call = stub.Watch(pb.WatchRequest(replay=False))
-        # Accepted once the server answered the call's metadata or its first event; Stats on the same channel comes after.
-        stub.Stats(pb.StatsRequest())
+        call.initial_metadata()  # the server has taken it up
         assert daemon.terminate() == 0
         with pytest.raises(grpc.RpcError) as caught:
             next(call)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cached.errors import CachedError, ConfigError, NoRoomError
 from cached.metrics import Metrics
 from cached.rpc.server import SERVICE, RpcServer
+from cached.rpc.service import CacheService
 from cached.types import (
     AttachEvent,
     ByteRange,
@@ -103,6 +105,33 @@ async def test_attach_opens_announces_and_gives_the_lease_back_when_the_client_g
         call.cancel()
         await asyncio.wait_for(it.engine.released.wait(), 10)
         assert it.engine.held == 0
+
+
+async def test_a_stream_is_told_that_the_daemon_stops(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        attach = it.stub.Attach(pb.AttachRequest(ref="tiny"))
+        it.engine.attach_events.put_nowait(OPENED)
+        await attach.read()
+        await it.server.draining()
+        assert not attach.done(), "draining ends no lease"
+        await it.server.stop(20)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await attach.read()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert info_of(caught.value).metadata["phase"] == "stopping"
+        assert it.engine.held == 0
+        assert it.metrics.counters()['cached_rpc_total{method="Attach",code="UNAVAILABLE"}'] == 1
+
+
+async def test_an_idle_attach_is_kept_alive(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    service = CacheService(engine, "", keep_alive_s=0.01)
+    engine.attach_events.put_nowait(OPENED)
+    stream = service.Attach(pb.AttachRequest(ref="tiny"), cast("Any", None))
+    async with aclosing(cast("Any", stream)):
+        kinds = [(await anext(stream)).WhichOneof("event") for _ in range(3)]
+        assert kinds == ["opened", "keep_alive", "keep_alive"]
+    assert engine.held == 0
 
 
 async def test_detach_ends_the_stream(tmp_path: Path) -> None:

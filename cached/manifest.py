@@ -80,6 +80,8 @@ class FileEntry:
     size_bytes: int
     digest: str
     checked_by: CheckedBy
+    version: str = ""
+    """The origin's marker of the object when it was pulled, so that a damaged chunk can be fetched by range; not a digest."""
 
     def __post_init__(self) -> None:
         check_path(self.path)
@@ -148,6 +150,7 @@ class Manifest:
                     "size_bytes": entry.size_bytes,
                     "digest": entry.digest,
                     "checked_by": entry.checked_by.value,
+                    "version": entry.version,
                 }
                 for entry in self.files
             ],
@@ -178,7 +181,13 @@ def _file_entry(reader: PlainReader) -> FileEntry:
     checked_by = reader.text("checked_by")
     if checked_by not in {check.value for check in CheckedBy}:
         raise reader.wrong(f"{checked_by[:80]!r} is no kind of check")
-    entry = FileEntry(reader.text("path"), reader.integer("size_bytes"), reader.text("digest"), CheckedBy(checked_by))
+    entry = FileEntry(
+        path=reader.text("path"),
+        size_bytes=reader.integer("size_bytes"),
+        digest=reader.text("digest"),
+        checked_by=CheckedBy(checked_by),
+        version=reader.text("version"),
+    )
     reader.finish()
     return entry
 

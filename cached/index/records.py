@@ -36,13 +36,14 @@ class ModelRecord:
 
 @dataclass(frozen=True, slots=True)
 class PendingPull:
-    """A pull that was accepted and has not ended: taken up again after a restart. ``revision`` may not be known yet."""
+    """A pull that was accepted and has not ended: taken up again after a restart."""
 
     name: str
     revision: str
     source: str
     level: Level
-    tier: Tier | None = None
+    ingests: tuple[str, ...] = ()
+    """Ids of the ingests that it writes to: those that are kept for it."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -116,7 +117,7 @@ def _pending_to_dict(pull: PendingPull) -> dict[str, Any]:
         "revision": pull.revision,
         "source": pull.source,
         "level": pull.level.value,
-        "tier": pull.tier.value if pull.tier else "",
+        "ingests": list(pull.ingests),
     }
 
 
@@ -125,10 +126,10 @@ def _pending_from_dict(data: object) -> PendingPull:
     level = reader.text("level")
     if level not in {known.value for known in Level}:
         raise reader.wrong(f"{level[:40]!r} is no level")
-    name, revision, source, tier = reader.text("name"), reader.text("revision"), reader.text("source"), _tier(reader)
+    name, revision, source, ingests = reader.text("name"), reader.text("revision"), reader.text("source"), reader.texts("ingests")
     reader.finish()
     try:
-        return PendingPull(name, revision, source, Level(level), tier)
+        return PendingPull(name, revision, source, Level(level), ingests)
     except InvalidRequestError as error:
         raise reader.wrong(error.message) from error
 

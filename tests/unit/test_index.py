@@ -39,7 +39,7 @@ MANIFEST = Manifest(
     created_time_s=1.5,
 )
 BLOB = BlobRecord(A, CHUNK_BYTES + 1, (1, (1 << 64) - 1))
-PULL = PendingPull("llama", "abcd", "s3://bucket/llama", Level.L1, Tier.WARM)
+PULL = PendingPull("llama", "abcd", "s3://bucket/llama", Level.L1, ("0123",))
 
 
 def fill(index: Index) -> None:

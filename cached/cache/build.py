@@ -1,0 +1,144 @@
+"""Builds the engine's parts from the configuration, and joins them."""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cached.cache.describe import Describer
+from cached.cache.events import EventBus
+from cached.cache.evictor import Evictor
+from cached.cache.links import DirectoryView
+from cached.cache.loader import Loader
+from cached.cache.pulls import Pulls
+from cached.cache.recovery import Recovery
+from cached.cache.registry import Registry
+from cached.cache.services import Services
+from cached.cache.storage import Storage
+from cached.cache.upkeep import Upkeep
+from cached.cache.verify import Verifier
+from cached.clock import Clock
+from cached.config import Config, origin_options
+from cached.errors import ConfigError
+from cached.index import Index
+from cached.leases import LeaseTable
+from cached.levels.disk import DiskLevel
+from cached.levels.shm import ShmLevel, huge_pages_allowed
+from cached.metrics import Metrics
+from cached.transfer.fill import RetryPolicy
+from cached.transfer.pool import MoverPool
+
+_MAX_AUTO_MOVERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """All of the engine, for ModelCache alone."""
+
+    services: Services
+    pool: MoverPool
+    leases: LeaseTable
+    evictor: Evictor
+    loader: Loader
+    pulls: Pulls
+    recovery: Recovery
+    upkeep: Upkeep
+    verifier: Verifier
+    describer: Describer
+
+
+def instance_of(state_dir: str) -> str:
+    """Names this daemon's segments: the same for the same state folder, so that a restart finds them."""
+    return hashlib.sha256(os.path.realpath(state_dir).encode()).hexdigest()[:12]
+
+
+def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str) -> Parts:
+    """Raises ConfigError for what only shows on this host."""
+    state_dir = Path(config.daemon.state_dir)
+    journal_dir = state_dir / "journals"
+    journal_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    instance = instance_of(config.daemon.state_dir)
+    pool = _movers(config, metrics, clock)
+    degraded: dict[str, str] = {}
+    registry = Registry(Index(state_dir / "index"), lambda why: degraded.__setitem__("index", why))
+    services = Services(
+        clock=clock,
+        runner=pool,
+        storage=_storage(config, instance),
+        registry=registry,
+        metrics=metrics,
+        events=EventBus(clock),
+        view=DirectoryView(Path(config.daemon.models_dir)),
+        retry=RetryPolicy(max_attempts=config.transfer.max_attempts, budget_s=config.transfer.retry_budget_s),
+        width=pool.capacity + config.transfer.threads_per_mover,
+        journal_dir=journal_dir,
+        degraded=degraded,
+    )
+    leases = LeaseTable()
+    evictor = Evictor(services, leases, grace_s=config.daemon.restart_grace_s)
+    loader = Loader(services, evictor, max_loads=config.transfer.max_concurrent_loads)
+    evictor.loads = loader
+    pulls = Pulls(services, loader, origin_options(config.s3))
+    view = services.view
+    return Parts(
+        services=services,
+        pool=pool,
+        leases=leases,
+        evictor=evictor,
+        loader=loader,
+        pulls=pulls,
+        recovery=Recovery(services, loader, pulls),
+        upkeep=Upkeep(services, loader, pulls, evictor),
+        verifier=Verifier(services, pulls),
+        describer=Describer(services, loader, leases, view, version=version, instance=instance),
+    )
+
+
+def _movers(config: Config, metrics: Metrics, clock: Clock) -> MoverPool:
+    transfer = config.transfer
+    return MoverPool(
+        movers=transfer.movers or min(_MAX_AUTO_MOVERS, len(os.sched_getaffinity(0))),
+        threads=transfer.threads_per_mover,
+        nice=transfer.nice,
+        idle_timeout_s=transfer.idle_timeout_s,
+        clock=clock,
+        on_restart=metrics.mover_restarts.inc,
+    )
+
+
+def _storage(config: Config, instance: str) -> Storage:
+    l1 = ShmLevel(
+        instance,
+        mode=int(config.l1.segment_mode, 8),
+        group=_group_id(config.l1.segment_group, "l1.segment_group"),
+        huge_pages=_huge_pages(config.l1.huge_pages),
+    )
+    l2 = DiskLevel(Path(config.l2.path)) if config.l2.enabled else None
+    return Storage(config, l1, l2, l2_path=config.l2.path)
+
+
+def _huge_pages(wanted: str) -> bool:
+    allowed = huge_pages_allowed(Path("/proc/self/mounts").read_text())
+    if wanted == "always" and not allowed:
+        raise ConfigError(
+            "l1.huge_pages is 'always', but the mount of /dev/shm does not give huge pages",
+            hint="mount -o remount,huge=advise /dev/shm, or set it to 'auto'",
+            key="l1.huge_pages",
+            value=wanted,
+        )
+    return allowed and wanted != "never"
+
+
+def _group_id(name: str, key: str) -> int | None:
+    if not name:
+        return None
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError as error:
+        raise ConfigError(
+            f"{key} names a group that does not exist: {name!r}", hint="create it: groupadd --system NAME",
+            key=key, value=name,
+        ) from error  # fmt: skip

@@ -1,0 +1,91 @@
+"""How much a level may hold now: the least of what was configured and what the host can really give."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cached.config import resolve_capacity
+from cached.units import format_size
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A bound in bytes, and whose it is."""
+
+    size_bytes: int
+    because: str
+
+
+def memory_total_bytes() -> int:
+    """The host's memory, from /proc/meminfo."""
+    return _meminfo()["MemTotal"]
+
+
+def l1_limit(configured: str, *, reserve_bytes: int, ours_bytes: int, free_bytes: int) -> Limit:
+    """The capacity of L1. ``ours_bytes``: what our segments take up; ``free_bytes``: what the mount could still take."""
+    total = memory_total_bytes()
+    limits = [
+        Limit(resolve_capacity(configured, total), f"configured {configured}"),
+        Limit(ours_bytes + free_bytes, f"the shared-memory mount has {format_size(free_bytes)} free"),
+    ]
+    available = _meminfo()["MemAvailable"]
+    spare = max(0, available - reserve_bytes)
+    limits.append(Limit(ours_bytes + spare, f"the host has {format_size(available)} of memory available"))
+    left = cgroup_left_bytes()
+    if left is not None:
+        limits.append(Limit(ours_bytes + left, f"the memory cgroup leaves {format_size(left)}"))
+    return min(limits, key=lambda limit: limit.size_bytes)
+
+
+def l2_limit(configured: str, *, total_bytes: int, ours_bytes: int, free_bytes: int) -> Limit:
+    """The capacity of L2, on a file system of ``total_bytes``."""
+    return min(
+        Limit(resolve_capacity(configured, total_bytes), f"configured {configured}"),
+        Limit(ours_bytes + free_bytes, f"the file system has {format_size(free_bytes)} free"),
+        key=lambda limit: limit.size_bytes,
+    )
+
+
+def cgroup_left_bytes(root: Path = _CGROUP, own: Callable[[], str] | None = None) -> int | None:
+    """What the tightest memory cgroup above us still leaves, reclaimable page cache counted as free; None: unlimited."""
+    path = (own or _own_cgroup)()
+    lefts = []
+    while True:
+        left = _left_of(root / path.lstrip("/"))
+        if left is not None:
+            lefts.append(left)
+        if path in {"", "/"}:
+            return min(lefts, default=None)
+        path = path.rsplit("/", 1)[0]
+
+
+def _left_of(folder: Path) -> int | None:
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        if limit == "max":
+            return None
+        current = int((folder / "memory.current").read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    reclaimable = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+    return max(0, int(limit) - current + reclaimable)
+
+
+def _own_cgroup() -> str:
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line[3:] for line in lines if line.startswith("0::")), "")
+
+
+def _meminfo() -> dict[str, int]:
+    """Bytes by name."""
+    found = re.findall(r"^(\w+):\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return {name: int(kib) * 1024 for name, kib in found}

@@ -1,0 +1,74 @@
+"""What content is checked against when it first comes: the catalog's SHA-256, else the origin's own checksum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cached.checksum import combine_crc64nvme, compose_parts
+from cached.errors import IntegrityError, MoverError
+from cached.origins.base import OriginChecksum
+from cached.transfer.fill import Fill, Runner
+from cached.transfer.jobs import Digests, PartDigests
+from cached.units import chunk_length
+
+if TYPE_CHECKING:
+    from cached.cache.flight import BlobOrder
+
+_STRENGTH = ("sha256", "crc64nvme", "sha1", "crc32c", "crc32")
+
+
+def strongest(checksums: tuple[OriginChecksum, ...]) -> OriginChecksum | None:
+    """The one to check against: whole-object before composite, then by algorithm; none if there is none we know."""
+    known = [item for item in checksums if item.algorithm in _STRENGTH]
+    return min(known, key=lambda item: (bool(item.part_sizes_bytes), _STRENGTH.index(item.algorithm)), default=None)
+
+
+async def confirm_origin_checksum(runner: Runner, order: BlobOrder, fill: Fill) -> bool:
+    """True when the origin vouches for the content and it is what it vouches for; False when it does not vouch.
+
+    All chunks must be in. Raises IntegrityError naming the file, the check, what was expected and what was found.
+    """
+    checksum = strongest(order.origin.item.checksums) if order.origin else None
+    if checksum is None:
+        return False
+    if checksum.algorithm == "crc64nvme" and not checksum.part_sizes_bytes:
+        parts = ((fill.crc64[index], chunk_length(fill.size_bytes, index)) for index in range(fill.chunk_count))
+        found = f"{combine_crc64nvme(parts):016x}"
+    else:
+        found = await _digest_again(runner, checksum, fill)
+    if found != checksum.value_hex:
+        raise _mismatch(order, f"origin-{checksum.algorithm}", checksum.value_hex, found)
+    return True
+
+
+async def _digest_again(runner: Runner, checksum: OriginChecksum, fill: Fill) -> str:
+    sizes = checksum.part_sizes_bytes or (fill.size_bytes,)
+    answer = await runner.run(PartDigests(fill.target, checksum.algorithm, sizes))
+    if not isinstance(answer, Digests):
+        raise MoverError("a mover answered a digest with something else")
+    if not checksum.part_sizes_bytes:
+        return answer.values_hex[0]
+    return compose_parts(checksum.algorithm, answer.values_hex)
+
+
+def confirm_sha256(order: BlobOrder, found: str) -> None:
+    """Raises IntegrityError unless the content is what the catalog says."""
+    if found != order.sha256:
+        raise _mismatch(order, "catalog-sha256", order.sha256, found)
+
+
+def _mismatch(order: BlobOrder, check: str, expected: str, found: str) -> IntegrityError:
+    where = "the catalog" if check == "catalog-sha256" else "the origin's own checksum"
+    return IntegrityError(
+        f"{order.path} of {order.name} is not what {where} says; nothing was committed",
+        hint=(
+            "if the object was replaced on purpose, correct the catalog's sha256; otherwise upload the right file again"
+            if check == "catalog-sha256"
+            else "the object or the way to it is damaged: pull again, and upload the file again if it stays so"
+        ),
+        name=order.name,
+        path=order.path,
+        check=check,
+        expected=expected,
+        found=found,
+    )

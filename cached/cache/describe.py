@@ -1,0 +1,147 @@
+"""The engine's state as people and programs see it: read only, made on request."""
+
+from __future__ import annotations
+
+from cached.cache.links import DirectoryView
+from cached.cache.load import Load
+from cached.cache.loader import Loader
+from cached.cache.registry import Model
+from cached.cache.services import Services
+from cached.leases import LeaseTable
+from cached.manifest import Manifest
+from cached.types import FileDetail, Level, LevelStats, ModelDetail, ModelSummary, RevisionState, Stats
+from cached.units import chunk_count
+
+
+class Describer:
+    """Loop only; nothing here changes anything."""
+
+    def __init__(
+        self,
+        services: Services,
+        loader: Loader,
+        leases: LeaseTable,
+        view: DirectoryView,
+        *,
+        version: str,
+        instance: str,
+    ) -> None:
+        self._services = services
+        self._loader = loader
+        self._leases = leases
+        self._view = view
+        self._version = version
+        self._instance = instance
+        self._started_s = services.clock.monotonic_s()
+
+    def summaries(self) -> tuple[ModelSummary, ...]:
+        """Every known model, by name."""
+        models = self._services.registry.models
+        return tuple(self.summary(models[name]) for name in sorted(models))
+
+    def summary(self, model: Model, manifest: Manifest | None = None) -> ModelSummary:
+        """A model with its current revision, or with the given one."""
+        registry = self._services.registry
+        manifest = manifest or model.current
+        loads = self._loader.active(model.name)
+        tier, tier_from = model.tier
+        return ModelSummary(
+            name=model.name,
+            revision=manifest.revision if manifest else loads[0].plan.revision if loads else "",
+            state=self._state(model, manifest, loads),
+            tier=tier,
+            tier_from=tier_from,
+            pinned=model.pinned,
+            size_bytes=_size_bytes(model, manifest, loads),
+            l1_bytes=registry.bytes_at(manifest, Level.L1) if manifest else 0,
+            l2_bytes=registry.bytes_at(manifest, Level.L2) if manifest else 0,
+            file_count=len(manifest.files) if manifest else 0,
+            lease_count=self._leases.count(model.name),
+            source=manifest.source if manifest and manifest.source else model.source,
+            last_used_time_s=model.record.last_used_wall_s,
+            checked_by=manifest.checked_by if manifest else None,
+            progress=_progress(loads),
+            priority=model.priority,
+        )
+
+    def _state(self, model: Model, manifest: Manifest | None, loads: list[Load]) -> RevisionState:
+        registry = self._services.registry
+        if manifest is not None and manifest.revision in model.quarantined:
+            return RevisionState.QUARANTINED
+        if manifest is not None and (registry.whole_at(manifest, Level.L1) or registry.whole_at(manifest, Level.L2)):
+            return RevisionState.READY
+        return RevisionState.PULLING if loads else RevisionState.ABSENT
+
+    def detail(self, model: Model, manifest: Manifest | None) -> ModelDetail:
+        """All of one model."""
+        revisions = sorted(model.manifests, key=lambda revision: revision != model.record.current_revision)
+        return ModelDetail(
+            summary=self.summary(model, manifest),
+            files=self._files(manifest) if manifest else (),
+            revisions=tuple(revisions),
+            path=self._view.path(model.name, manifest.revision) if manifest else "",
+            leases=tuple(lease.info() for lease in self._leases.of(model.name)),
+            notes=manifest.notes if manifest else (),
+            last_error=model.record.last_error,
+        )
+
+    def _files(self, manifest: Manifest) -> tuple[FileDetail, ...]:
+        registry = self._services.registry
+        return tuple(
+            FileDetail(
+                path=entry.path,
+                size_bytes=entry.size_bytes,
+                sha256=entry.digest,
+                in_l1=registry.blobs[entry.digest].at(Level.L1),
+                in_l2=registry.blobs[entry.digest].l2,
+                shared_with=registry.sharers(entry.digest, but=manifest.name),
+                chunk_count=chunk_count(entry.size_bytes),
+                checked_by=entry.checked_by,
+            )
+            for entry in manifest.files
+        )
+
+    def stats(self, mover_count: int) -> Stats:
+        """The daemon at a glance."""
+        services = self._services
+        return Stats(
+            levels=tuple(self._level(level) for level in services.storage.levels),
+            counters=services.metrics.counters(),
+            lease_count=len(self._leases),
+            model_count=len(services.registry.models),
+            active_load_count=len(self._loader.loads),
+            mover_count=mover_count,
+            uptime_s=services.clock.monotonic_s() - self._started_s,
+            version=self._version,
+            degraded=tuple(services.degraded.values()),
+            instance=self._instance,
+        )
+
+    def _level(self, level: Level) -> LevelStats:
+        storage = self._services.storage
+        ledger = storage.ledger(level)
+        return LevelStats(
+            level=level,
+            capacity_bytes=ledger.capacity_bytes,
+            used_bytes=ledger.used_bytes,
+            reserved_bytes=ledger.reserved_bytes,
+            withdrawn_bytes=storage.withdrawn_bytes(level),
+            pool_bytes=storage.pool_bytes(level),
+            blob_count=sum(blob.at(level) for blob in self._services.registry.blobs.values()),
+            limited_by=storage.limited_by(level),
+        )
+
+
+def _size_bytes(model: Model, manifest: Manifest | None, loads: list[Load]) -> int:
+    if manifest is not None:
+        return manifest.total_bytes
+    if loads:
+        return loads[0].plan.total_bytes
+    return (model.catalog.size_bytes or 0) if model.catalog else 0
+
+
+def _progress(loads: list[Load]) -> float:
+    if not loads:
+        return 0.0
+    progress = loads[0].progress()
+    return progress.done_bytes / progress.total_bytes if progress.total_bytes else 1.0

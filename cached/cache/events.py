@@ -1,0 +1,56 @@
+"""What happened, for people and programs that watch: a short memory and bounded queues."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+
+import structlog
+
+from cached.clock import Clock
+from cached.types import Event
+
+_log = structlog.get_logger("cached.events")
+
+_REMEMBERED = 500
+_QUEUE = 1000
+
+
+class EventBus:
+    """Loop only. A watcher that does not keep up loses the oldest events, never slows the daemon."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._recent: deque[Event] = deque(maxlen=_REMEMBERED)
+        self._watchers: set[asyncio.Queue[Event]] = set()
+
+    def emit(self, kind: str, message: str, *, name: str = "", revision: str = "", **fields: object) -> None:
+        """Logs the event and hands it to every watcher."""
+        event = Event(
+            time_s=self._clock.wall_s(),
+            kind=kind,
+            name=name,
+            revision=revision,
+            message=message,
+            fields={key: str(value) for key, value in fields.items()},
+        )
+        _log.info(kind, model=name, revision=revision, message=message, **fields)
+        self._recent.append(event)
+        for queue in self._watchers:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(event)
+
+    async def watch(self, *, replay: bool) -> AsyncIterator[Event]:
+        """Events from now on, after those still remembered if ``replay``; until the caller stops iterating."""
+        queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUE)
+        if replay:
+            for event in self._recent:
+                queue.put_nowait(event)
+        self._watchers.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._watchers.discard(queue)

@@ -1,0 +1,293 @@
+"""One blob on its way to a level of this host, shared by every load that wants it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from cached.cache.checks import confirm_origin_checksum, confirm_sha256
+from cached.cache.persist import Persist
+from cached.cache.services import Services
+from cached.errors import CachedError, IntegrityError, ObjectChangedError
+from cached.levels.base import FileRef
+from cached.levels.journal import IngestJournal
+from cached.manifest import BlobRecord
+from cached.signals import Signal, run_all
+from cached.transfer.fill import Fill, Observer, OriginSource, Sources
+from cached.transfer.jobs import Moved
+from cached.types import CheckedBy, Level
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobOrder:
+    """Which blob to bring where. At least one of ``record`` and ``origin`` is known.
+
+    ``record``: the content is known: every chunk must match it. ``sha256``: what the catalog says it must be.
+    ``adopt``: it is at ``level`` already, sealed by an earlier daemon, and only has to be confirmed.
+    """
+
+    level: Level
+    size_bytes: int
+    name: str
+    path: str
+    record: BlobRecord | None = None
+    origin: OriginSource | None = None
+    sha256: str = ""
+    adopt: bool = False
+    persist: bool = False
+
+    @property
+    def digest(self) -> str:
+        """The blob's SHA-256 if it is known beforehand, else empty."""
+        return self.record.digest if self.record else self.sha256
+
+    @property
+    def ingest_id(self) -> str:
+        """The same for the same content, or, while that is unknown, for the same version of the same object."""
+        if self.digest:
+            return self.digest[:32]
+        return hashlib.sha256(self.source_key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+    @property
+    def source_key(self) -> str:
+        """The object and version that the bytes are from; empty when they are not from an origin."""
+        if self.origin is None:
+            return ""
+        item = self.origin.item
+        return "\0".join((self.origin.spec.uri, item.path, item.version, str(item.size_bytes)))
+
+    @property
+    def journalled(self) -> bool:
+        """Bytes from an origin are dear: what was verified of them is kept across restarts."""
+        return self.origin is not None and not self.adopt
+
+
+class Flight:
+    """Passes milestones; ``signal`` fires at each.
+
+    In order: chunks arrive (``fill``), ``verified`` (the strongest check has passed, the bytes may be used as ready),
+    ``record`` (the name is known, the blob is committed at its level), ``finished`` (also in L2, where asked for).
+    Constructing it opens the journal; bytes must have been reserved and the ingests created. Then ``start()``.
+    """
+
+    def __init__(self, services: Services, order: BlobOrder, *, priority: int) -> None:
+        self.order = order
+        self.signal = Signal()
+        self.verified = False
+        self.record: BlobRecord | None = None
+        self.checked_by: CheckedBy | None = None
+        self.finished = False
+        self.error: CachedError | None = None
+        self.users = 0
+        self._services = services
+        self._journal: IngestJournal | None = None
+        level = services.storage.level(order.level)
+        self.target: FileRef = level.blob(order.digest) if order.adopt else level.ingest(order.ingest_id)
+        self._persist = self._make_persist() if order.persist else None
+        sources = self._sources()
+        self.fill = Fill(
+            key=order.ingest_id,
+            runner=services.runner,
+            clock=services.clock,
+            target=self.target,
+            sources=sources,
+            retry=services.retry,
+            width=services.width,
+            priority=priority,
+            with_sha256=order.record is None,
+            observer=Observer(self._on_chunk, self._on_moved, self._on_damage, self._on_retry),
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Takes off. Its outcome is in ``error`` and the milestones, never in an exception of the task."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"flight {self.order.path}")
+
+    async def cancel(self) -> None:
+        """Stops; verified chunks of a pull are kept for its resume. Returns when nothing of it runs any more."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def until_verified(self) -> None:
+        """Raises the flight's error."""
+        await self._until(lambda: self.verified)
+
+    async def until_landed(self) -> BlobRecord:
+        """The committed blob's record; raises the flight's error."""
+        await self._until(lambda: self.record is not None)
+        assert self.record is not None  # noqa: S101 - the line above
+        return self.record
+
+    async def until_finished(self) -> None:
+        """Also through with L2; raises the flight's error."""
+        await self._until(lambda: self.finished)
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        while not reached():
+            if self.error is not None:
+                raise self.error
+            await self.signal.wait()
+
+    async def _run(self) -> None:
+        persisting = asyncio.ensure_future(self._persist.behind(self.fill)) if self._persist else None
+        try:
+            await run_all(self.fill.run(), self._check_early())
+            record = await self._named()
+            await self._land(record)
+            if self._persist is not None and persisting is not None:
+                await persisting
+                await self._persist.finish(record)
+            self.finished = True
+        except CachedError as error:
+            self._fail(error)
+        except asyncio.CancelledError:
+            self._fail(CachedError("the load was stopped", hint="it is resumed by the next pull of the model"))
+            raise
+        except Exception as error:
+            _log.exception("flight.bug", path=self.order.path)
+            self._fail(CachedError(f"internal error: {error!r}", hint="please report it with the daemon's log"))
+        finally:
+            if persisting is not None:
+                persisting.cancel()
+                await asyncio.gather(persisting, return_exceptions=True)
+            self._settle()
+            self.signal.notify()
+
+    async def _check_early(self) -> None:
+        """Where the origin vouches for the whole content, the bytes are ready before their SHA-256 is known."""
+        while not self.fill.chunks_done:
+            await self.fill.signal.wait()
+            self.signal.notify()
+        if self.order.record is not None:
+            self._pass(None)
+        elif not self.order.sha256 and await confirm_origin_checksum(self._services.runner, self.order, self.fill):
+            self._pass(CheckedBy.ORIGIN_CHECKSUM)
+
+    async def _named(self) -> BlobRecord:
+        if self.order.record is not None:
+            return self.order.record
+        fill = self.fill
+        if self.order.sha256:
+            confirm_sha256(self.order, fill.sha256)
+            self._pass(CheckedBy.CATALOG_SHA256)
+        elif not self.verified:
+            self._pass(CheckedBy.FIRST_SEEN)
+        crc64 = tuple(fill.crc64[index] for index in range(fill.chunk_count))
+        return BlobRecord(digest=fill.sha256, size_bytes=fill.size_bytes, crc64=crc64)
+
+    def _pass(self, checked_by: CheckedBy | None) -> None:
+        self.verified = True
+        self.checked_by = checked_by
+        self.signal.notify()
+
+    async def _land(self, record: BlobRecord) -> None:
+        storage, level = self._services.storage, self.order.level
+        if self.order.adopt:
+            self._services.metrics.adopted_bytes.inc(record.size_bytes)
+        else:
+            self.target = await storage.commit(level, self.order.ingest_id, record)
+        self._services.registry.landed(record, level)
+        if self._journal is not None:
+            self._journal.landed(record.digest)
+        self.record = record
+        self.signal.notify()
+
+    def _fail(self, error: CachedError) -> None:
+        error.fields.setdefault("name", self.order.name)
+        error.fields.setdefault("path", self.order.path)
+        self.error = error
+
+    def _settle(self) -> None:
+        """Leaves every level either with a committed blob, a resumable ingest, or nothing."""
+        storage, order = self._services.storage, self.order
+        worthless = isinstance(self.error, IntegrityError | ObjectChangedError) or not order.journalled
+        if self.record is None:
+            if order.adopt:
+                self._services.registry.lost(order.digest, Level.L1)
+                storage.withdraw(order.digest)
+            elif worthless:
+                storage.discard(order.level, order.ingest_id)
+            else:
+                storage.suspend(order.level, order.ingest_id)
+        if self._persist is not None and not self.finished:
+            if worthless or self.record is not None:
+                storage.discard(Level.L2, order.ingest_id)
+            else:
+                storage.suspend(Level.L2, order.ingest_id)
+        if self._journal is not None:
+            self._journal.close()
+            if worthless and self.error is not None:
+                self.forget()
+
+    def forget(self) -> None:
+        """Removes the journal: the load that this flight was for is recorded, or its bytes are worthless."""
+        if self._journal is not None:
+            self._journal.delete()
+
+    def _make_persist(self) -> Persist:
+        storage, ingest_id = self._services.storage, self.order.ingest_id
+        return Persist(
+            self._services,
+            ingest_id=ingest_id,
+            target=storage.level(Level.L2).ingest(ingest_id),
+            source=lambda: self.target,
+            on_chunk=lambda index: self._note(index, self.fill.crc64[index], Level.L2),
+        )
+
+    def _sources(self) -> Sources:
+        """The ladder: known checksums from the record or from the journal of an earlier try."""
+        order, storage = self.order, self._services.storage
+        expected = dict(enumerate(order.record.crc64)) if order.record else {}
+        in_place = frozenset(expected) if order.adopt else frozenset[int]()
+        disk, on_disk = storage.disk_copy(order.digest) if order.level is Level.L1 else None, None
+        if order.journalled:
+            self._journal = IngestJournal.open(
+                self._services.journal_dir / order.ingest_id, source_key=order.digest or order.source_key,
+                size_bytes=order.size_bytes,
+            )  # fmt: skip
+            kept = self._journal.chunks
+            expected = {index: chunk.crc64 for index, chunk in kept.items()} | expected
+            in_place = frozenset(index for index, chunk in kept.items() if order.level in chunk.levels)
+            if order.level is Level.L1 and disk is None and order.persist:
+                disk = storage.level(Level.L2).ingest(order.ingest_id)
+                on_disk = frozenset(index for index, chunk in kept.items() if Level.L2 in chunk.levels)
+        return Sources(in_place=in_place, disk=disk, on_disk=on_disk, origin=order.origin, expected=expected)
+
+    def _on_chunk(self, index: int, crc64: int, level: Level) -> None:
+        self._note(index, crc64, self.order.level)
+        if level is Level.L2 and self._persist is not None:
+            self._persist.already(index)
+        self.signal.notify()
+
+    def _note(self, index: int, crc64: int, level: Level) -> None:
+        """A journal that cannot be written costs only the resume after a restart."""
+        if self._journal is None:
+            return
+        try:
+            self._journal.chunk(index, crc64, level)
+        except CachedError as error:
+            self._services.degraded["journal"] = error.message
+            self._journal.close()
+            self._journal = None
+
+    def _on_moved(self, level: Level, moved: Moved) -> None:
+        hop = f"{level.value}_{self.order.level.value}"
+        if level is not self.order.level:
+            self._services.moved(hop, moved.length_bytes, moved.busy_s, moved.cpu_s)
+
+    def _on_damage(self, level: Level, index: int, why: str) -> None:
+        self._services.metrics.checksum_failures.labels(level=level.value).inc()
+        self._services.events.emit(
+            "damage.found", f"chunk {index} of {self.order.path} is damaged in {level.value}: {why}",
+            name=self.order.name, path=self.order.path, level=level.value, chunk=index,
+        )  # fmt: skip
+
+    def _on_retry(self, error: CachedError) -> None:
+        self._services.metrics.retries.labels(reason=error.reason).inc()

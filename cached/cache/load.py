@@ -1,0 +1,166 @@
+"""One revision on its way to a level, shared by everyone who waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cached.cache.flight import BlobOrder, Flight
+from cached.clock import Clock
+from cached.errors import CachedError
+from cached.manifest import FileEntry, Manifest
+from cached.signals import Signal
+from cached.types import CheckedBy, Complete, Level, PullPhase, PullProgress
+
+_CHECK_STRENGTH = (CheckedBy.FIRST_SEEN, CheckedBy.ORIGIN_CHECKSUM, CheckedBy.CATALOG_SHA256)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFile:
+    """A file of a load: ``order`` says how it comes; None: its blob ``digest`` is at the level already."""
+
+    path: str
+    size_bytes: int
+    digest: str
+    order: BlobOrder | None
+    checked_by: CheckedBy | None = None
+    """What it was checked against when it first came, if that is known beforehand."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What to bring where. ``manifest`` is known when the revision was here before, else it is made at the end."""
+
+    name: str
+    revision: str
+    level: Level
+    files: tuple[LoadFile, ...]
+    source: str = ""
+    origin_options: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    manifest: Manifest | None = None
+
+    @property
+    def orders(self) -> dict[str, BlobOrder]:
+        """Ingest id → order, each blob once."""
+        return {file.order.ingest_id: file.order for file in self.files if file.order is not None}
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum over the files."""
+        return sum(file.size_bytes for file in self.files)
+
+
+class Load:
+    """The state of a load; the loader drives it. ``signal`` fires whenever anything of it changes.
+
+    ``opened``: bytes are reserved and every file's destination exists. ``ready_as``: all checks have passed.
+    ``finished``: everything is recorded, L2 included. ``error``: it ended before that.
+    """
+
+    def __init__(self, plan: LoadPlan, clock: Clock) -> None:
+        self.plan = plan
+        self.flights: dict[str, Flight] = {}
+        self.signal = Signal()
+        self.opened = False
+        self.ready_as: Complete | None = None
+        self.finished = False
+        self.error: CachedError | None = None
+        self.started_s = clock.monotonic_s()
+        self.task: asyncio.Task[None] | None = None
+        self._clock = clock
+
+    @property
+    def key(self) -> tuple[str, str, Level]:
+        """Loads with the same key are one."""
+        return (self.plan.name, self.plan.revision, self.plan.level)
+
+    def flight_of(self, file: LoadFile) -> Flight | None:
+        """The flight that brings a file, or None if it was here already."""
+        return self.flights[file.order.ingest_id] if file.order is not None else None
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        """Waits for a state; raises the load's error if it fails before."""
+        while not reached():
+            if self.error is not None:
+                raise self.error
+            await self.signal.wait()
+
+    async def until_ready(self) -> Complete:
+        """Waits until the revision may be used."""
+        await self.until(lambda: self.ready_as is not None)
+        assert self.ready_as is not None  # noqa: S101 - the line above
+        return self.ready_as
+
+    def bytes_from(self, level: Level) -> int:
+        """Verified bytes that came from a level; L1: found in place."""
+        return sum(flight.fill.bytes_from[level] for flight in self.flights.values())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of files that were at the level already."""
+        return sum(file.size_bytes for file in self.plan.files if file.order is None)
+
+    @property
+    def checked_by(self) -> CheckedBy:
+        """The weakest check among the files."""
+        found = [self._checked_by(file) for file in self.plan.files]
+        return min(found, key=_CHECK_STRENGTH.index, default=CheckedBy.FIRST_SEEN)
+
+    def _checked_by(self, file: LoadFile) -> CheckedBy:
+        flight = self.flight_of(file)
+        return file.checked_by or (flight.checked_by if flight else None) or CheckedBy.FIRST_SEEN
+
+    def completion(self) -> Complete:
+        """What an attach is told when this load is ready."""
+        origin, disk = self.bytes_from(Level.L3), self.bytes_from(Level.L2)
+        reused = self.bytes_from(Level.L1) + self.resident_bytes
+        most = max((origin, Level.L3), (disk, Level.L2), (reused, Level.L1), key=lambda item: item[0])
+        return Complete(
+            from_level=most[1] if most[0] else Level.L1,
+            origin_bytes=origin,
+            disk_bytes=disk,
+            reused_bytes=reused,
+            load_s=self._clock.monotonic_s() - self.started_s,
+            checked_by=self.checked_by,
+        )
+
+    def entries(self) -> tuple[FileEntry, ...]:
+        """The manifest's files, when every blob has its name."""
+        made = []
+        for file in self.plan.files:
+            flight = self.flight_of(file)
+            digest = flight.record.digest if flight is not None and flight.record is not None else file.digest
+            origin = file.order.origin if file.order else None
+            made.append(
+                FileEntry(
+                    path=file.path,
+                    size_bytes=file.size_bytes,
+                    digest=digest,
+                    checked_by=self._checked_by(file),
+                    version=origin.item.version if origin else "",
+                )
+            )
+        return tuple(made)
+
+    def progress(self) -> PullProgress:
+        """A snapshot for people."""
+        origin, disk = self.bytes_from(Level.L3), self.bytes_from(Level.L2)
+        reused = self.bytes_from(Level.L1) + self.resident_bytes
+        done = origin + disk + reused
+        phase = PullPhase.VERIFYING if done >= self.plan.total_bytes else PullPhase.TRANSFERRING
+        return PullProgress(
+            phase=PullPhase.READY if self.finished else phase,
+            name=self.plan.name,
+            revision=self.plan.revision,
+            total_bytes=self.plan.total_bytes,
+            done_bytes=done,
+            origin_bytes=origin,
+            disk_bytes=disk,
+            reused_bytes=reused,
+            elapsed_s=self._clock.monotonic_s() - self.started_s,
+            notes=self.plan.notes,
+            from_level=self.ready_as.from_level if self.ready_as else None,
+            checked_by=self.ready_as.checked_by if self.ready_as else None,
+        )

@@ -1,0 +1,199 @@
+"""Drives loads: makes room, opens the ingests, flies the blobs, records the revision. One load a revision and level."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import structlog
+
+from cached.cache.evictor import Evictor
+from cached.cache.flight import BlobOrder, Flight
+from cached.cache.load import Load, LoadPlan
+from cached.cache.services import Services
+from cached.errors import CachedError, IntegrityError, NoRoomError
+from cached.manifest import Manifest
+from cached.signals import run_all
+from cached.types import Level
+
+_log = structlog.get_logger(__name__)
+
+
+class Loader:
+    """Owns every load and flight. Loop only."""
+
+    def __init__(self, services: Services, evictor: Evictor, *, max_loads: int) -> None:
+        self.loads: dict[tuple[str, str, Level], Load] = {}
+        self._services = services
+        self._evictor = evictor
+        self._slots = asyncio.Semaphore(max_loads)
+        self._flights: dict[tuple[Level, str], Flight] = {}
+        self._sequence = 0
+
+    def active(self, name: str, revision: str | None = None) -> list[Load]:
+        """Loads in flight of a model, or of one of its revisions."""
+        return [
+            load for load in self.loads.values() if load.plan.name == name and revision in {None, load.plan.revision}
+        ]
+
+    def is_loading(self, name: str, revision: str) -> bool:
+        """True while a revision is being brought to some level."""
+        return bool(self.active(name, revision))
+
+    def held_digests(self) -> frozenset[str]:
+        """Blobs that loads in flight count on."""
+        return frozenset(file.digest for load in self.loads.values() for file in load.plan.files if file.digest)
+
+    def begin(self, plan: LoadPlan) -> Load:
+        """The load of this revision to this level: the one in flight, or a new one."""
+        load = Load(plan, self._services.clock)
+        running = self.loads.get(load.key)
+        if running is not None:
+            return running
+        self.loads[load.key] = load
+        load.task = asyncio.get_running_loop().create_task(self._run(load), name=f"load {plan.name}")
+        return load
+
+    async def stop(self) -> None:
+        """Cancels everything; what was verified of pulls stays resumable."""
+        loads = list(self.loads.values())
+        for load in loads:
+            if load.task is not None:
+                load.task.cancel()
+        await asyncio.gather(*(load.task for load in loads if load.task is not None), return_exceptions=True)
+
+    async def _run(self, load: Load) -> None:
+        try:
+            async with self._slots:
+                await self._open(load)
+                await self._fly(load)
+            self._ended(load, None)
+        except CachedError as error:
+            self._ended(load, error)
+        except asyncio.CancelledError:
+            load.error = CachedError("the load was stopped", hint="it is resumed by the next pull of the model")
+            raise
+        except Exception as error:
+            _log.exception("load.bug", model=load.plan.name)
+            bug = CachedError(f"internal error: {error!r}", hint="please report it with the daemon's log")
+            self._ended(load, bug)
+        finally:
+            await self._release(load)
+            del self.loads[load.key]
+            load.signal.notify()
+
+    def _ended(self, load: Load, error: CachedError | None) -> None:
+        """Keeps the record of what is pending true: a pull that failed for a passing reason is resumed after a restart."""
+        services, plan = self._services, load.plan
+        if error is None or isinstance(error, IntegrityError):
+            services.registry.write(lambda: services.registry.index.delete_pending(plan.name, plan.revision))
+        if error is not None:
+            load.error = error
+            services.failed(services.registry.models[plan.name], error)
+            return
+        load.finished = True
+        if load.bytes_from(Level.L3):
+            services.metrics.pulls.labels(outcome="ok").inc()
+        services.events.emit(
+            "load.finished", f"{plan.name} is in {plan.level}", name=plan.name, revision=plan.revision,
+            level=plan.level.value, origin_bytes=load.bytes_from(Level.L3), disk_bytes=load.bytes_from(Level.L2),
+        )  # fmt: skip
+
+    async def _open(self, load: Load) -> None:
+        """Reserves and creates everything at once, so that a load never starts what cannot be finished."""
+        plan = load.plan
+        new = {key: order for key, order in plan.orders.items() if (order.level, key) not in self._flights}
+        sizes = {key: order.size_bytes for key, order in new.items() if not order.adopt}
+        await self._evictor.open(plan.level, sizes, for_name=plan.name)
+        persisted = await self._open_behind({key: order for key, order in new.items() if order.persist}, plan)
+        self._sequence += 1
+        for position, (key, order) in enumerate(plan.orders.items()):
+            flight = self._flights.get((order.level, key))
+            if flight is None:
+                flight = self._take_off(order, with_l2=key in persisted, priority=self._sequence * 100_000 + position)
+            flight.users += 1
+            load.flights[key] = flight
+        load.opened = True
+        load.signal.notify()
+
+    async def _open_behind(self, orders: dict[str, BlobOrder], plan: LoadPlan) -> frozenset[str]:
+        """Room in L2 for what is written behind. Without it the load goes on in L1 alone."""
+        if not orders or not self._services.storage.has(Level.L2):
+            return frozenset()
+        try:
+            await self._evictor.open(
+                Level.L2, {key: order.size_bytes for key, order in orders.items()}, for_name=plan.name
+            )
+        except CachedError as error:
+            if not isinstance(error, NoRoomError):
+                self._services.degraded["l2"] = error.message
+            self._services.events.emit(
+                "l2.skipped", f"{plan.name} is kept in L1 only: {error.message}", name=plan.name, **error.fields
+            )
+            return frozenset()
+        return frozenset(orders)
+
+    def _take_off(self, order: BlobOrder, *, with_l2: bool, priority: int) -> Flight:
+        flight = Flight(self._services, replace(order, persist=with_l2), priority=priority)
+        self._flights[order.level, order.ingest_id] = flight
+        flight.start()
+        return flight
+
+    async def _fly(self, load: Load) -> None:
+        flights = list(load.flights.values())
+        watch = asyncio.ensure_future(self._forward(load, flights))
+        try:
+            await run_all(*(flight.until_verified() for flight in flights))
+            load.ready_as = load.completion()
+            load.signal.notify()
+            await run_all(*(_landed(flight) for flight in flights))
+            self._record(load)
+            self._publish(load)
+            await run_all(*(flight.until_finished() for flight in flights))
+            for flight in flights:
+                flight.forget()
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    async def _forward(self, load: Load, flights: list[Flight]) -> None:
+        """A change of any flight is a change of the load."""
+
+        async def forward(flight: Flight) -> None:
+            while True:
+                await flight.signal.wait()
+                load.signal.notify()
+
+        await run_all(*(forward(flight) for flight in flights))
+
+    def _record(self, load: Load) -> None:
+        plan = load.plan
+        if plan.manifest is not None:
+            return
+        self._services.registry.add_manifest(
+            Manifest(
+                name=plan.name,
+                revision=plan.revision,
+                source=plan.source,
+                origin_options=plan.origin_options,
+                files=load.entries(),
+                created_time_s=self._services.clock.wall_s(),
+                notes=plan.notes,
+            )
+        )
+
+    def _publish(self, load: Load) -> None:
+        manifest = self._services.registry.models[load.plan.name].manifests.get(load.plan.revision)
+        if manifest is not None:
+            self._services.publish(manifest)
+
+    async def _release(self, load: Load) -> None:
+        for flight in load.flights.values():
+            flight.users -= 1
+            if flight.users == 0:
+                await flight.cancel()
+                self._flights.pop((flight.order.level, flight.order.ingest_id), None)
+
+
+async def _landed(flight: Flight) -> None:
+    await flight.until_landed()

@@ -1,0 +1,322 @@
+"""ModelCache: the cache's verbs, each a few lines over the parts that do the work. One asyncio loop owns all of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, Self
+
+from cached import __version__
+from cached.cache.attachment import Attachment
+from cached.cache.build import Parts, build_parts
+from cached.cache.load import Load
+from cached.cache.registry import Model
+from cached.catalog_file import Catalog
+from cached.clock import Clock, SystemClock
+from cached.config import Config
+from cached.errors import InUseError, NotFoundError, UnavailableError
+from cached.manifest import FileEntry, Manifest
+from cached.metrics import Metrics
+from cached.refs import Ref, parse_ref
+from cached.types import (
+    Client,
+    Damage,
+    Damaged,
+    Event,
+    Freed,
+    LeaseInfo,
+    Level,
+    ModelDetail,
+    ModelSummary,
+    Peer,
+    PullPhase,
+    PullProgress,
+    Stats,
+    Tier,
+    VerifyProgress,
+)
+
+_PROGRESS_S = 0.1
+
+
+class ModelCache:
+    """Build, ``start``, serve, ``drain``, ``close``. All methods belong to the loop; errors are CachedError's kinds."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._attachments: dict[str, Attachment] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self.ready = False
+        parts.verifier.on_damage = self._tell_holders
+        parts.services.metrics.bind(self.stats, lambda: self.ready)
+
+    @classmethod
+    def build(cls, config: Config, metrics: Metrics, clock: Clock | None = None) -> Self:
+        """Makes every part from the configuration. Touches the state folder; moves no bytes yet."""
+        return cls(build_parts(config, metrics, clock or SystemClock(), version=__version__))
+
+    async def start(self) -> None:
+        """Finds what an earlier daemon left, and begins to confirm and resume it in the background."""
+        self._parts.recovery.recover()
+        self.ready = True
+        self._spawn(self._parts.recovery.resume())
+        self._spawn(self._parts.upkeep.run())
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuses new work and gives loads under way a moment to finish; what is left stays resumable."""
+        self._draining = True
+        loads = [load.task for load in self._parts.loader.loads.values() if load.task is not None]
+        if loads and timeout_s > 0:
+            await asyncio.wait(loads, timeout=timeout_s)
+
+    async def close(self) -> None:
+        """Stops everything in order; segments and blobs stay for the next daemon."""
+        self._draining = True
+        for attachment in list(self._attachments.values()):
+            attachment.close()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._parts.pulls.stop()
+        await self._parts.loader.stop()
+        await self._parts.pool.close(5.0)
+        self._parts.services.registry.close()
+
+    def set_catalog(self, catalog: Catalog) -> None:
+        """Replaces the catalog; the upkeep brings hot models that are not in L1."""
+        self._parts.services.registry.set_catalog(catalog)
+
+    async def pull(
+        self, ref: str, *, source: str = "", tier: Tier | None = None, level: Level = Level.L1, wait: bool = True
+    ) -> AsyncIterator[PullProgress]:
+        """Brings what the origin has now to ``level``. Progress until it is finished; without ``wait``, until accepted.
+
+        The pull goes on when the caller stops iterating.
+        """
+        self._require_running()
+        parsed = parse_ref(ref)
+        run = self._parts.pulls.begin(parsed, source=source, level=level, tier=tier)
+        yield PullProgress(PullPhase.RESOLVING, parsed.name)
+        load = await run.until_planned()
+        if not wait:
+            yield PullProgress(PullPhase.ACCEPTED, load.plan.name, load.plan.revision, load.plan.total_bytes)
+            return
+        while not run.finished:
+            load = run.load or load
+            if not load.finished:
+                yield load.progress()
+            await asyncio.wait([asyncio.ensure_future(run.signal.wait())], timeout=_PROGRESS_S)
+        if run.error is not None:
+            raise run.error
+        yield (run.load or load).progress()
+
+    async def attach(
+        self,
+        ref: str,
+        *,
+        source: str = "",
+        client: Client | None = None,
+        resume: bool = False,
+        only_if_resident: bool = False,
+    ) -> Attachment:
+        """A lease on a revision. Brings it to L1 first if need be: the attachment tells how that goes.
+
+        ``resume`` (a worker that mapped it before this daemon started) and ``only_if_resident`` never bring anything.
+        """
+        self._require_running()
+        parsed = parse_ref(ref)
+        content = await self._content(parsed, source, may_load=not (resume or only_if_resident))
+        name, revision = (
+            (content.plan.name, content.plan.revision)
+            if isinstance(content, Load)
+            else (content.name, content.revision)
+        )
+        clock, model = self._parts.services.clock, self._parts.services.registry.models[name]
+        lease = self._parts.leases.open(
+            name, revision, client or Client(), now_s=clock.monotonic_s(), wall_s=clock.wall_s()
+        )
+        lease.size_bytes = content.plan.total_bytes if isinstance(content, Load) else content.total_bytes
+        attachment = Attachment(self._parts.services, lease, content, self._released)
+        self._attachments[lease.lease_id] = attachment
+        self._used(model, attaches=1)
+        self._parts.services.events.emit(
+            "lease.opened", f"{lease.holder} holds {name}", name=name, revision=revision, lease=lease.lease_id
+        )
+        return attachment
+
+    async def _content(self, ref: Ref, source: str, *, may_load: bool) -> Manifest | Load:
+        """What an attach gets: a resident revision, or the load that brings it."""
+        services, pulls = self._parts.services, self._parts.pulls
+        registry = services.registry
+        model = registry.find(ref)
+        manifest = registry.manifest_of(model, ref) if model else None
+        if manifest is not None:
+            registry.check_usable(manifest)
+            if registry.whole_at(manifest, Level.L1):
+                services.metrics.hits.labels(level="l1").inc()
+                return manifest
+        services.metrics.misses.labels(level="l1").inc()
+        if manifest is not None and registry.resident(manifest, Level.L1):
+            return pulls.promote(manifest)  # only its checksums have to be confirmed
+        if not may_load:
+            raise NotFoundError(f"{ref} is not in L1", hint="attach it without resume to bring it there", ref=str(ref))
+        for load in self._parts.loader.active(ref.name):
+            if load.plan.level is Level.L1 and load.plan.revision.startswith(ref.revision):
+                return load
+        if manifest is not None and all(blob.l2 or blob.at(Level.L1) for blob in registry.blobs_of(manifest)):
+            services.metrics.hits.labels(level="l2").inc()
+            return pulls.promote(manifest)
+        services.metrics.misses.labels(level="l2").inc()
+        load = await pulls.pull(ref, source=source, level=Level.L1)
+        services.metrics.hits.labels(level="l3").inc()
+        return load
+
+    def detach(self, lease_id: str, token: str) -> None:
+        """Ends a lease early; the token proves that it is the caller's own."""
+        lease = self._parts.leases.authorised(lease_id, token)
+        self._attachments[lease.lease_id].close()
+
+    def open_descriptors(self, token: str, file_indices: Sequence[int], peer: Peer) -> list[int]:
+        """New read-only descriptors of files of a lease, in order; the caller closes them."""
+        lease = self._parts.leases.by_token(token)
+        lease.peer = peer
+        return self._attachments[lease.lease_id].open_descriptors(file_indices)
+
+    def list_models(self) -> tuple[ModelSummary, ...]:
+        """Every known model, by name."""
+        return self._parts.describer.summaries()
+
+    def describe(self, ref: str) -> ModelDetail:
+        """One model: its files, leases and where everything is."""
+        parsed = parse_ref(ref)
+        model = self._parts.services.registry.require(parsed)
+        manifest = self._parts.services.registry.manifest_of(model, parsed)
+        if parsed.revision and manifest is None:
+            raise NotFoundError(f"{ref} is not here", hint=f"`cached show {model.name}` lists revisions", ref=ref)
+        return self._parts.describer.detail(model, manifest)
+
+    def list_leases(self) -> tuple[LeaseInfo, ...]:
+        """The leases that are held now."""
+        return self._parts.leases.infos()
+
+    async def set_tier(self, ref: str, tier: Tier) -> ModelSummary:
+        """The operator's word on how soon a model is wanted; it outlives restarts."""
+        return self._changed(ref, f"tier set to {tier}", operator_tier=tier)
+
+    async def pin(self, ref: str) -> ModelSummary:
+        """Never a victim from now on."""
+        return self._changed(ref, "pinned", pinned=True)
+
+    async def unpin(self, ref: str) -> ModelSummary:
+        """A victim like any other from now on (unless the catalog pins it)."""
+        return self._changed(ref, "unpinned", pinned=False)
+
+    def _changed(self, ref: str, what: str, **changes: Any) -> ModelSummary:
+        registry = self._parts.services.registry
+        model = registry.require(parse_ref(ref))
+        registry.update(model, **changes)
+        self._parts.services.events.emit("model.changed", f"{model.name}: {what}", name=model.name)
+        return self._parts.describer.summary(model)
+
+    async def evict(self, ref: str, level: Level | None) -> Freed:
+        """Takes a model's revisions (or the one named) out of a level, or of all. Refused while leased or loading."""
+        model, manifests = self._unused(parse_ref(ref))
+        freed = Freed()
+        for manifest in manifests:
+            for each in (Level.L1, Level.L2) if level is None else (level,):
+                size = await self._parts.evictor.evict(manifest, each, "operator")
+                freed = _plus(freed, each, size)
+        del model
+        return freed
+
+    async def remove(self, ref: str) -> Freed:
+        """Evicts from every level and forgets the model (its catalog entry, if any, stays)."""
+        parsed = parse_ref(ref)
+        freed = await self.evict(parsed.name, None)
+        model = self._parts.services.registry.require(parsed)
+        self._parts.evictor.forget(model)
+        return freed
+
+    def _unused(self, ref: Ref) -> tuple[Model, list[Manifest]]:
+        registry = self._parts.services.registry
+        model = registry.require(ref)
+        chosen = registry.manifest_of(model, ref)
+        manifests = [chosen] if ref.revision and chosen else list(model.manifests.values())
+        holders = [holder for item in manifests for holder in self._parts.leases.holders(item.name, item.revision)] or [
+            f"a load to {load.plan.level}" for load in self._parts.loader.active(model.name)
+        ]
+        if holders:
+            raise InUseError(
+                f"{ref} is in use by {', '.join(holders)}",
+                hint="`cached ps` shows the leases; stop the workers first",
+                ref=str(ref),
+                holders=", ".join(holders),
+            )
+        return model, manifests
+
+    async def verify(self, ref: str | None, *, repair: bool) -> AsyncIterator[VerifyProgress]:
+        """Reads every byte of one or all models again; see Verifier."""
+        registry = self._parts.services.registry
+        manifests = list(registry.manifests())
+        if ref is not None:
+            parsed = parse_ref(ref)
+            model = registry.require(parsed)
+            one = registry.manifest_of(model, parsed)
+            manifests = [one] if parsed.revision and one else list(model.manifests.values())
+        async for progress in self._parts.verifier.verify(manifests, repair=repair):
+            yield progress
+
+    def stats(self) -> Stats:
+        """The daemon at a glance."""
+        return self._parts.describer.stats(self._parts.pool.active_movers)
+
+    def watch(self, *, replay: bool) -> AsyncIterator[Event]:
+        """Events from now on."""
+        return self._parts.services.events.watch(replay=replay)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError or AccountingError if the accounts do not agree with the levels. For tests."""
+        self._parts.services.storage.check()
+
+    def _released(self, attachment: Attachment) -> None:
+        lease = attachment.lease
+        self._attachments.pop(lease.lease_id, None)
+        self._parts.leases.close(lease.lease_id)
+        model = self._parts.services.registry.models.get(lease.name)
+        if model is not None:
+            self._used(model, attaches=0)
+        self._parts.services.events.emit(
+            "lease.closed", f"{lease.holder} released {lease.name}", name=lease.name, revision=lease.revision,
+            lease=lease.lease_id,
+        )  # fmt: skip
+
+    def _used(self, model: Model, *, attaches: int) -> None:
+        clock = self._parts.services.clock
+        model.last_used_s = clock.monotonic_s()
+        self._parts.services.registry.update(
+            model, last_used_wall_s=clock.wall_s(), attach_count=model.record.attach_count + attaches
+        )
+
+    def _tell_holders(self, manifest: Manifest, entry: FileEntry, damage: Damage) -> None:
+        for attachment in self._attachments.values():
+            if (attachment.lease.name, attachment.lease.revision) == (manifest.name, manifest.revision):
+                index = next(i for i, item in enumerate(manifest.files) if item.path == entry.path)
+                attachment.notice(Damaged(index, damage.offset_bytes, damage.length_bytes))
+
+    def _require_running(self) -> None:
+        if self._draining:
+            raise UnavailableError("the daemon is stopping", hint="try again when it is back")
+        if not self.ready:
+            raise UnavailableError("the daemon is starting", hint="try again in a moment")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def _plus(freed: Freed, level: Level, size_bytes: int) -> Freed:
+    if level is Level.L1:
+        return Freed(freed.l1_bytes + size_bytes, freed.l2_bytes)
+    return Freed(freed.l1_bytes, freed.l2_bytes + size_bytes)

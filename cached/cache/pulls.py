@@ -1,0 +1,282 @@
+"""From a reference to a load: resolve the origin, choose the files, and say for each blob how it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cached.cache.flight import BlobOrder
+from cached.cache.load import Load, LoadFile, LoadPlan
+from cached.cache.loader import Loader
+from cached.cache.registry import Blob, Model, Presence
+from cached.cache.services import Services
+from cached.errors import CachedError, InvalidRequestError, MoverError, NoSourceError, ObjectChangedError
+from cached.index import PendingPull
+from cached.manifest import BlobRecord, FileEntry, Manifest, revision_of
+from cached.origins.base import OriginObject, OriginSpec
+from cached.origins.selection import select
+from cached.refs import Ref
+from cached.signals import Signal
+from cached.singleflight import SingleFlight
+from cached.transfer.fill import OriginSource
+from cached.transfer.jobs import Listing, ListObjects, StatObjects
+from cached.types import CheckedBy, Level, Tier
+
+_RESTARTS_ON_CHANGE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What the origin has now, chosen and ordered."""
+
+    spec: OriginSpec
+    items: tuple[OriginObject, ...]
+    notes: tuple[str, ...]
+    sha256: Mapping[str, str]
+    revision: str
+
+
+class PullRun:
+    """A pull as its watchers see it. ``signal`` fires when it gets a load (again) and when it ends."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.load: Load | None = None
+        self.error: CachedError | None = None
+        self.finished = False
+        self.signal = Signal()
+        self.task: asyncio.Task[None] | None = None
+
+    async def until_planned(self) -> Load:
+        """The load, once the origin was resolved; raises the pull's error."""
+        while self.load is None:
+            if self.error is not None:
+                raise self.error
+            await self.signal.wait()
+        return self.load
+
+
+class Pulls:
+    """Plans and begins loads. ``defaults``: options of s3:// origins from the configuration."""
+
+    def __init__(self, services: Services, loader: Loader, defaults: Mapping[str, str]) -> None:
+        self._services = services
+        self._loader = loader
+        self._defaults = dict(defaults)
+        self._resolving: SingleFlight[tuple[str, str], Resolved] = SingleFlight()
+        self._runs: set[asyncio.Task[None]] = set()
+
+    async def pull(self, ref: Ref, *, source: str, level: Level, tier: Tier | None = None) -> Load:
+        """The load that brings what the origin has now to ``level``. Raises if it cannot be resolved or planned."""
+        model = self._model(ref, source)
+        try:
+            resolved = await self._resolve(model, source or ref.uri)
+            self._check_revision(ref, resolved)
+        except CachedError as error:
+            error.fields.setdefault("name", model.name)
+            self._services.failed(model, error)
+            raise
+        plan = self._plan(model, resolved, level)
+        self._remember(model, plan, tier)
+        return self._loader.begin(plan)
+
+    def begin(self, ref: Ref, *, source: str = "", level: Level = Level.L1, tier: Tier | None = None) -> PullRun:
+        """Starts a pull that goes on whoever watches it, and is begun again when an object changes under way."""
+        run = PullRun(ref.name)
+        run.task = asyncio.get_running_loop().create_task(
+            self._run(run, ref, source, level, tier), name=f"pull {ref.name}"
+        )
+        self._runs.add(run.task)
+        run.task.add_done_callback(self._runs.discard)
+        return run
+
+    async def _run(self, run: PullRun, ref: Ref, source: str, level: Level, tier: Tier | None) -> None:
+        try:
+            for restart in range(_RESTARTS_ON_CHANGE + 1):
+                run.load = load = await self.pull(ref, source=source, level=level, tier=tier)
+                run.signal.notify()
+                try:
+                    await load.until(lambda load=load: load.finished)  # type: ignore[misc]
+                    break
+                except ObjectChangedError:
+                    if restart == _RESTARTS_ON_CHANGE:
+                        raise
+        except CachedError as error:
+            run.error = error
+        except asyncio.CancelledError:
+            run.error = CachedError("the pull was stopped", hint="it is resumed when the daemon starts again")
+            raise
+        finally:
+            run.finished = True
+            run.signal.notify()
+
+    def promote(self, manifest: Manifest) -> Load:
+        """The load that brings a known revision to L1 from wherever its blobs are."""
+        return self._loader.begin(self._plan_known(manifest, Level.L1))
+
+    def _model(self, ref: Ref, source: str) -> Model:
+        model = self._services.registry.find(ref)
+        if not (source or ref.uri or (model and model.source)):
+            raise NoSourceError(
+                f"nothing says where to get {ref.name} from",
+                hint=f"add it to the catalog, or: cached pull {ref.name} --source s3://BUCKET/PREFIX",
+                ref=str(ref),
+            )
+        catalogued = model is not None and model.catalog is not None
+        if catalogued and source and model is not None and source != model.source:
+            raise InvalidRequestError(
+                f"the catalog says that {ref.name} comes from {model.source}, not from {source}",
+                hint="leave --source away, use another name, or change the catalog",
+                value=source,
+            )
+        given = source or ref.uri
+        return self._services.registry.known(ref.name, source="" if catalogued else given)
+
+    def _spec(self, model: Model, source: str) -> OriginSpec:
+        uri = source or model.source
+        options = dict(self._defaults) if uri.startswith("s3://") else {}
+        return OriginSpec(uri, options | dict(model.catalog.origin if model.catalog else model.record.origin_options))
+
+    async def _resolve(self, model: Model, source: str) -> Resolved:
+        spec = self._spec(model, source)
+        return await self._resolving.do((model.name, spec.uri), lambda: self._look(model, spec))
+
+    async def _look(self, model: Model, spec: OriginSpec) -> Resolved:
+        catalog = model.catalog
+        listing = await self._list(ListObjects(spec))
+        chosen = select(
+            listing,
+            include=catalog.include if catalog else (),
+            exclude=catalog.exclude if catalog else (),
+            weights_format=(catalog.format if catalog else "") or "auto",
+        )
+        items = await self._list(StatObjects(spec, tuple(item.path for item in chosen.files)))
+        sha256 = dict(catalog.sha256) if catalog else {}
+        missing = sorted(set(sha256) - {item.path for item in items})
+        if missing:
+            raise InvalidRequestError(
+                f"the catalog has a sha256 for {missing[0]}, which {spec.uri} does not have (or its patterns leave out)",
+                hint="correct the path in the catalog's sha256 table",
+                value=missing[0],
+            )
+        return Resolved(
+            spec=spec,
+            items=items,
+            notes=chosen.notes,
+            sha256=sha256,
+            revision=revision_of((item.path, item.size_bytes, _identity(item, sha256)) for item in items),
+        )
+
+    async def _list(self, job: ListObjects | StatObjects) -> tuple[OriginObject, ...]:
+        """Runs a listing job, with the retries that every request to an origin has."""
+        retry, clock = self._services.retry, self._services.clock
+        for attempt in range(1, retry.max_attempts + 1):
+            try:
+                answer = await self._services.runner.run(job)
+                break
+            except CachedError as error:
+                if not error.retryable or attempt == retry.max_attempts:
+                    raise
+                self._services.metrics.retries.labels(reason=error.reason).inc()
+                await clock.sleep(retry.delay_s(attempt))
+        if not isinstance(answer, Listing):
+            raise MoverError("a mover answered a listing with something else")
+        return answer.items
+
+    def _check_revision(self, ref: Ref, resolved: Resolved) -> None:
+        if ref.revision and not resolved.revision.startswith(ref.revision):
+            raise NoSourceError(
+                f"{ref} is not here, and its origin has revision {resolved.revision} now",
+                hint=f"pull {ref.name} without a revision to get what the origin has",
+                ref=str(ref),
+            )
+
+    def _plan(self, model: Model, resolved: Resolved, level: Level) -> LoadPlan:
+        known = model.manifests.get(resolved.revision)
+        if known is not None:
+            return self._plan_known(known, level)
+        files = tuple(self._new_file(model, resolved, item, level) for item in resolved.items)
+        return LoadPlan(
+            name=model.name,
+            revision=resolved.revision,
+            level=level,
+            files=files,
+            source=resolved.spec.uri,
+            origin_options=dict(model.catalog.origin if model.catalog else model.record.origin_options),
+            notes=resolved.notes,
+        )
+
+    def _new_file(self, model: Model, resolved: Resolved, item: OriginObject, level: Level) -> LoadFile:
+        origin = OriginSource(resolved.spec, item)
+        sha256 = resolved.sha256.get(item.path, "")
+        order = BlobOrder(
+            level=level, size_bytes=item.size_bytes, name=model.name, path=item.path, origin=origin, sha256=sha256,
+            persist=level is Level.L1,
+        )  # fmt: skip
+        checked_by = CheckedBy.CATALOG_SHA256 if sha256 else None
+        digest = sha256 or self._services.journal_digest(order.ingest_id)
+        blob = self._services.registry.blobs.get(digest)
+        if blob is None or blob.record.size_bytes != item.size_bytes:
+            return LoadFile(item.path, item.size_bytes, sha256, order, checked_by)
+        return self._known_file(model.name, item.path, blob, level, origin, checked_by)
+
+    def _plan_known(self, manifest: Manifest, level: Level) -> LoadPlan:
+        files = []
+        for entry in manifest.files:
+            blob = self._services.registry.blobs[entry.digest]
+            origin = self.origin_of(manifest, entry)
+            files.append(self._known_file(manifest.name, entry.path, blob, level, origin, entry.checked_by))
+        return LoadPlan(
+            name=manifest.name, revision=manifest.revision, level=level, files=tuple(files), source=manifest.source,
+            origin_options=dict(manifest.origin_options), notes=manifest.notes, manifest=manifest,
+        )  # fmt: skip
+
+    def origin_of(self, manifest: Manifest, entry: FileEntry) -> OriginSource | None:
+        """Where a file of a known revision can be fetched again; None if that was never known."""
+        if not manifest.source:
+            return None
+        model = self._services.registry.models[manifest.name]
+        return OriginSource(self._spec(model, manifest.source), _object(entry))
+
+    def _known_file(
+        self, name: str, path: str, blob: Blob, level: Level, origin: OriginSource | None, checked_by: CheckedBy | None
+    ) -> LoadFile:
+        record: BlobRecord = blob.record
+        adopt = level is Level.L1 and blob.l1 is Presence.UNCONFIRMED
+        order = BlobOrder(
+            level=level, size_bytes=record.size_bytes, name=name, path=path, record=record, origin=origin, adopt=adopt,
+            persist=level is Level.L1 and not blob.l2,
+        )  # fmt: skip
+        here = blob.l2 if level is Level.L2 else blob.l1 is Presence.CONFIRMED
+        return LoadFile(path, record.size_bytes, record.digest, None if here else order, checked_by)
+
+    def _remember(self, model: Model, plan: LoadPlan, tier: Tier | None) -> None:
+        """What a restarted daemon needs to go on with this pull."""
+        registry = self._services.registry
+        if tier is not None:
+            registry.update(model, operator_tier=tier)
+        if not plan.orders:
+            return
+        pending = PendingPull(
+            name=plan.name, revision=plan.revision, source=plan.source, level=plan.level, ingests=tuple(plan.orders)
+        )
+        registry.write(lambda: registry.index.put_pending(pending))
+
+    async def stop(self) -> None:
+        """Ends every pull; what was verified stays resumable."""
+        for task in self._runs:
+            task.cancel()
+        await asyncio.gather(*self._runs, return_exceptions=True)
+        await self._resolving.close()
+
+
+def _identity(item: OriginObject, sha256: Mapping[str, str]) -> str:
+    digest = sha256.get(item.path) or next(
+        (check.value_hex for check in item.checksums if check.algorithm == "sha256" and not check.part_sizes_bytes), ""
+    )
+    return f"sha256:{digest}" if digest else f"version:{item.version}"
+
+
+def _object(entry: FileEntry) -> OriginObject:
+    return OriginObject(path=entry.path, size_bytes=entry.size_bytes, version=entry.version)

@@ -1,0 +1,129 @@
+"""What an earlier daemon left: adopted, resumed or removed. Nothing of ours stays without an owner."""
+
+from __future__ import annotations
+
+import structlog
+
+from cached.cache.loader import Loader
+from cached.cache.pulls import Pulls
+from cached.cache.registry import Presence, Registry
+from cached.cache.services import Services
+from cached.errors import CachedError, LevelError, NoRoomError
+from cached.levels.base import Found
+from cached.manifest import Manifest
+from cached.refs import Ref
+from cached.types import Level, Tier
+
+_log = structlog.get_logger(__name__)
+
+_ORDER = (Tier.HOT, Tier.WARM, Tier.AUTO, Tier.COLD)
+
+
+class Recovery:
+    """``recover`` once, before anything is served; ``resume`` after, in the background."""
+
+    def __init__(self, services: Services, loader: Loader, pulls: Pulls) -> None:
+        self._services = services
+        self._loader = loader
+        self._pulls = pulls
+
+    def recover(self) -> None:
+        """Reads the index, compares it with what the levels hold, and accounts for all of it. Moves no bytes."""
+        registry = self._services.registry
+        registry.load()
+        pending = {ingest for pull in registry.index.pending() for ingest in pull.ingests}
+        wanted = {entry.digest for manifest in registry.manifests() for entry in manifest.files} | self._landed(pending)
+        for level in self._services.storage.levels:
+            try:
+                self._take_stock(level, wanted, pending)
+            except LevelError as error:
+                self._services.degraded[level.value] = f"{level} could not be read: {error.message}"
+                _log.exception("recovery.level_failed", level=level.value, cause=error.message)
+        self._forget_what_is_nowhere(registry, pending)
+        self._remove_journals(pending)
+        self._services.view.clear()
+        for manifest in registry.manifests():
+            self._services.publish(manifest)
+
+    def _landed(self, pending: set[str]) -> set[str]:
+        """Blobs of interrupted pulls that were committed before their revision could be recorded."""
+        return {digest for ingest in pending if (digest := self._services.journal_digest(ingest))}
+
+    def _take_stock(self, level: Level, wanted: set[str], pending: set[str]) -> None:
+        services, storage = self._services, self._services.storage
+        found: Found = storage.scan(level)
+        for digest, size_bytes in found.blobs.items():
+            blob = services.registry.blobs.get(digest)
+            if blob is None or digest not in wanted or blob.record.size_bytes != size_bytes:
+                storage.remove_unknown(level, digest)
+                _log.warning("recovery.removed_blob", level=level.value, digest=digest, cause="no revision has it")
+                continue
+            if not self._account(level, digest, size_bytes):
+                continue
+            if level is Level.L1:
+                blob.l1 = Presence.UNCONFIRMED
+            else:
+                blob.l2 = True
+        for ingest_id, size_bytes in found.ingests.items():
+            if ingest_id in pending:
+                storage.keep_ingest(level, ingest_id, size_bytes)
+            else:
+                storage.discard_unknown(level, ingest_id)
+        for name in found.set_aside:
+            _log.warning("recovery.set_aside", level=level.value, name=name)
+
+    def _account(self, level: Level, digest: str, size_bytes: int) -> bool:
+        try:
+            self._services.storage.adopt(level, digest, size_bytes)
+        except NoRoomError as error:
+            self._services.storage.remove_unknown(level, digest)
+            _log.warning("recovery.no_room", level=level.value, digest=digest, cause=error.message)
+            return False
+        return True
+
+    def _forget_what_is_nowhere(self, registry: Registry, pending: set[str]) -> None:
+        """Old revisions that are at no level are of no use; the current one stays known by name."""
+        del pending
+        for manifest in list(registry.manifests()):
+            nowhere = not any(registry.bytes_at(manifest, level) for level in (Level.L1, Level.L2))
+            if nowhere and registry.models[manifest.name].record.current_revision != manifest.revision:
+                registry.forget_revision(manifest)
+
+    def _remove_journals(self, pending: set[str]) -> None:
+        folder = self._services.journal_dir
+        for path in folder.iterdir():
+            if path.name not in pending:
+                path.unlink()
+
+    async def resume(self) -> None:
+        """Confirms what is in L1, the hottest first, and begins interrupted pulls again."""
+        registry = self._services.registry
+        for manifest in sorted(registry.manifests(), key=self._urgency):
+            if registry.resident(manifest, Level.L1) and not registry.whole_at(manifest, Level.L1):
+                load = self._pulls.promote(manifest)
+                try:
+                    await load.until_ready()
+                except CachedError as error:
+                    _log.warning("recovery.not_adopted", model=manifest.name, cause=error.message)
+        self._drop_unconfirmed()
+        for pull in registry.index.pending():
+            self._services.events.emit("pull.resumed", f"going on with {pull.name}", name=pull.name)
+            self._pulls.begin(
+                Ref(pull.name), source="" if self._catalogued(pull.name) else pull.source, level=pull.level
+            )
+
+    def _catalogued(self, name: str) -> bool:
+        model = self._services.registry.models.get(name)
+        return model is not None and model.catalog is not None
+
+    def _urgency(self, manifest: Manifest) -> tuple[int, int, float]:
+        model = self._services.registry.models[manifest.name]
+        return _ORDER.index(model.tier[0]), -model.priority, -model.record.last_used_wall_s
+
+    def _drop_unconfirmed(self) -> None:
+        """Segments of revisions that are not whole in L1: nobody will confirm them, so nobody may have them."""
+        registry, held = self._services.registry, self._loader.held_digests()
+        for digest, blob in registry.blobs.items():
+            if blob.l1 is Presence.UNCONFIRMED and digest not in held:
+                registry.lost(digest, Level.L1)
+                self._services.storage.withdraw(digest)

@@ -1,0 +1,285 @@
+"""What this host knows: models, their revisions, and which blob is where. Owned by the loop, kept in the index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+import structlog
+
+from cached.catalog_file import Catalog, CatalogModel
+from cached.errors import LevelError, NotFoundError, QuarantinedError
+from cached.index import Index, ModelRecord
+from cached.manifest import BlobRecord, Manifest
+from cached.refs import Ref
+from cached.types import Level, Tier
+
+_log = structlog.get_logger(__name__)
+
+_STRENGTH = (Tier.HOT, Tier.WARM, Tier.AUTO, Tier.COLD)
+
+
+class Presence(StrEnum):
+    """Whether a blob is in L1, and whether its bytes were verified since it came there or since this daemon started."""
+
+    ABSENT = "absent"
+    UNCONFIRMED = "unconfirmed"
+    CONFIRMED = "confirmed"
+
+
+@dataclass(slots=True)
+class Blob:
+    """Content known to this host, and where it is. L2 bytes are verified whenever they are moved."""
+
+    record: BlobRecord
+    l1: Presence = Presence.ABSENT
+    l2: bool = False
+
+    def at(self, level: Level) -> bool:
+        """True if its bytes are at ``level``, confirmed or not."""
+        return self.l1 is not Presence.ABSENT if level is Level.L1 else self.l2
+
+
+@dataclass(slots=True)
+class Model:
+    """A name with its settings and the revisions that are known."""
+
+    record: ModelRecord
+    catalog: CatalogModel | None = None
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
+    """Revision → what is damaged and could not be mended."""
+    last_used_s: float = float("-inf")
+    """On the monotonic clock, for the policy."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.record.name
+
+    @property
+    def current(self) -> Manifest | None:
+        """The manifest of the current revision."""
+        return self.manifests.get(self.record.current_revision)
+
+    @property
+    def source(self) -> str:
+        """Where to pull from: the catalog's word, else what the last pull was told; may be empty."""
+        return self.catalog.source if self.catalog else self.record.source
+
+    @property
+    def tier(self) -> tuple[Tier, str]:
+        """The tier that counts and whose word it is: the stronger of catalog and operator."""
+        said = [
+            (self.record.operator_tier, "operator"),
+            (self.catalog.tier if self.catalog else None, "catalog"),
+        ]
+        known = [(tier, whose) for tier, whose in said if tier is not None]
+        return min(known, key=lambda item: _STRENGTH.index(item[0]), default=(Tier.AUTO, "default"))
+
+    @property
+    def pinned(self) -> bool:
+        """By the operator or by the catalog."""
+        return self.record.pinned or bool(self.catalog and self.catalog.pinned)
+
+    @property
+    def priority(self) -> int:
+        """The catalog's; higher stays longer."""
+        return self.catalog.priority if self.catalog else 0
+
+
+class Registry:
+    """All of it. Writes go through to the index; where that fails, memory goes on and ``on_fault`` hears."""
+
+    def __init__(self, index: Index, on_fault: Callable[[str], None]) -> None:
+        self._index = index
+        self._on_fault = on_fault
+        self.models: dict[str, Model] = {}
+        self.blobs: dict[str, Blob] = {}
+
+    def load(self) -> None:
+        """Reads the index. No blob is at any level until recovery says so."""
+        for record in self._index.models():
+            self.models[record.name] = Model(record)
+        for manifest in self._index.manifests():
+            self._model(manifest.name).manifests[manifest.revision] = manifest
+        for blob in self._index.blobs():
+            self.blobs[blob.digest] = Blob(blob)
+
+    def close(self) -> None:
+        """Closes the index."""
+        self._index.close()
+
+    @property
+    def index(self) -> Index:
+        """For pending pulls, which only pulls and recovery care about."""
+        return self._index
+
+    def set_catalog(self, catalog: Catalog) -> None:
+        """Replaces every model's catalog settings; models of the catalog become known, others stay known."""
+        for model in self.models.values():
+            model.catalog = catalog.models.get(model.name)
+        for name, entry in catalog.models.items():
+            self._model(name).catalog = entry
+
+    def find(self, ref: Ref) -> Model | None:
+        """The model of a reference, or None."""
+        return self.models.get(ref.name)
+
+    def require(self, ref: Ref) -> Model:
+        """The model of a reference, or NotFoundError."""
+        model = self.models.get(ref.name)
+        if model is None:
+            raise NotFoundError(
+                f"no model {ref.name!r} is known here",
+                hint="`cached ls` lists the known ones; `cached pull NAME --source URI` brings a new one",
+                ref=str(ref),
+            )
+        return model
+
+    def manifest_of(self, model: Model, ref: Ref) -> Manifest | None:
+        """The manifest that a reference means: the current one, or the one whose revision begins as given."""
+        if not ref.revision:
+            return model.current
+        found = [item for revision, item in model.manifests.items() if revision.startswith(ref.revision)]
+        if len(found) > 1:
+            raise NotFoundError(
+                f"{ref} means more than one revision", hint="give more digits of the revision", ref=str(ref)
+            )
+        return found[0] if found else None
+
+    def check_usable(self, manifest: Manifest) -> None:
+        """Raises QuarantinedError if this revision is known to be damaged."""
+        why = self.models[manifest.name].quarantined.get(manifest.revision)
+        if why:
+            raise QuarantinedError(
+                f"{manifest.name}@{manifest.revision} is quarantined: {why}",
+                hint="`cached verify --repair` tries again to mend it; `cached rm` and a new pull replace it",
+                ref=f"{manifest.name}@{manifest.revision}",
+            )
+
+    def known(self, name: str, *, source: str = "", origin_options: dict[str, str] | None = None) -> Model:
+        """The model of this name, made known if it is new, with its source remembered if one is given."""
+        model = self._model(name)
+        if source and (source, origin_options or {}) != (model.record.source, dict(model.record.origin_options)):
+            self.update(model, source=source, origin_options=origin_options or {})
+        return model
+
+    def update(self, model: Model, **changes: Any) -> None:
+        """Changes fields of the model's record, in memory and in the index."""
+        model.record = replace(model.record, **changes)
+        self._write(lambda: self._index.put_model(model.record))
+
+    def add_manifest(self, manifest: Manifest) -> None:
+        """Records a revision whose blobs are all known, and makes it the current one."""
+        model = self._model(manifest.name)
+        model.manifests[manifest.revision] = manifest
+        model.quarantined.pop(manifest.revision, None)
+        self._write(lambda: self._index.put_manifest(manifest))
+        self.update(model, current_revision=manifest.revision, last_error="")
+
+    def forget_revision(self, manifest: Manifest) -> None:
+        """Drops a revision that is at no level any more, and the blobs that only it had."""
+        model = self.models[manifest.name]
+        model.manifests.pop(manifest.revision, None)
+        model.quarantined.pop(manifest.revision, None)
+        self._write(lambda: self._index.delete_manifest(manifest.name, manifest.revision))
+        kept = {entry.digest for other in self.manifests() for entry in other.files}
+        for digest in {entry.digest for entry in manifest.files} - kept:
+            self.forget_blob(digest)
+
+    def forget_blob(self, digest: str) -> None:
+        """Drops the record of a blob that is at no level."""
+        blob = self.blobs.get(digest)
+        if blob is not None and not blob.at(Level.L1) and not blob.l2:
+            del self.blobs[digest]
+            self._write(lambda: self._index.delete_blob(digest))
+
+    def forget_model(self, model: Model) -> None:
+        """Drops a model; its blobs must have left every level. What the catalog says stays known."""
+        for manifest in list(model.manifests.values()):
+            self.forget_revision(manifest)
+        self._write(lambda: self._index.delete_model(model.name))
+        del self.models[model.name]
+        if model.catalog is not None:
+            self._model(model.name).catalog = model.catalog
+
+    def landed(self, record: BlobRecord, level: Level) -> None:
+        """A blob was committed or confirmed at a level."""
+        blob = self.blobs.get(record.digest)
+        if blob is None:
+            blob = self.blobs[record.digest] = Blob(record)
+            self._write(lambda: self._index.put_blob(record))
+        if level is Level.L1:
+            blob.l1 = Presence.CONFIRMED
+        else:
+            blob.l2 = True
+
+    def lost(self, digest: str, level: Level) -> None:
+        """A blob left a level."""
+        blob = self.blobs[digest]
+        if level is Level.L1:
+            blob.l1 = Presence.ABSENT
+        else:
+            blob.l2 = False
+
+    def manifests(self) -> Iterator[Manifest]:
+        """Every known revision of every model."""
+        for model in self.models.values():
+            yield from model.manifests.values()
+
+    def blobs_of(self, manifest: Manifest) -> list[Blob]:
+        """Each blob of a revision once."""
+        return [self.blobs[digest] for digest in dict.fromkeys(entry.digest for entry in manifest.files)]
+
+    def bytes_at(self, manifest: Manifest, level: Level) -> int:
+        """Bytes of a revision that are at a level, shared ones included."""
+        return sum(blob.record.size_bytes for blob in self.blobs_of(manifest) if blob.at(level))
+
+    def whole_at(self, manifest: Manifest, level: Level) -> bool:
+        """True if every blob of a revision is at a level; in L1 they must be confirmed."""
+        if level is Level.L1:
+            return all(blob.l1 is Presence.CONFIRMED for blob in self.blobs_of(manifest))
+        return all(blob.l2 for blob in self.blobs_of(manifest))
+
+    def resident(self, manifest: Manifest, level: Level) -> bool:
+        """True if every blob of a revision is at a level, confirmed or not."""
+        return all(blob.at(level) for blob in self.blobs_of(manifest))
+
+    def only_of(self, manifest: Manifest, level: Level, held: frozenset[str] = frozenset()) -> list[Blob]:
+        """The blobs that leave a level with this revision: no other revision that is resident there has them.
+
+        ``held``: digests that loads in flight count on; they stay.
+        """
+        kept = set(held)
+        for other in self.manifests():
+            if other is not manifest and self.resident(other, level):
+                kept.update(entry.digest for entry in other.files)
+        return [blob for blob in self.blobs_of(manifest) if blob.at(level) and blob.record.digest not in kept]
+
+    def sharers(self, digest: str, but: str) -> tuple[str, ...]:
+        """Names of the other models that have this blob in a revision."""
+        names = {item.name for item in self.manifests() for entry in item.files if entry.digest == digest}
+        return tuple(sorted(names - {but}))
+
+    def quarantine(self, manifest: Manifest, why: str) -> None:
+        """Marks a revision as damaged: no new lease on it."""
+        self.models[manifest.name].quarantined[manifest.revision] = why
+
+    def write(self, change: Callable[[], None]) -> None:
+        """For other records of the index: a failing write is reported, not raised."""
+        self._write(change)
+
+    def _model(self, name: str) -> Model:
+        if name not in self.models:
+            self.models[name] = Model(ModelRecord(name=name))
+        return self.models[name]
+
+    def _write(self, change: Callable[[], None]) -> None:
+        try:
+            change()
+        except LevelError as error:
+            _log.error("index.write_failed", cause=error.message)
+            self._on_fault(error.message)

@@ -1,0 +1,75 @@
+"""What the parts of the engine share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cached.cache.events import EventBus
+from cached.cache.links import DirectoryView
+from cached.cache.registry import Model, Presence, Registry
+from cached.cache.storage import Storage
+from cached.clock import Clock
+from cached.errors import CachedError, LevelError
+from cached.levels.journal import read_journal
+from cached.manifest import Manifest
+from cached.metrics import Metrics
+from cached.transfer.fill import RetryPolicy, Runner
+from cached.types import Level
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """One of each; built once."""
+
+    clock: Clock
+    runner: Runner
+    storage: Storage
+    registry: Registry
+    metrics: Metrics
+    events: EventBus
+    view: DirectoryView
+    retry: RetryPolicy
+    width: int
+    """Chunks of one blob in flight at the same time."""
+    journal_dir: Path
+    degraded: dict[str, str] = field(default_factory=dict)
+    """What does not work as it should → why, for health; empty when all is well."""
+
+    def failed(self, model: Model, error: CachedError) -> None:
+        """Remembers why a model could not be brought, for `cached show`, the events and the metrics."""
+        self.registry.update(model, last_error=error.message)
+        self.metrics.pulls.labels(outcome=error.reason).inc()
+        fields = {key: value for key, value in error.fields.items() if key != "name"}
+        self.events.emit(
+            "load.failed", f"{model.name}: {error.message}", name=model.name, reason=error.reason, **fields
+        )
+
+    def journal_digest(self, ingest_id: str) -> str:
+        """The blob that an interrupted pull's ingest became before its revision could be recorded, or empty."""
+        state = read_journal(self.journal_dir / ingest_id)
+        return state.landed_digest if state else ""
+
+    def moved(self, hop: str, length_bytes: int, busy_s: float, cpu_s: float) -> None:
+        """Counts verified bytes over a hop."""
+        self.metrics.transfer_bytes.labels(hop=hop).inc(length_bytes)
+        self.metrics.transfer_seconds.labels(hop=hop).inc(busy_s)
+        self.metrics.transfer_cpu_seconds.labels(hop=hop).inc(cpu_s)
+
+    def publish(self, manifest: Manifest) -> None:
+        """Brings the directory view of a revision up to date with where its blobs are."""
+        shown = all(blob.l1 is Presence.CONFIRMED or blob.l2 for blob in self.registry.blobs_of(manifest))
+        try:
+            if shown:
+                targets = {entry.path: self._target(entry.digest) for entry in manifest.files}
+                current = self.registry.models[manifest.name].record.current_revision == manifest.revision
+                self.view.show(manifest.name, manifest.revision, targets, current=current)
+            else:
+                self.view.hide(manifest.name, manifest.revision)
+            self.degraded.pop("view", None)
+        except LevelError as error:
+            self.degraded["view"] = error.message
+
+    def _target(self, digest: str) -> str:
+        in_l1 = self.registry.blobs[digest].l1 is Presence.CONFIRMED
+        return self.storage.level(Level.L1 if in_l1 else Level.L2).blob(digest).path

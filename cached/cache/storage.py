@@ -1,0 +1,283 @@
+"""The local levels together with their accounts: no byte is at a level that its ledger does not know of."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+
+import structlog
+
+from cached.cache.capacity import Limit, l1_limit, l2_limit
+from cached.config import Config
+from cached.errors import CachedError, NotFoundError
+from cached.ledger import Ledger
+from cached.levels.base import FileRef, Found, LocalLevel
+from cached.levels.disk import DiskLevel
+from cached.levels.shm import SHM_FOLDER, ShmLevel
+from cached.manifest import BlobRecord
+from cached.transfer.fill import Runner
+from cached.transfer.jobs import Clear
+from cached.types import Level
+from cached.units import parse_size
+
+_log = structlog.get_logger(__name__)
+
+_POOL, _WITHDRAWN = "pool", "withdrawn"
+_PRIORITY_CLEAR = 2_000_000_000
+
+
+class Storage:
+    """Loop only. What may take long runs in a thread that touches the level alone, never the accounts."""
+
+    def __init__(self, config: Config, l1: ShmLevel, l2: DiskLevel | None, *, l2_path: str) -> None:
+        self.l1 = l1
+        self._l2_path = l2_path
+        self._config = config
+        self._levels: dict[Level, LocalLevel] = {Level.L1: l1} | ({Level.L2: l2} if l2 is not None else {})
+        self._ledgers = {level: Ledger(level, 0) for level in self._levels}
+        self._limits: dict[Level, Limit] = {}
+        self._collecting = asyncio.Lock()
+        self.refresh_capacities()
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Those that this daemon has, nearest first."""
+        return tuple(self._levels)
+
+    def has(self, level: Level) -> bool:
+        """False for L2 where it is switched off."""
+        return level in self._levels
+
+    def level(self, level: Level) -> LocalLevel:
+        """The level itself, for references and descriptors."""
+        return self._levels[level]
+
+    def ledger(self, level: Level) -> Ledger:
+        """Its accounts; to be read, not changed."""
+        return self._ledgers[level]
+
+    def limited_by(self, level: Level) -> str:
+        """What bounds its capacity now, for people."""
+        return self._limits[level].because
+
+    def withdrawn_bytes(self, level: Level) -> int:
+        """Evicted, but not yet proven to be free."""
+        return self._ledgers[level].used.get(_WITHDRAWN, 0)
+
+    def pool_bytes(self, level: Level) -> int:
+        """Kept for the next blob."""
+        return self._ledgers[level].used.get(_POOL, 0)
+
+    def refresh_capacities(self) -> None:
+        """Looks at what the host can give now."""
+        reserve = parse_size(self._config.l1.memory_reserve_bytes)
+        self._limits[Level.L1] = l1_limit(
+            self._config.l1.capacity, reserve_bytes=reserve, ours_bytes=self._allocated_bytes(),
+            free_bytes=self.l1.free_bytes(),
+        )  # fmt: skip
+        if Level.L2 in self._levels:
+            ledger, found = self._ledgers[Level.L2], os.statvfs(self._l2_path)
+            self._limits[Level.L2] = l2_limit(
+                self._config.l2.capacity, total_bytes=found.f_blocks * found.f_frsize,
+                ours_bytes=ledger.used_bytes + ledger.reserved_bytes, free_bytes=found.f_bavail * found.f_frsize,
+            )  # fmt: skip
+        for level, ledger in self._ledgers.items():
+            ledger.capacity_bytes = self._limits[level].size_bytes
+
+    def _allocated_bytes(self) -> int:
+        """What our segments really take up now; one that is still arriving has only some of its pages."""
+        prefix = f"cached.{self.l1.instance}."
+        with os.scandir(SHM_FOLDER) as entries:
+            return sum(
+                entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries if entry.name.startswith(prefix)
+            )
+
+    # Ingests
+
+    def missing_bytes(self, level: Level, sizes: Mapping[str, int]) -> int:
+        """By how much these ingests exceed what is free; the pool counts as free, kept ingests as paid for."""
+        self.refresh_capacities()
+        ledger = self._ledgers[level]
+        kept = sum(ledger.used.get(_kept(ingest_id), 0) for ingest_id in sizes)
+        free = ledger.capacity_bytes - ledger.used_bytes - ledger.reserved_bytes + ledger.used.get(_POOL, 0)
+        return max(0, sum(sizes.values()) - kept - free)
+
+    def open(self, level: Level, sizes: Mapping[str, int]) -> None:
+        """Reserves and creates these ingests, all or none; kept ones are taken up again.
+
+        Raises NoRoomError when they do not fit (nothing is evicted here), LevelError when they cannot be created.
+        """
+        ledger, store = self._ledgers[level], self._levels[level]
+        ledger.resize(_POOL, 0)  # lent to the ingests: what they do not take comes back with _settle
+        opened: list[str] = []
+        try:
+            for ingest_id, size_bytes in sizes.items():
+                kept = _kept(ingest_id) in ledger.used
+                if kept:
+                    ledger.remove(_kept(ingest_id))
+                ledger.reserve(ingest_id, size_bytes)
+                opened.append(ingest_id)
+                if not kept:
+                    store.create(ingest_id, size_bytes)
+        except CachedError:
+            for ingest_id in opened:
+                self.discard(level, ingest_id)
+            raise
+        finally:
+            self._settle()
+
+    def is_open(self, level: Level, ingest_id: str) -> bool:
+        """True between ``open`` and ``commit``, ``suspend`` or ``discard``."""
+        return level in self._ledgers and ingest_id in self._ledgers[level].reservations
+
+    async def commit(self, level: Level, ingest_id: str, record: BlobRecord) -> FileRef:
+        """Makes an open ingest the blob, durably for its level. A blob that is there already is kept instead."""
+        store, ledger, key = self._levels[level], self._ledgers[level], _blob(record.digest)
+        if level is Level.L1:
+            ref = store.commit(ingest_id, record.digest)
+        else:
+            ref = await asyncio.to_thread(store.commit, ingest_id, record.digest)
+        if key in ledger.used:
+            ledger.release(ingest_id)
+        else:
+            ledger.commit(ingest_id, key)
+        self._settle()
+        return ref
+
+    def suspend(self, level: Level, ingest_id: str) -> None:
+        """Keeps an open ingest for later: its bytes are used, no longer reserved."""
+        if self.is_open(level, ingest_id):
+            self._ledgers[level].commit(ingest_id, _kept(ingest_id))
+
+    def discard(self, level: Level, ingest_id: str) -> None:
+        """Drops an ingest, open or kept; unknown ones are ignored."""
+        if level not in self._ledgers:
+            return
+        ledger = self._ledgers[level]
+        if ingest_id in ledger.reservations:
+            ledger.release(ingest_id)
+        elif _kept(ingest_id) in ledger.used:
+            ledger.remove(_kept(ingest_id))
+        else:
+            return
+        self._levels[level].discard(ingest_id)
+        self._settle()
+
+    def kept_ingests(self, level: Level) -> list[str]:
+        """Ids of ingests that wait to be taken up again."""
+        return [key.removeprefix("ingest:") for key in self._ledgers[level].used if key.startswith("ingest:")]
+
+    # Blobs
+
+    def disk_copy(self, digest: str) -> FileRef | None:
+        """The L2 blob of this content, or None."""
+        if not digest or Level.L2 not in self._levels:
+            return None
+        try:
+            return self._levels[Level.L2].blob(digest)
+        except NotFoundError:
+            return None
+
+    def withdraw(self, digest: str) -> None:
+        """Takes a blob out of L1. Its bytes count until ``collect`` has the proof that nobody maps them."""
+        self._ledgers[Level.L1].remove(_blob(digest))
+        self.l1.remove(digest)
+        self._settle()
+
+    def remove_from_disk(self, digest: str) -> None:
+        """Takes a blob out of L2."""
+        self._levels[Level.L2].remove(digest)
+        self._ledgers[Level.L2].remove(_blob(digest))
+
+    async def collect(self) -> None:
+        """Frees what is withdrawn and no longer mapped, into the pool as far as that may grow; shrinks it if it must."""
+        async with self._collecting:
+            if self.l1.withdrawn_bytes:
+                room = self._pool_limit() - self.l1.pool_bytes
+                await asyncio.to_thread(self.l1.collect, lambda size_bytes: size_bytes <= room)
+            self._settle()
+            excess = self.l1.pool_bytes - self.pool_bytes(Level.L1)
+            if excess > 0:
+                await asyncio.to_thread(self.l1.drop_pool, excess)
+            self._settle()
+
+    async def clear_pool(self, runner: Runner) -> None:
+        """Zeroes what came into the pool, so that no blob ever shows another's bytes."""
+        for ref in self.l1.dirty_pool():
+            try:
+                await runner.run(Clear(ref), priority=_PRIORITY_CLEAR)
+            except CachedError as error:
+                _log.warning("pool.clear_failed", path=ref.path, cause=error.message)
+                self.l1.drop_pooled(ref)
+            else:
+                self.l1.mark_clean(ref)
+        self._settle()
+
+    def _pool_limit(self) -> int:
+        configured = self._config.l1.pool_bytes
+        return self._ledgers[Level.L1].capacity_bytes if configured == "auto" else parse_size(configured)
+
+    def _settle(self) -> None:
+        """Brings the accounts of memory that holds nothing up to date.
+
+        The pool counts as far as there is room for it: ``collect`` gives back what is over before its bytes are needed.
+        """
+        ledger = self._ledgers[Level.L1]
+        _force(ledger, _WITHDRAWN, self.l1.withdrawn_bytes)
+        ledger.resize(_POOL, 0)
+        ledger.resize(_POOL, min(self.l1.pool_bytes, ledger.available_bytes))
+
+    # Recovery
+
+    def scan(self, level: Level) -> Found:
+        """What an earlier daemon left at a level."""
+        found = self._levels[level].scan()
+        self._settle()
+        return found
+
+    def adopt(self, level: Level, digest: str, size_bytes: int) -> None:
+        """Accounts for a blob that was found. Raises NoRoomError when the level's capacity is smaller now."""
+        self._ledgers[level].add(_blob(digest), size_bytes)
+
+    def keep_ingest(self, level: Level, ingest_id: str, size_bytes: int) -> None:
+        """Accounts for an ingest that was found and may be taken up again."""
+        _force(self._ledgers[level], _kept(ingest_id), size_bytes)
+
+    def remove_unknown(self, level: Level, digest: str) -> None:
+        """Removes a found blob that no account has."""
+        self._levels[level].remove(digest)
+        self._settle()
+
+    def discard_unknown(self, level: Level, ingest_id: str) -> None:
+        """Removes a found ingest that no account has."""
+        self._levels[level].discard(ingest_id)
+        self._settle()
+
+    def check(self) -> None:
+        """Raises AssertionError or AccountingError if accounts and levels disagree; nothing may be in flight."""
+        for level, ledger in self._ledgers.items():
+            ledger.check()
+            assert ledger.reserved_bytes == 0, f"{level} has reservations at rest: {dict(ledger.reservations)}"  # noqa: S101
+            for key, size_bytes in ledger.used.items():
+                if key.startswith("blob:"):
+                    ref = self._levels[level].blob(key.removeprefix("blob:"))
+                    assert ref.size_bytes == size_bytes, f"{level}: {key}"  # noqa: S101
+
+
+def _blob(digest: str) -> str:
+    return f"blob:{digest}"
+
+
+def _kept(ingest_id: str) -> str:
+    return f"ingest:{ingest_id}"
+
+
+def _force(ledger: Ledger, key: str, size_bytes: int) -> None:
+    """Sets an entry to what is really there, though it be more than the capacity."""
+    capacity = ledger.capacity_bytes
+    ledger.capacity_bytes = max(capacity, ledger.used_bytes + ledger.reserved_bytes + size_bytes)
+    try:
+        ledger.resize(key, size_bytes)
+    finally:
+        ledger.capacity_bytes = capacity

@@ -1,0 +1,47 @@
+"""A broadcast to every coroutine that waits, within one loop. Standard library only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+
+class Signal:
+    """``notify`` wakes everyone who is waiting now; those who come later wait for the next one.
+
+    Waiters must look at the state they are interested in again: a signal carries nothing and may be spurious.
+    """
+
+    def __init__(self) -> None:
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def notify(self) -> None:
+        """Wakes all. Loop only."""
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Until the next ``notify``. Cancellation leaves nothing behind."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+
+async def run_all(*works: Coroutine[Any, Any, None]) -> None:
+    """Runs all; the first failure cancels the others, waits for them, and is raised as it is (no group around it)."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        if tasks:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

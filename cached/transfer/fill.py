@@ -1,0 +1,294 @@
+"""The planner's unit of work: one blob brought to one place, every chunk verified as it lands. Runs in the loop.
+
+One mechanism serves the pull, its resume, the promotion, the adoption after a restart and the repair. Each chunk climbs
+down a ladder of places that may have it, nearest first: *in place* (it is at the target already), *disk* (L2), *origin*
+(L3). A rung counts only if its bytes have the expected checksum, where one is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import structlog
+
+from cached.clock import Clock
+from cached.errors import CachedError, IntegrityError, LevelError, MoverError, NotFoundError, ObjectChangedError
+from cached.levels.base import FileRef
+from cached.origins.base import OriginObject, OriginSpec
+from cached.signals import Signal, run_all
+from cached.transfer.jobs import Checksum, Copy, Fetch, Hash, Hashed, Job, Listing, Moved, Result, StatObjects
+from cached.types import Level
+from cached.units import CHUNK_BYTES, chunk_count, chunk_length
+
+_log = structlog.get_logger(__name__)
+
+_HASH_STEP_CHUNKS = 4
+_HASH_RESTARTS = 3
+_HASH_PRIORITY = -1
+
+
+class Runner(Protocol):
+    """What runs jobs: the mover pool."""
+
+    async def run(self, job: Job, *, key: str | None = None, priority: int = 0) -> Result:
+        """The job's result, or its typed error."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How long an origin's passing failures are borne, for each chunk."""
+
+    max_attempts: int
+    budget_s: float
+    first_delay_s: float = 0.2
+    max_delay_s: float = 10.0
+
+    def delay_s(self, attempt: int) -> float:
+        """Full jitter: anywhere up to an exponentially growing bound, so that hosts do not retry in step."""
+        return random.uniform(0, min(self.max_delay_s, self.first_delay_s * 2**attempt))  # noqa: S311 - not a secret
+
+
+@dataclass(frozen=True, slots=True)
+class OriginSource:
+    """An object of an origin, at one version."""
+
+    spec: OriginSpec
+    item: OriginObject
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where a blob's chunks may come from. ``expected`` holds the checksums known beforehand, by chunk.
+
+    ``on_disk`` names the chunks that ``disk`` has, when it is an ingest that does not have all. A chunk that is in place
+    or on disk must have an expected checksum.
+    """
+
+    in_place: frozenset[int] = frozenset()
+    disk: FileRef | None = None
+    on_disk: frozenset[int] | None = None
+    origin: OriginSource | None = None
+    expected: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Observer:
+    """What the owner of a fill wants to hear, in the loop. Each must return quickly and not raise."""
+
+    on_chunk: Callable[[int, int, Level], None] = lambda _index, _crc64, _from: None
+    on_moved: Callable[[Level, Moved], None] = lambda _from, _moved: None
+    on_damage: Callable[[Level, int, str], None] = lambda _level, _index, _why: None
+    on_retry: Callable[[CachedError], None] = lambda _error: None
+
+
+class Fill:
+    """Brings ``size_bytes`` of one blob to ``target``. Construct, then ``await run()`` once.
+
+    While it runs, ``order`` grows by each verified chunk, ``crc64`` holds their checksums, and ``signal`` fires.
+    Cancelling ``run`` leaves the verified chunks in place, to be resumed by a later fill.
+    """
+
+    def __init__(
+        self,
+        *,
+        key: str,
+        runner: Runner,
+        clock: Clock,
+        target: FileRef,
+        sources: Sources,
+        retry: RetryPolicy,
+        width: int,
+        priority: int = 0,
+        with_sha256: bool = False,
+        observer: Observer | None = None,
+    ) -> None:
+        self.key = key
+        self.target = target
+        self.size_bytes = target.size_bytes
+        self.chunk_count = chunk_count(target.size_bytes)
+        self.crc64: dict[int, int] = {}
+        self.order: list[int] = []
+        self.bytes_from: dict[Level, int] = dict.fromkeys(Level, 0)
+        self.sha256 = ""
+        self.signal = Signal()
+        self._runner = runner
+        self._clock = clock
+        self._sources = sources
+        self._retry = retry
+        self._width = width
+        self._priority = priority
+        self._with_sha256 = with_sha256
+        self._observer = observer or Observer()
+        self._restat = asyncio.Lock()
+
+    @property
+    def done_bytes(self) -> int:
+        """Verified so far."""
+        return sum(self.bytes_from.values())
+
+    @property
+    def chunks_done(self) -> bool:
+        """All chunks are verified (the SHA-256 may still be running)."""
+        return len(self.order) == self.chunk_count
+
+    async def run(self) -> None:
+        """Until every chunk is verified and, if asked for, ``sha256`` is known. Raises the first typed error."""
+        pending = iter(range(self.chunk_count))
+        works = [self._work(pending) for _ in range(min(self._width, self.chunk_count))]
+        if self._with_sha256:
+            works.append(self._hash())
+        await run_all(*works)
+
+    async def mend(self, index: int) -> None:
+        """Brings a single chunk again, whatever is in place. Raises its typed error."""
+        await self._bring(index)
+
+    async def _work(self, pending: Iterator[int]) -> None:
+        for index in pending:
+            crc64, level = await self._bring(index)
+            self.crc64[index] = crc64
+            self.order.append(index)
+            self.bytes_from[level] += chunk_length(self.size_bytes, index)
+            self._observer.on_chunk(index, crc64, level)
+            self.signal.notify()
+
+    async def _bring(self, index: int) -> tuple[int, Level]:
+        sources = self._sources
+        if index in sources.in_place and await self._confirmed_in_place(index):
+            return sources.expected[index], Level.L1
+        if sources.disk is not None and (sources.on_disk is None or index in sources.on_disk):
+            crc64 = await self._copied_from_disk(index, sources.disk)
+            if crc64 is not None:
+                return crc64, Level.L2
+        if sources.origin is None:
+            raise IntegrityError(
+                "a chunk is damaged, and no origin is known to fetch it from",
+                hint="pull the model again with --source URI",
+                path=self.target.path,
+                chunk_index=index,
+            )
+        return await self._fetched_from_origin(index), Level.L3
+
+    async def _confirmed_in_place(self, index: int) -> bool:
+        job = Checksum(self.target, index * CHUNK_BYTES, chunk_length(self.size_bytes, index))
+        found = await self._moved(job, Level.L1)
+        expected = self._sources.expected[index]
+        if found.crc64 != expected:
+            self._observer.on_damage(Level.L1, index, f"expected crc64 {expected:016x}, found {found.crc64:016x}")
+        return found.crc64 == expected
+
+    async def _copied_from_disk(self, index: int, disk: FileRef) -> int | None:
+        offset, length = index * CHUNK_BYTES, chunk_length(self.size_bytes, index)
+        expected = self._sources.expected.get(index)
+        try:
+            return (await self._moved(Copy(disk, self.target, offset, length, expected), Level.L2)).crc64
+        except (IntegrityError, LevelError, NotFoundError) as error:
+            self._observer.on_damage(Level.L2, index, error.message)
+            if self._sources.origin is None:
+                raise
+            return None
+
+    async def _fetched_from_origin(self, index: int) -> int:
+        started_s = self._clock.monotonic_s()
+        attempt = 0
+        while True:
+            try:
+                return await self._fetch(index)
+            except CachedError as error:
+                attempt += 1
+                spent_s = self._clock.monotonic_s() - started_s
+                if not error.retryable or attempt >= self._retry.max_attempts or spent_s > self._retry.budget_s:
+                    raise
+                self._observer.on_retry(error)
+                _log.info("transfer.retry", chunk=index, attempt=attempt, reason=error.reason, cause=error.message)
+                await self._clock.sleep(self._retry.delay_s(attempt))
+
+    async def _fetch(self, index: int) -> int:
+        source = self._sources.origin
+        assert source is not None  # noqa: S101 - _bring has looked
+        offset, length = index * CHUNK_BYTES, chunk_length(self.size_bytes, index)
+        expected = self._sources.expected.get(index)
+        try:
+            moved = await self._moved(Fetch(source.spec, source.item, offset, length, self.target), Level.L3)
+        except ObjectChangedError:
+            # Where the checksum is known, the same bytes under a new version (an object uploaded again) will do.
+            if expected is None or not await self._follow_new_version(source):
+                raise
+            moved = await self._fetch_as_it_is_now(offset, length)
+        if expected is not None and moved.crc64 != expected:
+            raise IntegrityError(
+                "the origin's bytes are not those of this revision",
+                hint="the object was replaced: pull the model again to get the new revision",
+                uri=source.spec.uri,
+                path=source.item.path,
+                check="chunk-crc64nvme",
+                expected=f"{expected:016x}",
+                found=f"{moved.crc64:016x}",
+                offset_bytes=offset,
+                length_bytes=length,
+            )
+        return moved.crc64
+
+    async def _fetch_as_it_is_now(self, offset: int, length: int) -> Moved:
+        source = self._sources.origin
+        assert source is not None  # noqa: S101 - _follow_new_version has set it
+        return await self._moved(Fetch(source.spec, source.item, offset, length, self.target), Level.L3)
+
+    async def _follow_new_version(self, stale: OriginSource) -> bool:
+        """True when the origin has the object, of the same size, at another version, which is used from now on."""
+        async with self._restat:
+            current = self._sources.origin
+            if current is not None and current.item.version != stale.item.version:
+                return True
+            answer = await self._runner.run(StatObjects(stale.spec, (stale.item.path,)))
+            if not isinstance(answer, Listing):
+                raise MoverError("a mover answered a stat with something else")
+            item = answer.items[0]
+            if item.version == stale.item.version or item.size_bytes != self.size_bytes:
+                return False
+            self._sources = replace(self._sources, origin=OriginSource(stale.spec, item))
+            return True
+
+    async def _moved(self, job: Fetch | Copy | Checksum, level: Level) -> Moved:
+        answer = await self._runner.run(job, priority=self._priority)
+        if not isinstance(answer, Moved):
+            raise MoverError("a mover answered a move with something else")
+        self._observer.on_moved(level, answer)
+        return answer
+
+    async def _hash(self) -> None:
+        """SHA-256 of the whole, behind the watermark of contiguous chunks. A lost mover costs a new start from 0."""
+        for restart in range(_HASH_RESTARTS + 1):
+            try:
+                self.sha256 = await self._hash_once()
+            except MoverError:
+                if restart == _HASH_RESTARTS:
+                    raise
+            else:
+                self.signal.notify()
+                return
+
+    async def _hash_once(self) -> str:
+        done = watermark = 0
+        if self.chunk_count == 0:
+            return "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        while True:
+            while watermark in self.crc64 and watermark - done < _HASH_STEP_CHUNKS:
+                watermark += 1
+            if watermark == done:
+                await self.signal.wait()
+                continue
+            final = watermark == self.chunk_count
+            end = min(watermark * CHUNK_BYTES, self.size_bytes)
+            job = Hash(self.key, self.target, done * CHUNK_BYTES, end - done * CHUNK_BYTES, final)
+            answer = await self._runner.run(job, key=self.key, priority=_HASH_PRIORITY)
+            if not isinstance(answer, Hashed):
+                raise MoverError("a mover answered a hash with something else")
+            if final:
+                return answer.sha256
+            done = watermark

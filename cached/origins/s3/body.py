@@ -39,9 +39,8 @@ def read_body(body: Any, view: memoryview) -> int:
     finished = False
     try:
         # urllib3's own readinto goes through its buffer; http.client's reads from the socket into the view.
-        source = getattr(raw, "_fp", None)
-        if not hasattr(source, "readinto"):
-            source = raw
+        inner: Any = getattr(raw, "_fp", None)
+        source: Any = inner if hasattr(inner, "readinto") else raw
         done_bytes = 0
         while done_bytes < len(view):
             count = source.readinto(view[done_bytes:])

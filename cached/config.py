@@ -7,7 +7,6 @@ names the key, the value and what would be right; all problems are reported toge
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import tomllib
@@ -26,12 +25,15 @@ from cached.settings import (
     HttpConfig,
     L1Config,
     L2Config,
+    Problem,
     S3Config,
     Setting,
     TransferConfig,
     describe_settings,
     example_toml,
+    nearest,
     origin_options,
+    report_problems,
     resolve_capacity,
     sections,
     setting_type,
@@ -46,7 +48,6 @@ __all__ = [
     "L2Config",
     "LoadedConfig",
     "Place",
-    "Problem",
     "S3Config",
     "Setting",
     "TransferConfig",
@@ -55,10 +56,8 @@ __all__ = [
     "example_toml",
     "flag_name",
     "load_config",
-    "nearest",
     "origin_options",
     "process_environment",
-    "report_problems",
     "resolve_capacity",
 ]
 
@@ -137,40 +136,6 @@ def load_config(
 def flag_name(key: str) -> str:
     """``l1.capacity`` → ``--l1-capacity``; settings of the daemon itself have no prefix."""
     return "--" + key.removeprefix("daemon.").replace(".", "-").replace("_", "-")
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something wrong in a file or variable. ``where`` is the file (with its line) or variable it is in."""
-
-    where: str
-    key: str
-    value: str
-    wrong: str
-    right: str = ""
-
-    def __str__(self) -> str:
-        shown = f" = {self.value}" if self.value else ""
-        return f"{self.where}: {self.key}{shown}: {self.wrong}"
-
-
-def report_problems(problems: Sequence[Problem], *, file: str, hint: str = "") -> None:
-    """Raises one ConfigError for all of them, or returns. Its fields are those of the first."""
-    if not problems:
-        return
-    first = problems[0]
-    if len(problems) == 1:
-        message, hint = str(first), first.right or hint
-    else:
-        lines = [f"  - {item}" + (f" ({item.right})" if item.right else "") for item in problems]
-        message = "\n".join([f"{len(problems)} problems:", *lines])
-    raise ConfigError(message, hint=hint, file=file, key=first.key, value=first.value, problems=len(problems))
-
-
-def nearest(word: str, words: Sequence[str]) -> str:
-    """What to say about an unknown key: the nearest known one, else all of them."""
-    close = difflib.get_close_matches(word.lower(), words, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(words)}"
 
 
 class _Found:

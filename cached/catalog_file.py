@@ -1,0 +1,281 @@
+"""The catalog: which models this host shall know, from where, and how soon they are wanted.
+
+JSON or TOML, by the file's suffix. All problems are collected and reported together, each with its key's path, its
+value and what would be right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from cached.errors import ConfigError, InvalidRequestError
+from cached.refs import check_digest, check_name, check_path
+from cached.settings import Problem, nearest, report_problems
+from cached.types import Tier
+from cached.units import parse_size
+
+FORMATS: Final = ("auto", "safetensors", "gguf", "all")
+SCHEMES: Final = ("file", "s3")
+"""Of sources. A test compares both with what the origins support."""
+ORIGIN_KEYS: Final = ("endpoint_url", "region", "profile", "anonymous", "addressing", "ca_bundle")
+
+_MAX_BYTES: Final = 16 * 1024 * 1024
+_MAX_PRIORITY: Final = 1000
+_DAY: Final = "(mon|tue|wed|thu|fri|sat|sun)"
+_TIME: Final = r"([01]\d|2[0-3]):[0-5]\d"
+_WINDOW: Final = re.compile(rf"({_DAY}(-{_DAY})?(,{_DAY}(-{_DAY})?)* )?{_TIME}-({_TIME}|24:00)")
+_HINT: Final = "correct the file, and check it with: cached catalog validate FILE"
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogModel:
+    """What the catalog says of one model. Of all values but ``name`` and ``source``, empty or None means: nothing said.
+
+    ``hot``: weekly windows such as ``mon-fri 08:00-20:00``, of which only the form was checked. ``sha256``: path within
+    the model → digest. ``origin``: options of its origin, by name, as text. A higher ``priority`` is loaded earlier.
+    """
+
+    name: str
+    source: str
+    tier: Tier | None = None
+    format: str = ""
+    size_bytes: int | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    hot: tuple[str, ...] = ()
+    priority: int = 0
+    pinned: bool = False
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All models of the catalog, by name, in the file's order."""
+
+    models: Mapping[str, CatalogModel] = field(default_factory=dict)
+
+
+def load_catalog(path: Path) -> Catalog:
+    """Reads a catalog file; blocks. Raises ConfigError naming every problem."""
+    kind = {".json": "json", ".toml": "toml"}.get(path.suffix.lower())
+    if kind is None:
+        raise _unusable(f"{path}: a catalog's name ends with .json or .toml", str(path), "rename the file")
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise _unusable(f"{path} is larger than 16 MiB", str(path), "give the path of a catalog")
+        text = data.decode("utf-8")
+    except OSError as error:
+        hint = "give the right path, and let the daemon's user read it"
+        raise _unusable(f"cannot read the catalog {path}: {error.strerror}", str(path), hint) from error
+    except UnicodeDecodeError as error:
+        raise _unusable(f"{path} is not UTF-8: {error}", str(path), "save it as UTF-8") from error
+    return parse_catalog(text, kind, str(path))
+
+
+def parse_catalog(text: str, kind: str, where: str) -> Catalog:
+    """A catalog from its text. ``kind``: ``json`` or ``toml``; ``where`` names it in errors. Raises ConfigError."""
+    try:
+        data: Any = json.loads(text, object_pairs_hook=_Pairs) if kind == "json" else tomllib.loads(text)
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        hint = 'write, for instance: {"models": {"NAME": {"source": "s3://BUCKET/PREFIX", "tier": "warm"}}}'
+        raise _unusable(f"{where} is not {kind.upper()}: {error}", where, hint) from error
+    reader = _Reader(where)
+    models = reader.catalog(data)
+    report_problems(reader.problems, file=where, hint=_HINT)
+    return Catalog(MappingProxyType(models))
+
+
+class _Pairs(dict[str, Any]):
+    """A JSON object that remembers which keys it had twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.doubled = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+
+
+class _Reader:
+    """Reads the parsed text and collects what is wrong. A value that is wrong is read as if nothing had been said."""
+
+    def __init__(self, where: str) -> None:
+        self.problems: list[Problem] = []
+        self._where = where
+
+    def catalog(self, data: Any) -> dict[str, CatalogModel]:
+        top = self._table("(top level)", data)
+        self._known_keys("", top, ("models",))
+        if "models" not in top:
+            self._refuse("models", None, "is missing", 'write {"models": {…}}; it may be empty')
+        models: dict[str, CatalogModel] = {}
+        for name, entry in self._table("models", top.get("models", {})).items():
+            key = f"models.{name}"
+            if self._checked(key, name, check_name) is not None and (model := self._model(key, name, entry)):
+                models[name] = model
+        return models
+
+    def _model(self, key: str, name: str, entry: Any) -> CatalogModel | None:
+        known = tuple(CatalogModel.__dataclass_fields__)
+        readers = {"size" if item == "size_bytes" else item for item in known if item != "name"}
+        table = self._table(key, entry)
+        if not isinstance(entry, dict):
+            return None
+        self._known_keys(key, table, tuple(sorted(readers)))
+        if table.get("source") is None:
+            self._refuse(
+                f"{key}.source", None, "is missing", "write the URI that the model comes from: s3://BUCKET/PREFIX"
+            )
+        source = self._source(f"{key}.source", table.get("source"))
+        return CatalogModel(
+            name=name,
+            source=source,
+            tier=self._tier(f"{key}.tier", table.get("tier")),
+            format=self._word(f"{key}.format", table.get("format"), FORMATS),
+            size_bytes=self._size(f"{key}.size", table.get("size")),
+            sha256=self._digests(f"{key}.sha256", table.get("sha256", {})),
+            include=self._texts(f"{key}.include", table.get("include", []), "a pattern such as '*.safetensors'"),
+            exclude=self._texts(f"{key}.exclude", table.get("exclude", []), "a pattern such as '*.bin'"),
+            hot=self._windows(f"{key}.hot", table.get("hot", [])),
+            priority=self._priority(f"{key}.priority", table.get("priority", 0)),
+            pinned=self._truth(f"{key}.pinned", table.get("pinned", False)),
+            origin=self._origin(f"{key}.origin", table.get("origin", {}), source),
+        )
+
+    def _source(self, key: str, value: Any) -> str:
+        if value is None:
+            return ""
+        right = "write a URI such as 's3://BUCKET/PREFIX' or 'file:///models/NAME'"
+        if not isinstance(value, str):
+            self._refuse(key, value, "is not text", right)
+            return ""
+        scheme, separator, rest = value.partition("://")
+        if not separator or not rest.strip("/"):
+            self._refuse(key, value, "is not a URI", right)
+        elif scheme not in SCHEMES:
+            schemes = [f"{item}://" for item in SCHEMES]
+            self._refuse(key, value, f"no origin serves {scheme}://", nearest(f"{scheme}://", schemes))
+        elif "@" in rest.split("/", 1)[0]:
+            self._refuse(key, f"{scheme}://…", "holds credentials", "leave them to the AWS environment or a profile")
+        else:
+            return value
+        return ""
+
+    def _tier(self, key: str, value: Any) -> Tier | None:
+        word = self._word(key, value, tuple(Tier))
+        return Tier(word) if word else None
+
+    def _word(self, key: str, value: Any, words: tuple[str, ...]) -> str:
+        if value is None or (isinstance(value, str) and value in words):
+            return str(value or "")
+        self._refuse(key, value, f"is none of {', '.join(words)}", nearest(str(value), words))
+        return ""
+
+    def _size(self, key: str, value: Any) -> int | None:
+        if value is None:
+            return None
+        if type(value) is int and value > 0:
+            return value
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                return parse_size(value)
+        self._refuse(key, value, "is not a size", "write bytes, or a number and a unit such as '26GB' or '24GiB'")
+        return None
+
+    def _digests(self, key: str, value: Any) -> Mapping[str, str]:
+        digests: dict[str, str] = {}
+        for path, digest in self._table(key, value).items():
+            known_path = self._checked(f"{key}.{path}", path, check_path)
+            if not isinstance(digest, str):
+                self._refuse(f"{key}.{path}", digest, "is not text", "write 64 lower-case hexadecimal digits")
+            elif (good := self._checked(f"{key}.{path}", digest, check_digest)) and known_path:
+                digests[path] = good
+        return MappingProxyType(digests)
+
+    def _windows(self, key: str, value: Any) -> tuple[str, ...]:
+        right = "a window such as 'mon-fri 08:00-20:00', 'sat,sun 10:00-24:00' or '22:00-06:00'"
+        windows = self._texts(key, value, right)
+        for index, window in enumerate(windows):
+            begin, _, end = window.rpartition(" ")[2].partition("-")
+            if not _WINDOW.fullmatch(window) or begin == end:
+                self._refuse(f"{key}[{index}]", window, "is not a weekly window", f"write {right}")
+        return windows
+
+    def _texts(self, key: str, value: Any, right: str) -> tuple[str, ...]:
+        if not isinstance(value, list):
+            self._refuse(key, value, "is not a list", f"write a list; each entry {right}")
+            return ()
+        for index, item in enumerate(value):
+            if not isinstance(item, str) or not item:
+                self._refuse(f"{key}[{index}]", item, "cannot be used", f"write {right}")
+        return tuple(item for item in value if isinstance(item, str) and item)
+
+    def _priority(self, key: str, value: Any) -> int:
+        if type(value) is int and 0 <= value <= _MAX_PRIORITY:
+            return value
+        self._refuse(
+            key, value, "is not a priority", f"write a whole number from 0 to {_MAX_PRIORITY}; higher is earlier"
+        )
+        return 0
+
+    def _truth(self, key: str, value: Any) -> bool:
+        if isinstance(value, bool):
+            return value
+        self._refuse(key, value, "is neither true nor false", "write true or false, without quotes")
+        return False
+
+    def _origin(self, key: str, value: Any, source: str) -> Mapping[str, str]:
+        table = self._table(key, value)
+        self._known_keys(key, table, ORIGIN_KEYS)
+        if table and source.startswith("file://"):
+            self._refuse(key, dict(table), "options are for s3:// sources", "remove it")
+        options: dict[str, str] = {}
+        for name, item in table.items():
+            if name == "anonymous":
+                options[name] = "true" if self._truth(f"{key}.{name}", item) else "false"
+            elif name == "addressing":
+                options[name] = self._word(f"{key}.{name}", item, ("auto", "path", "virtual"))
+            elif isinstance(item, str):
+                options[name] = item
+            elif name in ORIGIN_KEYS:
+                self._refuse(f"{key}.{name}", item, "is not text", "write text in quotes")
+        return MappingProxyType(options)
+
+    def _table(self, key: str, value: Any) -> Mapping[str, Any]:
+        if not isinstance(value, dict):
+            self._refuse(key, value, "is not a table of keys and values", "write {…} in JSON, [SECTION] in TOML")
+            return {}
+        for doubled in value.doubled if isinstance(value, _Pairs) else ():
+            path = doubled if key.startswith("(") else f"{key}.{doubled}"
+            self._refuse(path, None, "is there twice", "keep one of them")
+        return value
+
+    def _known_keys(self, key: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+        for name in table:
+            if name not in known:
+                self._refuse(f"{key}.{name}".lstrip("."), None, "there is no such key", nearest(name, known))
+
+    def _checked(self, key: str, text: str, check: Callable[[str], str]) -> str | None:
+        """The text if the check lets it pass; else its words become a problem."""
+        try:
+            return check(text)
+        except InvalidRequestError as error:
+            self._refuse(key, None, error.message, error.hint)
+            return None
+
+    def _refuse(self, key: str, value: Any, wrong: str, right: str) -> None:
+        shown = "" if value is None else json.dumps(value, ensure_ascii=False, default=str)[:200]
+        self.problems.append(Problem(self._where, key[:300], shown, wrong, right))
+
+
+def _unusable(message: str, where: str, hint: str) -> ConfigError:
+    return ConfigError(message, hint=hint, file=where, key="", value="")

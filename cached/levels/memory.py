@@ -42,7 +42,7 @@ class Mapping:
         if ref.size_bytes:  # an empty file cannot be mapped
             protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
             self._mmap = mmap.mmap(fd, ref.size_bytes, flags=mmap.MAP_SHARED, prot=protection)
-        self.view = memoryview(self._mmap if self._mmap is not None else b"")
+        self.view = memoryview(self._mmap if self._mmap is not None else bytearray())
 
     @property
     def size_bytes(self) -> int:

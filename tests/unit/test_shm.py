@@ -1,0 +1,317 @@
+"""What is L1's own: withdrawn segments, the kernel's proof, the pool. The rest: tests/conformance/test_levels.py."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from cached.errors import InvalidRequestError, LevelError
+from cached.levels.memory import clear, open_mapping
+from cached.levels.segments import Collected
+from cached.levels.shm import SHM_FOLDER, ShmLevel, huge_pages_allowed
+
+MIB = 1024 * 1024
+SECRET = b"the bytes of another tenant"
+DIGEST = hashlib.sha256(b"a blob").hexdigest()
+
+HOLDER = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+if sys.argv[2] != "descriptor":
+    flags = mmap.MAP_PRIVATE if sys.argv[2] == "private" else mmap.MAP_SHARED
+    mapping = mmap.mmap(fd, 0, flags=flags, prot=mmap.PROT_READ)
+    os.close(fd)
+    os.closerange(3, 100)  # the mmap object keeps a duplicate: only the mapping itself shall be left
+    assert not [name for name in os.listdir("/proc/self/fd") if int(name) > 2][1:], "a descriptor is left"
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def instance() -> Iterator[str]:
+    instance = secrets.token_hex(6)
+    yield instance
+    for name in os.listdir(SHM_FOLDER):
+        if name.startswith(f"cached.{instance}."):
+            os.unlink(os.path.join(SHM_FOLDER, name))
+
+
+@pytest.fixture
+def level(instance: str) -> ShmLevel:
+    level = ShmLevel(instance)
+    level.scan()
+    return level
+
+
+@contextmanager
+def held(path: str, how: str) -> Iterator[None]:
+    """Another process that maps or holds open the file."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, path, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout.readline() == "held\n"
+        yield
+        process.stdin.close()
+        assert process.wait(30) == 0
+
+
+def commit(level: ShmLevel, size_bytes: int = MIB, digest: str = DIGEST) -> str:
+    """A blob whose pages are all there; its path."""
+    ref = level.create("ingest", size_bytes)
+    with open_mapping(ref, writable=True) as mapping:
+        mapping.view[:] = (SECRET * (size_bytes // len(SECRET) + 1))[:size_bytes]
+    return level.commit("ingest", digest).path
+
+
+def pooled(level: ShmLevel, size_bytes: int) -> None:
+    """A clean pool segment that once held a blob."""
+    commit(level, size_bytes)
+    level.remove(DIGEST)
+    level.collect(lambda _size: True)
+    for ref in level.dirty_pool():
+        with open_mapping(ref, writable=True) as mapping:
+            clear(mapping)
+        assert level.mark_clean(ref)
+
+
+def names(level: ShmLevel) -> list[str]:
+    prefix = f"cached.{level.instance}."
+    return sorted(name.removeprefix(prefix) for name in os.listdir(SHM_FOLDER) if name.startswith(prefix))
+
+
+@pytest.mark.parametrize("how", ["private", "shared", "descriptor"])
+def test_a_withdrawn_segment_counts_until_no_other_process_has_it(level: ShmLevel, how: str) -> None:
+    path = commit(level)
+    with held(path, how):
+        level.remove(DIGEST)
+        assert not os.path.exists(path)
+        assert level.withdrawn_bytes == MIB
+        assert level.collect(lambda _size: True) == []
+        assert level.withdrawn_bytes == MIB
+    assert level.collect() == [Collected(MIB, kept=False, proven=True)]
+    assert level.withdrawn_bytes == 0
+    assert names(level) == []
+
+
+def test_our_own_mapping_blocks_the_proof_too(level: ShmLevel) -> None:
+    ref = level.create("ingest", MIB)
+    with open_mapping(ref, writable=True):
+        level.discard("ingest")
+        assert level.collect() == []
+    assert level.collect() == [Collected(MIB, kept=False, proven=True)]
+
+
+def test_withdrawn_segments_are_found_again_by_the_next_daemon(level: ShmLevel) -> None:
+    path = commit(level)
+    with held(path, "private"):
+        level.remove(DIGEST)
+        again = ShmLevel(level.instance)
+        found = again.scan()
+        assert (found.blobs, found.ingests, found.set_aside) == ({}, {}, ())
+        assert again.withdrawn_bytes == MIB
+        assert again.collect() == []
+    assert again.collect() == [Collected(MIB, kept=False, proven=True)]
+
+
+def test_a_recycled_segment_keeps_its_memory_and_none_of_its_bytes(level: ShmLevel) -> None:
+    path = commit(level, 4 * MIB)
+    inode = os.stat(path).st_ino
+    level.remove(DIGEST)
+    assert level.collect(lambda _size: True) == [Collected(4 * MIB, kept=True, proven=True)]
+    assert (level.withdrawn_bytes, level.pool_bytes, level.pool_clean_bytes) == (0, 4 * MIB, 0)
+
+    assert level.pool_match(4 * MIB) == 0, "a dirty segment must not be reused"
+    (dirty,) = level.dirty_pool()
+    with open_mapping(dirty, writable=True) as mapping:
+        assert SECRET in bytes(mapping.view)
+        clear(mapping)
+    assert level.mark_clean(dirty)
+    assert level.pool_clean_bytes == level.pool_match(4 * MIB - 1) == 4 * MIB
+
+    ref = level.create("next", 4 * MIB - 1)
+    assert ref.inode == inode
+    assert level.pool_bytes == 0
+    found = os.stat(ref.path)
+    assert found.st_size == 4 * MIB - 1
+    assert found.st_blocks * 512 == 4 * MIB, "its pages are still there"
+    with os.fdopen(level.open_ingest("next"), "rb") as file:
+        assert file.read() == bytes(4 * MIB - 1)
+
+
+def test_a_bigger_blob_takes_a_smaller_segment_and_grows_it(level: ShmLevel) -> None:
+    pooled(level, MIB)
+    assert level.pool_match(3 * MIB) == MIB
+    ref = level.create("next", 3 * MIB)
+    assert os.stat(ref.path).st_size == ref.size_bytes == 3 * MIB
+    assert level.pool_bytes == 0
+    with os.fdopen(level.open_ingest("next"), "rb") as file:
+        assert file.read() == bytes(3 * MIB)
+
+
+def test_the_pool_gives_what_spares_most_and_never_a_big_segment_for_a_small_file(level: ShmLevel) -> None:
+    pooled(level, 8 * MIB)
+    pooled(level, 2 * MIB)
+    assert level.pool_match(2 * MIB) == 2 * MIB
+    assert level.pool_match(3 * MIB) == 2 * MIB
+    assert level.pool_match(6 * MIB) == 8 * MIB
+    assert level.pool_match(9 * MIB) == 8 * MIB
+    assert level.pool_match(1000) == 0
+    assert level.pool_match(0) == 0
+    level.create("small", 1000)
+    assert level.pool_bytes == 10 * MIB
+
+
+def test_an_existing_ingest_costs_the_pool_nothing(level: ShmLevel) -> None:
+    pooled(level, MIB)
+    level.create("taken", 100)
+    with pytest.raises(LevelError):
+        level.create("taken", MIB)
+    assert level.pool_clean_bytes == MIB
+
+
+def test_the_pool_is_given_back_dirty_and_small_ones_first(level: ShmLevel) -> None:
+    pooled(level, 4 * MIB)
+    pooled(level, 2 * MIB)
+    dirty = level.grow_pool(8 * MIB)
+    assert level.pool_bytes == 14 * MIB
+    assert level.drop_pool(1) == 8 * MIB
+    assert not level.mark_clean(dirty), "it has left the pool"
+    assert level.drop_pool(2 * MIB) == 2 * MIB
+    assert level.drop_pool(100 * MIB) == 4 * MIB
+    assert level.drop_pool(1) == 0
+    assert (level.pool_bytes, names(level)) == (0, [])
+
+
+def test_the_pool_can_be_filled_ahead(level: ShmLevel) -> None:
+    ref = level.grow_pool(MIB)
+    assert level.pool_match(MIB) == 0
+    with open_mapping(ref, writable=True) as mapping:
+        clear(mapping)
+    assert os.stat(ref.path).st_blocks * 512 == MIB
+    assert level.mark_clean(ref)
+    assert level.pool_match(MIB) == MIB
+    assert level.drop_pooled(ref) == MIB
+    assert level.drop_pooled(ref) == 0
+
+
+def test_pool_segments_of_an_earlier_daemon_are_given_back(level: ShmLevel) -> None:
+    pooled(level, MIB)
+    again = ShmLevel(level.instance)
+    again.scan()
+    assert (again.pool_bytes, names(level)) == (0, [])
+
+
+def test_pool_memory_that_vanished_is_replaced_by_fresh_memory(level: ShmLevel) -> None:
+    pooled(level, MIB)
+    (name,) = names(level)
+    os.unlink(f"{SHM_FOLDER}/cached.{level.instance}.{name}")
+    assert level.create("next", MIB).size_bytes == MIB
+    assert level.pool_bytes == 0
+
+
+def test_a_withdrawn_segment_that_somebody_removed_counts_as_free(level: ShmLevel) -> None:
+    commit(level)
+    level.remove(DIGEST)
+    (name,) = names(level)
+    os.unlink(f"{SHM_FOLDER}/cached.{level.instance}.{name}")
+    assert level.collect() == [Collected(MIB, kept=False, proven=False)]
+    assert level.withdrawn_bytes == 0
+
+
+def test_without_leases_a_segment_is_never_recycled(level: ShmLevel, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What a kernel with fs.leases-enable=0 answers; the setting is the machine's, so it cannot be changed for a test.
+    def refuse(fd: int, command: int, argument: int = 0) -> int:
+        raise OSError(22, "Invalid argument")
+
+    commit(level)
+    level.remove(DIGEST)
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    assert level.collect(lambda _size: True) == [Collected(MIB, kept=False, proven=False)]
+    assert (level.pool_bytes, level.withdrawn_bytes, names(level)) == (0, 0, [])
+
+
+def test_what_cannot_be_examined_stays_counted_and_does_not_stop_the_others(level: ShmLevel) -> None:
+    commit(level)
+    level.remove(DIGEST)
+    (name,) = names(level)
+    commit(level, 2 * MIB)
+    level.remove(DIGEST)
+    link = f"{SHM_FOLDER}/cached.{level.instance}.link"
+    os.link(f"{SHM_FOLDER}/cached.{level.instance}.{name}", link)
+    assert level.collect() == [Collected(2 * MIB, kept=False, proven=True)]
+    assert level.withdrawn_bytes == MIB
+    os.unlink(link)
+    assert level.collect() == [Collected(MIB, kept=False, proven=True)]
+
+
+def test_the_lease_that_proves_is_given_back(level: ShmLevel) -> None:
+    commit(level)
+    fd = level.open_blob(DIGEST)
+    assert fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_UNLCK
+    os.close(fd)
+    level.remove(DIGEST)
+    level.collect(lambda _size: True)
+    (dirty,) = level.dirty_pool()
+    with open_mapping(dirty, writable=True) as mapping:
+        assert fcntl.fcntl(mapping.fd, fcntl.F_GETLEASE) == fcntl.F_UNLCK
+
+
+def test_mode_and_group_hold_only_while_a_segment_may_be_opened(instance: str) -> None:
+    level = ShmLevel(instance, mode=0o640, group=os.getgid())
+    path = commit(level)
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o640
+    level.remove(DIGEST)
+    (name,) = names(level)
+    assert stat.S_IMODE(os.stat(f"{SHM_FOLDER}/cached.{instance}.{name}").st_mode) == 0o600
+    level.collect(lambda _size: True)
+    (dirty,) = level.dirty_pool()
+    level.mark_clean(dirty)
+    assert stat.S_IMODE(os.stat(level.create("next", MIB).path).st_mode) == 0o640
+
+
+def test_instances_do_not_see_each_other(level: ShmLevel) -> None:
+    commit(level)
+    other = ShmLevel(level.instance + "0")
+    found = other.scan()
+    assert (found.blobs, found.ingests, found.set_aside) == ({}, {}, ())
+    assert level.blob(DIGEST).size_bytes == MIB
+
+
+def test_names_of_ours_that_mean_nothing_are_left_alone_and_reported(level: ShmLevel) -> None:
+    prefix = f"{SHM_FOLDER}/cached.{level.instance}."
+    strange = [prefix + name for name in ("blob.1234", "ingest.", "new-kind.1", "x")]
+    for path in strange:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    found = level.scan()
+    assert (found.blobs, found.ingests) == ({}, {})
+    assert len(found.set_aside) == len(strange)
+    assert all(os.path.exists(path) for path in strange)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a.b", "..", "x" * 33])
+def test_an_instance_that_could_not_be_told_apart_is_refused(name: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        ShmLevel(name)
+
+
+def test_huge_pages_depend_on_the_mount_that_is_seen() -> None:
+    root = "/dev/vda / ext4 rw 0 0\n"
+    plain = "tmpfs /dev/shm tmpfs rw,nosuid,size=10k 0 0\n"
+    advise = "tmpfs /dev/shm tmpfs rw,nosuid,huge=advise,size=10k 0 0\n"
+    assert not huge_pages_allowed(root + plain)
+    assert huge_pages_allowed(root + advise)
+    assert huge_pages_allowed(plain + advise)
+    assert not huge_pages_allowed(advise + plain)
+    assert not huge_pages_allowed("tmpfs /mnt tmpfs rw,huge=always 0 0\n")
+    assert not huge_pages_allowed("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ def memory_total_bytes() -> int:
 
 
 def l1_limit(configured: str, *, reserve_bytes: int, ours_bytes: int, free_bytes: int) -> Limit:
-    """The capacity of L1. ``ours_bytes``: what our segments take up; ``free_bytes``: what the mount could still take."""
+    """The capacity of L1. ``ours_bytes``: what our segments take up; ``free_bytes``: what the mount has left."""
     total = memory_total_bytes()
     limits = [
         Limit(resolve_capacity(configured, total), f"configured {configured}"),
@@ -42,8 +43,13 @@ def l1_limit(configured: str, *, reserve_bytes: int, ours_bytes: int, free_bytes
     return min(limits, key=lambda limit: limit.size_bytes)
 
 
-def l2_limit(configured: str, *, total_bytes: int, ours_bytes: int, free_bytes: int) -> Limit:
-    """The capacity of L2, on a file system of ``total_bytes``."""
+def l2_limit(configured: str, path: str, *, ours_bytes: int) -> Limit:
+    """The capacity of L2 in the folder ``path``: nothing where its file system cannot even be asked."""
+    try:
+        found = os.statvfs(path)
+    except OSError as error:
+        return Limit(0, f"{path} cannot be used: {error.strerror}")
+    total_bytes, free_bytes = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
     return min(
         Limit(resolve_capacity(configured, total_bytes), f"configured {configured}"),
         Limit(ours_bytes + free_bytes, f"the file system has {format_size(free_bytes)} free"),
@@ -52,7 +58,7 @@ def l2_limit(configured: str, *, total_bytes: int, ours_bytes: int, free_bytes: 
 
 
 def cgroup_left_bytes(root: Path = _CGROUP, own: Callable[[], str] | None = None) -> int | None:
-    """What the tightest memory cgroup above us still leaves, reclaimable page cache counted as free; None: unlimited."""
+    """What the tightest memory cgroup above us leaves, reclaimable page cache counted as free; None: unlimited."""
     path = (own or _own_cgroup)()
     lefts = []
     while True:

@@ -35,7 +35,9 @@ class EventBus:
             message=message,
             fields={key: str(value) for key, value in fields.items()},
         )
-        _log.info(kind, model=name, revision=revision, message=message, **fields)
+        # A log line has a level of its own.
+        shown = {"at" if key == "level" else key: value for key, value in fields.items()}
+        _log.info(kind, model=name, revision=revision, message=message, **shown)
         self._recent.append(event)
         for queue in self._watchers:
             if queue.full():

@@ -181,6 +181,17 @@ class Evictor:
                 self._evict_planned(action)
         for level in storage.levels:
             self._drop_unowned(level, self._pending_digests())
+            self._trim(level)
+
+    def _trim(self, level: Level) -> None:
+        """A level may hold less than it did: the host got short, or a budget was lowered. What is held stays."""
+        clock = self._services.clock
+        if not self._services.storage.ledger(level).excess_bytes or clock.monotonic_s() < self._grace_until_s:
+            return
+        planned = plan(self._snapshot(Need(level, 0, "a smaller capacity")), clock.monotonic_s())
+        for action in planned.actions:
+            if isinstance(action, Evict):
+                self._evict_planned(action)
 
     def _drop_leftovers(self, level: Level, *, keep: Mapping[str, int]) -> bool:
         """Ingests that wait to be resumed, and blobs of unfinished pulls, go before any model does."""

@@ -81,6 +81,7 @@ class ModelCache:
         await self._parts.pulls.stop()
         await self._parts.loader.stop()
         await self._parts.pool.close(5.0)
+        await self._parts.services.storage.give_back_pool()
         self._parts.services.registry.close()
 
     def set_catalog(self, catalog: Catalog) -> None:

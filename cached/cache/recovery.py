@@ -8,7 +8,7 @@ from cached.cache.loader import Loader
 from cached.cache.pulls import Pulls
 from cached.cache.registry import Presence, Registry
 from cached.cache.services import Services
-from cached.errors import CachedError, LevelError, NoRoomError
+from cached.errors import CachedError, LevelError
 from cached.levels.base import Found
 from cached.manifest import Manifest
 from cached.refs import Ref
@@ -39,7 +39,7 @@ class Recovery:
             except LevelError as error:
                 self._services.degraded[level.value] = f"{level} could not be read: {error.message}"
                 _log.exception("recovery.level_failed", level=level.value, cause=error.message)
-        self._forget_what_is_nowhere(registry, pending)
+        self._forget_what_is_nowhere(registry)
         self._remove_journals(pending)
         self._services.view.clear()
         for manifest in registry.manifests():
@@ -58,8 +58,7 @@ class Recovery:
                 storage.remove_unknown(level, digest)
                 _log.warning("recovery.removed_blob", level=level.value, digest=digest, cause="no revision has it")
                 continue
-            if not self._account(level, digest, size_bytes):
-                continue
+            storage.adopt(level, digest, size_bytes)
             if level is Level.L1:
                 blob.l1 = Presence.UNCONFIRMED
             else:
@@ -72,18 +71,8 @@ class Recovery:
         for name in found.set_aside:
             _log.warning("recovery.set_aside", level=level.value, name=name)
 
-    def _account(self, level: Level, digest: str, size_bytes: int) -> bool:
-        try:
-            self._services.storage.adopt(level, digest, size_bytes)
-        except NoRoomError as error:
-            self._services.storage.remove_unknown(level, digest)
-            _log.warning("recovery.no_room", level=level.value, digest=digest, cause=error.message)
-            return False
-        return True
-
-    def _forget_what_is_nowhere(self, registry: Registry, pending: set[str]) -> None:
+    def _forget_what_is_nowhere(self, registry: Registry) -> None:
         """Old revisions that are at no level are of no use; the current one stays known by name."""
-        del pending
         for manifest in list(registry.manifests()):
             nowhere = not any(registry.bytes_at(manifest, level) for level in (Level.L1, Level.L2))
             if nowhere and registry.models[manifest.name].record.current_revision != manifest.revision:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import structlog
 
@@ -19,12 +20,15 @@ from cached.manifest import BlobRecord
 from cached.transfer.fill import Runner
 from cached.transfer.jobs import Clear
 from cached.types import Level
-from cached.units import parse_size
+from cached.units import MIB, parse_size
 
 _log = structlog.get_logger(__name__)
 
 _POOL, _WITHDRAWN = "pool", "withdrawn"
 _PRIORITY_CLEAR = 2_000_000_000
+
+_SMALLEST_POOLED_BYTES = 2 * MIB
+"""Below this, fresh pages cost less than keeping account of old ones."""
 
 
 class Storage:
@@ -36,9 +40,8 @@ class Storage:
         self._config = config
         self._levels: dict[Level, LocalLevel] = {Level.L1: l1} | ({Level.L2: l2} if l2 is not None else {})
         self._ledgers = {level: Ledger(level, 0) for level in self._levels}
-        self._limits: dict[Level, Limit] = {}
+        self._limits = dict.fromkeys(self._levels, Limit(0, "not looked at yet"))
         self._collecting = asyncio.Lock()
-        self.refresh_capacities()
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -77,11 +80,9 @@ class Storage:
             free_bytes=self.l1.free_bytes(),
         )  # fmt: skip
         if Level.L2 in self._levels:
-            ledger, found = self._ledgers[Level.L2], os.statvfs(self._l2_path)
-            self._limits[Level.L2] = l2_limit(
-                self._config.l2.capacity, total_bytes=found.f_blocks * found.f_frsize,
-                ours_bytes=ledger.used_bytes + ledger.reserved_bytes, free_bytes=found.f_bavail * found.f_frsize,
-            )  # fmt: skip
+            ledger = self._ledgers[Level.L2]
+            ours_bytes = ledger.used_bytes + ledger.reserved_bytes
+            self._limits[Level.L2] = l2_limit(self._config.l2.capacity, self._l2_path, ours_bytes=ours_bytes)
         for level, ledger in self._ledgers.items():
             ledger.capacity_bytes = self._limits[level].size_bytes
 
@@ -195,7 +196,8 @@ class Storage:
         async with self._collecting:
             if self.l1.withdrawn_bytes:
                 room = self._pool_limit() - self.l1.pool_bytes
-                await asyncio.to_thread(self.l1.collect, lambda size_bytes: size_bytes <= room)
+                worth = range(_SMALLEST_POOLED_BYTES, room + 1)
+                await asyncio.to_thread(self.l1.collect, lambda size_bytes: size_bytes in worth)
             self._settle()
             excess = self.l1.pool_bytes - self.pool_bytes(Level.L1)
             if excess > 0:
@@ -224,9 +226,16 @@ class Storage:
         The pool counts as far as there is room for it: ``collect`` gives back what is over before its bytes are needed.
         """
         ledger = self._ledgers[Level.L1]
-        _force(ledger, _WITHDRAWN, self.l1.withdrawn_bytes)
+        withdrawn_bytes = self.l1.withdrawn_bytes
+        with _whatever_fits(ledger, withdrawn_bytes):
+            ledger.resize(_WITHDRAWN, withdrawn_bytes)
         ledger.resize(_POOL, 0)
         ledger.resize(_POOL, min(self.l1.pool_bytes, ledger.available_bytes))
+
+    async def give_back_pool(self) -> None:
+        """For a daemon that stops: memory that holds nothing is the host's again."""
+        await asyncio.to_thread(self.l1.drop_pool, self.l1.pool_bytes)
+        self._settle()
 
     # Recovery
 
@@ -234,15 +243,20 @@ class Storage:
         """What an earlier daemon left at a level."""
         found = self._levels[level].scan()
         self._settle()
+        self.refresh_capacities()
         return found
 
     def adopt(self, level: Level, digest: str, size_bytes: int) -> None:
-        """Accounts for a blob that was found. Raises NoRoomError when the level's capacity is smaller now."""
-        self._ledgers[level].add(_blob(digest), size_bytes)
+        """Accounts for a blob that was found, even where the level may hold less now: the policy trims it."""
+        ledger = self._ledgers[level]
+        with _whatever_fits(ledger, size_bytes):
+            ledger.add(_blob(digest), size_bytes)
 
     def keep_ingest(self, level: Level, ingest_id: str, size_bytes: int) -> None:
         """Accounts for an ingest that was found and may be taken up again."""
-        _force(self._ledgers[level], _kept(ingest_id), size_bytes)
+        ledger = self._ledgers[level]
+        with _whatever_fits(ledger, size_bytes):
+            ledger.add(_kept(ingest_id), size_bytes)
 
     def remove_unknown(self, level: Level, digest: str) -> None:
         """Removes a found blob that no account has."""
@@ -273,11 +287,12 @@ def _kept(ingest_id: str) -> str:
     return f"ingest:{ingest_id}"
 
 
-def _force(ledger: Ledger, key: str, size_bytes: int) -> None:
-    """Sets an entry to what is really there, though it be more than the capacity."""
+@contextmanager
+def _whatever_fits(ledger: Ledger, size_bytes: int) -> Iterator[None]:
+    """Lets the accounts take in what is really there, though it be more than the capacity."""
     capacity = ledger.capacity_bytes
     ledger.capacity_bytes = max(capacity, ledger.used_bytes + ledger.reserved_bytes + size_bytes)
     try:
-        ledger.resize(key, size_bytes)
+        yield
     finally:
         ledger.capacity_bytes = capacity

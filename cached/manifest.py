@@ -81,7 +81,7 @@ class FileEntry:
     digest: str
     checked_by: CheckedBy
     version: str = ""
-    """The origin's marker of the object when it was pulled, so that a damaged chunk can be fetched by range; not a digest."""
+    """The origin's marker of the object when it was pulled, for fetching a damaged chunk again; not a digest."""
 
     def __post_init__(self) -> None:
         check_path(self.path)

@@ -126,12 +126,18 @@ def _pending_from_dict(data: object) -> PendingPull:
     level = reader.text("level")
     if level not in {known.value for known in Level}:
         raise reader.wrong(f"{level[:40]!r} is no level")
-    name, revision, source, ingests = reader.text("name"), reader.text("revision"), reader.text("source"), reader.texts("ingests")
-    reader.finish()
     try:
-        return PendingPull(name, revision, source, Level(level), ingests)
+        pull = PendingPull(
+            name=reader.text("name"),
+            revision=reader.text("revision"),
+            source=reader.text("source"),
+            level=Level(level),
+            ingests=reader.texts("ingests"),
+        )
     except InvalidRequestError as error:
         raise reader.wrong(error.message) from error
+    reader.finish()
+    return pull
 
 
 MODELS: Kind[ModelRecord] = Kind("model", lambda record: record.name, _model_to_dict, _model_from_dict)

@@ -27,7 +27,7 @@ def manifest(*files: FileEntry, **changes: Any) -> Manifest:
         "name": "llama",
         "revision": "0123456789abcdef",
         "source": "s3://bucket/llama",
-        "files": files or (entry(), entry("config.json", 3, B, CheckedBy.CATALOG_SHA256)),
+        "files": files or (entry(), FileEntry("config.json", 3, B, CheckedBy.CATALOG_SHA256, version='"etag"')),
         "created_time_s": 12.5,
         "origin_options": {"endpoint": "http://localhost:1"},
         "notes": ("left out pytorch_model.bin: safetensors are there",),

@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from cached.errors import NoRoomError
 from cached.policy.snapshot import LevelFacts, RevisionFacts, Snapshot
 from cached.types import Level, Tier
-from cached.units import format_duration, format_size
+from cached.units import format_size
 
 _HOLDERS_NAMED = 5
+_STALE, _COLD, _LEAST_USED, _IDLE = REASONS = ("stale", "cold", "least recently used", "cold and idle")
+"""Why a revision went, in words that complete *it left l1:*."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evict:
     """Take a revision's blobs out of a level, but for those that a revision which stays there holds too.
 
-    ``frees_bytes`` counts what goes when the plan's actions are carried out in their order.
+    ``frees_bytes`` counts what goes when the plan's actions are carried out in their order. ``reason`` is one of
+    ``REASONS``, so that it can label a metric.
     """
 
     level: Level
@@ -32,6 +35,7 @@ class Evict:
     revision: str
     frees_bytes: int
     reason: str
+    unused_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,7 @@ def plan_idle(snapshot: Snapshot, now_s: float, *, cold_grace_s: float = 0.0) ->
     for facts in leaving:
         residents.evict(facts)
     leaving = residents.spare_needless(leaving, 0)
-    return Plan(tuple(residents.evictions(leaving, lambda _: "cold and idle")))
+    return Plan(tuple(residents.evictions(leaving, lambda _: _IDLE, now_s)))
 
 
 def _make_room(snapshot: Snapshot, facts: LevelFacts, needed_bytes: int, now_s: float) -> list[Action] | None:
@@ -174,7 +178,7 @@ def _make_room(snapshot: Snapshot, facts: LevelFacts, needed_bytes: int, now_s: 
     if freed_bytes < from_revisions_bytes:
         return None
     victims = residents.spare_needless(victims, freed_bytes - from_revisions_bytes)
-    evictions = residents.evictions(victims, lambda victim: _reason(victim, now_s))
+    evictions = residents.evictions(victims, _reason, now_s)
     from_pool_bytes = missing_bytes - sum(eviction.frees_bytes for eviction in evictions)
     pool = [DropPool(facts.level, from_pool_bytes)] if from_pool_bytes > 0 else []
     return [*pool, *evictions]
@@ -192,9 +196,10 @@ def _eviction_order(facts: RevisionFacts) -> tuple[bool, bool, int, float, str, 
     )
 
 
-def _reason(facts: RevisionFacts, now_s: float) -> str:
-    kind = facts.tier.value if facts.current else "stale"
-    return f"{kind}, unused for {format_duration(max(0.0, now_s - facts.last_used_s))}"
+def _reason(facts: RevisionFacts) -> str:
+    if not facts.current:
+        return _STALE
+    return _COLD if facts.tier is Tier.COLD else _LEAST_USED
 
 
 def _shortfall(snapshot: Snapshot, facts: LevelFacts, needed_bytes: int, for_name: str) -> Shortfall:
@@ -266,8 +271,20 @@ class _Residents:
                 needed.append(facts)
         return needed[::-1]
 
-    def evictions(self, victims: list[RevisionFacts], reason: Callable[[RevisionFacts], str]) -> list[Evict]:
+    def evictions(
+        self, victims: list[RevisionFacts], reason: Callable[[RevisionFacts], str], now_s: float
+    ) -> list[Evict]:
         """The actions for revisions that were evicted here, each with what it frees in this order."""
         for facts in victims:
             self.spare(facts)
-        return [Evict(self._level, facts.name, facts.revision, self.evict(facts), reason(facts)) for facts in victims]
+        return [
+            Evict(
+                level=self._level,
+                name=facts.name,
+                revision=facts.revision,
+                frees_bytes=self.evict(facts),
+                reason=reason(facts),
+                unused_s=max(0.0, now_s - facts.last_used_s),
+            )
+            for facts in victims
+        ]

@@ -163,9 +163,17 @@ def test_needs_at_two_levels_are_met_together_or_not_at_all() -> None:
     assert (outcome.actions, outcome.shortfall is None) == ((), False)
 
 
-def test_reasons_are_for_people() -> None:
-    (action,) = plan(snapshot(revision("a", 50, Tier.COLD, last_used_s=40.0), need=60), 3700.0).actions
-    assert action == Evict(L1, "a", "a-1", 50, "cold, unused for 1h01m")
+def test_reasons_are_few_and_tell_how_long_it_was_unused() -> None:
+    kinds = [
+        revision("a", 10, Tier.HOT, current=False, last_used_s=40.0),
+        revision("b", 10, Tier.COLD, last_used_s=40.0),
+        revision("c", 10, Tier.AUTO, last_used_s=4000.0),
+    ]
+    assert plan(snapshot(*kinds, need=100), 3700.0).actions == (
+        Evict(L1, "a", "a-1", 10, "stale", 3660.0),
+        Evict(L1, "b", "b-1", 10, "cold", 3660.0),
+        Evict(L1, "c", "c-1", 10, "least recently used", 0.0),
+    )
 
 
 def test_cold_revisions_leave_l1_when_idle() -> None:
@@ -184,8 +192,8 @@ def test_cold_revisions_leave_l1_when_idle() -> None:
         {},
     )
     assert plan_idle(idle, 200.0).actions == (
-        Evict(L1, "cold", "cold-1", 10, "cold and idle"),
-        Evict(L1, "on-disk", "on-disk-1", 10, "cold and idle"),
+        Evict(L1, "cold", "cold-1", 10, "cold and idle", 100.0),
+        Evict(L1, "on-disk", "on-disk-1", 10, "cold and idle", 200.0),
     )
     assert [a.name for a in plan_idle(idle, 200.0, cold_grace_s=150.0).actions if isinstance(a, Evict)] == ["on-disk"]
     assert plan_idle(Snapshot((), {}), 0.0).actions == ()

@@ -18,6 +18,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+ACCESS_KEY = "AKIATESTACCESSKEY"
+SECRET_KEY = "test/secret+key0123456789"
+
 _BLOCK_BYTES = 1 << 18
 _HOP_HEADERS = {"connection", "transfer-encoding", "keep-alive", "expect"}
 
@@ -46,7 +53,8 @@ class Fault:
     """What to break, in which requests, and how often (``times`` < 0: always).
 
     ``after_bytes`` counts bytes of the body: ``reset``, ``truncate`` and ``hold`` act behind them, ``corrupt`` flips
-    the byte there. ``truncate`` closes early; ``short_length`` announces and sends less. ``hold`` waits for ``release()``.
+    the byte there. ``truncate`` closes early; ``short_length`` announces and sends less. ``hold`` waits for
+    ``release()``.
     """
 
     kind: FaultKind
@@ -95,6 +103,11 @@ class CountingProxy:
     @property
     def endpoint_url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @property
+    def connections(self) -> int:
+        """How many connections clients have made so far."""
+        return self._server.accepted
 
     def inject(self, kind: FaultKind, **settings: Any) -> Fault:
         """Breaks matching requests from now on. The first fault that matches a request acts on it, alone."""
@@ -163,10 +176,12 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, *args: Any) -> None:
         self._open: set[socket.socket] = set()
+        self.accepted = 0
         super().__init__(*args)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._open.add(request)
+        self.accepted += 1
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
@@ -231,29 +246,35 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _relay(self, upstream: http.client.HTTPConnection, body: bytes, fault: Fault | None) -> None:
         upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in self.headers.items():
-            dropped = fault is not None and fault.kind == "whole" and name.lower() == "range"
-            if name.lower() not in _HOP_HEADERS and not dropped:
+        headers = dict(self.headers.items()) if fault is None or fault.kind != "whole" else self._sign_whole()
+        for name, value in headers.items():
+            if name.lower() not in _HOP_HEADERS:
                 upstream.putheader(name, value)
         upstream.endheaders(body or None)
         answer = upstream.getresponse()
         self._seen.status = answer.status
-        headers = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP_HEADERS}
-        lowered = {name.lower() for name in headers}
+        answered = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP_HEADERS}
+        lowered = {name.lower() for name in answered}
         rest: Any = answer
         if "content-length" not in lowered:
             data = answer.read()
             rest = None
-            headers["Content-Length"] = str(len(data))
-        length = int(next(value for name, value in headers.items() if name.lower() == "content-length"))
-        length = self._spoil_headers(fault, headers, length)
+            answered["Content-Length"] = str(len(data))
+        length = int(next(value for name, value in answered.items() if name.lower() == "content-length"))
+        length = self._spoil_headers(fault, answered, length)
         self.send_response_only(answer.status, answer.reason)
-        for name, value in headers.items():
+        for name, value in answered.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD" and answer.status not in {204, 304}:
             blocks = _blocks(rest, length) if rest is not None else iter([data[:length]])
             self._send_body(blocks, fault)
+
+    def _sign_whole(self) -> dict[str, str]:
+        """Headers of a request for the whole object: the client signed its Range, so that cannot just be left out."""
+        request = AWSRequest("GET", f"http://{self.headers['Host']}{self.path}", headers={"Host": self.headers["Host"]})
+        S3SigV4Auth(Credentials(ACCESS_KEY, SECRET_KEY), "s3", "us-east-1").add_auth(request)
+        return dict(request.headers.items())
 
     def _spoil_headers(self, fault: Fault | None, headers: dict[str, str], length: int) -> int:
         if fault is None:

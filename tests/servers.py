@@ -25,12 +25,19 @@ import rclone_api
 from botocore.config import Config
 
 from cached.origins.base import OriginSpec
-from tests.fault_proxy import CountingProxy, Fault, SeenRequest
+from tests.fault_proxy import ACCESS_KEY, SECRET_KEY, CountingProxy, Fault, SeenRequest
 
-__all__ = ["CountingProxy", "Fault", "MotoS3", "RcloneS3", "S3Server", "SeenRequest", "s3_env"]
-
-ACCESS_KEY = "AKIATESTACCESSKEY"
-SECRET_KEY = "test/secret+key0123456789"
+__all__ = [
+    "ACCESS_KEY",
+    "SECRET_KEY",
+    "CountingProxy",
+    "Fault",
+    "MotoS3",
+    "RcloneS3",
+    "S3Server",
+    "SeenRequest",
+    "s3_env",
+]
 
 
 class S3Server:

@@ -1,9 +1,7 @@
-"""What every origin must do; each test runs against a local folder, rclone and moto. Then what S3 alone can get wrong."""
+"""What every origin must do, against a local folder, rclone and moto; and what local folders alone can get wrong."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import itertools
 import os
 import subprocess
@@ -18,21 +16,15 @@ from urllib.parse import quote
 
 import pytest
 
-from cached import checksum
 from cached.errors import (
-    CachedError,
-    IntegrityError,
     InvalidRequestError,
     NotFoundError,
     ObjectChangedError,
-    OriginDeniedError,
-    OriginError,
     OriginProtocolError,
-    OriginUnavailableError,
 )
-from cached.origins.base import OriginChecksum, OriginSpec, WritableOrigin
+from cached.origins.base import OriginSpec, WritableOrigin
 from cached.origins.registry import open_origin, open_writable, redact, supported_schemes
-from tests.servers import ACCESS_KEY, SECRET_KEY, CountingProxy, MotoS3, RcloneS3, S3Server, s3_env
+from tests.servers import S3Server, s3_env
 
 DATA = bytes(range(256)) * 1000 + b"an unaligned end"
 _buckets = (f"bucket-{number}" for number in itertools.count())
@@ -47,16 +39,13 @@ class Place:
     delete: Callable[[str], Any]
 
 
-def s3_place(server: S3Server) -> tuple[Place, str]:
+def s3_place(server: S3Server) -> Place:
     bucket = next(_buckets)
     server.create_bucket(bucket)
-    return (
-        Place(
-            open=lambda path: open_writable(server.spec(f"s3://{bucket}/models/{path}")),
-            put=lambda path, data: server.put(bucket, f"models/{path}", data),
-            delete=lambda path: server.delete(bucket, f"models/{path}"),
-        ),
-        bucket,
+    return Place(
+        open=lambda path: open_writable(server.spec(f"s3://{bucket}/models/{path}")),
+        put=lambda path, data: server.put(bucket, f"models/{path}", data),
+        delete=lambda path: server.delete(bucket, f"models/{path}"),
     )
 
 
@@ -77,7 +66,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         return
     server: S3Server = request.getfixturevalue(f"{request.param}_s3")
     with s3_env(server):
-        yield s3_place(server)[0]
+        yield s3_place(server)
 
 
 def read(origin: Any, item: Any, offset_bytes: int = 0, length_bytes: int | None = None) -> bytes:

@@ -25,8 +25,8 @@ from cached.origins.s3.options import S3Location
 _DENIED = {
     "AccessDenied", "AllAccessDisabled", "AuthorizationHeaderMalformed", "ExpiredToken", "ExpiredTokenException",
     "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired",
-    "UnauthorizedAccess", "NotSignedUp", "RequestExpired", "401", "403",
-}  # fmt: skip
+    "UnauthorizedAccess", "UnsupportedAlgorithm", "NotSignedUp", "RequestExpired", "401", "403",
+}  # fmt: skip  # rclone's UnsupportedAlgorithm: the request has no signature
 _MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound", "404", "MethodNotAllowed"}
 _BUSY = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "TooManyRequests"}
 _CLOCK = {"RequestTimeTooSkewed", "RequestExpired"}

@@ -1,0 +1,491 @@
+"""What an S3 origin must make of servers that break, lie, refuse, or know more than others."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cached import checksum
+from cached.errors import (
+    CachedError,
+    IntegrityError,
+    InvalidRequestError,
+    NotFoundError,
+    ObjectChangedError,
+    OriginDeniedError,
+    OriginError,
+    OriginProtocolError,
+    OriginUnavailableError,
+)
+from cached.origins.base import OriginChecksum, OriginSpec
+from cached.origins.registry import open_origin, open_writable
+from cached.origins.s3 import S3Origin
+from cached.origins.s3.body import range_problem
+from cached.origins.s3.versions import marker, same_version
+from tests.fault_proxy import FaultKind
+from tests.servers import ACCESS_KEY, SECRET_KEY, CountingProxy, MotoS3, RcloneS3, S3Server, s3_env
+
+DATA = bytes(range(256)) * 4000
+_buckets = (f"faulty-{number}" for number in itertools.count())
+
+
+@pytest.fixture(params=["rclone", "moto"])
+def server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
+    found: S3Server = request.getfixturevalue(f"{request.param}_s3")
+    with s3_env(found):
+        yield found
+
+
+@pytest.fixture
+def moto(moto_s3: MotoS3) -> Iterator[MotoS3]:
+    with s3_env(moto_s3):
+        yield moto_s3
+
+
+@pytest.fixture
+def rclone(rclone_s3: RcloneS3) -> Iterator[RcloneS3]:
+    with s3_env(rclone_s3):
+        yield rclone_s3
+
+
+def new_bucket(server: S3Server) -> str:
+    bucket = next(_buckets)
+    server.create_bucket(bucket)
+    return bucket
+
+
+def read(origin: Any, item: Any, offset_bytes: int, length_bytes: int) -> bytes:
+    buffer = bytearray(length_bytes)
+    origin.read_into(item, offset_bytes, memoryview(buffer))
+    return bytes(buffer)
+
+
+def assert_discreet(error: CachedError) -> None:
+    """Nobody's secret is in it, it says what to do, and it survives the pipe."""
+    chained = [str(item) for item in (error.__cause__, error) if item is not None]
+    text = " ".join([*chained, str(error.to_dict())])
+    assert SECRET_KEY not in text
+    assert ACCESS_KEY not in text
+    assert error.hint
+    assert type(CachedError.from_dict(error.to_dict())) is type(error)
+
+
+# --- faults on the way ------------------------------------------------------------------------------------------------
+
+FAULTS: list[tuple[FaultKind, dict[str, Any], type[CachedError]]] = [
+    ("truncate", {"after_bytes": 5000}, OriginProtocolError),
+    ("short_length", {"after_bytes": 5000}, OriginProtocolError),
+    ("wrong_range", {}, OriginProtocolError),
+    ("whole", {}, OriginProtocolError),
+    ("status", {"status": 503}, OriginUnavailableError),
+    ("status", {"status": 500}, OriginUnavailableError),
+    ("status", {"status": 429}, OriginUnavailableError),
+    ("status", {"status": 403}, OriginDeniedError),
+    ("reset", {}, OriginUnavailableError),
+    ("reset", {"after_bytes": 5000}, OriginUnavailableError),
+    ("etag", {}, ObjectChangedError),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "expected"), FAULTS, ids=lambda value: str(value)[:40])
+def test_a_fault_is_the_right_error_once_and_then_forgotten(server, kind, settings, expected):
+    bucket = new_bucket(server)
+    server.put(bucket, "m/w", DATA)
+    with CountingProxy(server.endpoint_url) as proxy:
+        origin = open_origin(OriginSpec(f"s3://{bucket}/m", {"endpoint_url": proxy.endpoint_url}))
+        item = origin.stat("w")
+        fault = proxy.inject(kind, ranged=True, **settings)
+        with pytest.raises(expected) as error:
+            read(origin, item, 1000, 20_000)
+        assert type(error.value) is expected
+        assert_discreet(error.value)
+        assert "w of s3://" in str(error.value)
+        assert fault.hits == 1, "the origin does not retry: that is the planner's"
+        assert read(origin, item, 1000, 20_000) == DATA[1000:21_000]
+        assert len(proxy.gets("m/w")) == 2
+        origin.close()
+
+
+def test_a_whole_object_is_right_where_the_range_is_all_of_it(server):
+    bucket = new_bucket(server)
+    server.put(bucket, "m/w", DATA)
+    with CountingProxy(server.endpoint_url) as proxy:
+        origin = open_origin(OriginSpec(f"s3://{bucket}/m", {"endpoint_url": proxy.endpoint_url}))
+        fault = proxy.inject("whole", ranged=True)
+        assert read(origin, origin.stat("w"), 0, len(DATA)) == DATA
+        assert fault.hits == 1
+        origin.close()
+
+
+def test_connections_are_used_again(server):
+    bucket = new_bucket(server)
+    server.put(bucket, "m/w", DATA)
+    with CountingProxy(server.endpoint_url) as proxy:
+        origin = open_origin(OriginSpec(f"s3://{bucket}/m", {"endpoint_url": proxy.endpoint_url}))
+        item = origin.stat("w")
+        for number in range(10):
+            assert read(origin, item, number * 1000, 1000) == DATA[number * 1000 :][:1000]
+        assert proxy.connections == 1
+        origin.close()
+
+
+def test_a_silent_server_times_out(rclone):
+    bucket = new_bucket(rclone)
+    rclone.put(bucket, "m/w", DATA)
+    with CountingProxy(rclone.endpoint_url) as proxy:
+        options = {"endpoint_url": proxy.endpoint_url, "read_timeout_s": "0.3"}
+        origin = open_origin(OriginSpec(f"s3://{bucket}/m", options))
+        item = origin.stat("w")
+        proxy.inject("hold", after_bytes=100)
+        with pytest.raises(OriginUnavailableError):
+            read(origin, item, 0, 5000)
+        proxy.heal()
+        origin.close()
+
+
+def test_an_unreachable_endpoint_is_unavailable():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: refused
+        spec = OriginSpec(
+            "s3://bucket/m",
+            {"endpoint_url": f"http://127.0.0.1:{taken.getsockname()[1]}", "anonymous": "true"},
+        )
+        with pytest.raises(OriginUnavailableError) as error:
+            open_origin(spec).list_objects()
+        assert_discreet(error.value)
+
+
+# --- who may ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["list", "stat", "read"])
+def test_wrong_credentials_are_denied(rclone, monkeypatch, operation):
+    bucket = new_bucket(rclone)
+    rclone.put(bucket, "m/w", DATA)
+    item = open_origin(rclone.spec(f"s3://{bucket}/m")).stat("w")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret-at-all")
+    origin = open_origin(rclone.spec(f"s3://{bucket}/m"))
+    calls = {
+        "list": origin.list_objects,
+        "stat": lambda: origin.stat("w"),
+        "read": lambda: read(origin, item, 0, 10),
+    }
+    with pytest.raises(OriginDeniedError) as error:
+        calls[operation]()
+    assert_discreet(error.value)
+    assert "not-the-secret" not in str(error.value.to_dict())
+    assert rclone.endpoint_url in str(error.value)
+    assert bucket in str(error.value)
+    assert "AWS_ACCESS_KEY_ID" in error.value.hint, "says where the credentials came from"
+
+
+def test_no_credentials_are_denied_with_advice(rclone, monkeypatch):
+    bucket = new_bucket(rclone)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(OriginDeniedError, match="no usable credentials") as error:
+        open_origin(rclone.spec(f"s3://{bucket}/m")).list_objects()
+    assert "none found" in error.value.hint
+    assert "anonymous" in error.value.hint
+
+
+def test_anonymous_signs_nothing(moto, rclone_s3, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    bucket = new_bucket(moto)
+    moto.put(bucket, "m/w", b"public", ACL="public-read")
+    origin = open_origin(moto.spec(f"s3://{bucket}/m", anonymous="true"))
+    assert origin.stat("w").size_bytes == 6
+    with pytest.raises(OriginDeniedError) as error:
+        open_origin(rclone_s3.spec(f"s3://{bucket}/m", anonymous="true")).list_objects()
+    assert "anonymous" in error.value.hint
+
+
+def test_a_profile_is_used_and_a_wrong_one_named(rclone, monkeypatch, tmp_path):
+    bucket = new_bucket(rclone)
+    rclone.put(bucket, "m/w", DATA)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    config = tmp_path / "config"
+    config.write_text(
+        f"[profile weights]\nregion = eu-central-1\naws_access_key_id = {ACCESS_KEY}\n"
+        f"aws_secret_access_key = {SECRET_KEY}\nendpoint_url = {rclone.endpoint_url}\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    origin = open_origin(OriginSpec(f"s3://{bucket}/m", {"profile": "weights", "addressing": "auto"}))
+    assert origin.stat("w").size_bytes == len(DATA)
+    with pytest.raises(InvalidRequestError, match="nope"):
+        open_origin(OriginSpec(f"s3://{bucket}/m", {"profile": "nope"})).list_objects()
+
+
+def test_a_bucket_that_is_not_there(server):
+    with pytest.raises(NotFoundError, match="no bucket 'not-there-at-all'") as error:
+        open_origin(server.spec("s3://not-there-at-all/m")).list_objects()
+    assert_discreet(error.value)
+
+
+def test_tls_needs_the_right_authority(tmp_path):
+    with RcloneS3(tmp_path / "buckets", tls=True, tls_folder=tmp_path / "tls") as server, s3_env(server):
+        server.create_bucket("safe")
+        server.put("safe", "m/w", DATA)
+        origin = open_origin(server.spec("s3://safe/m"))
+        assert read(origin, origin.stat("w"), 10, 1000) == DATA[10:1010]
+        with pytest.raises(OriginError, match="certificate") as error:
+            open_origin(OriginSpec("s3://safe/m", {"endpoint_url": server.endpoint_url})).list_objects()
+        assert not error.value.retryable
+        assert "ca_bundle" in error.value.hint
+        with pytest.raises(InvalidRequestError, match="CA bundle"):
+            open_origin(server.spec("s3://safe/m", ca_bundle="/not/there.pem")).list_objects()
+        source = tmp_path / "up"
+        source.write_bytes(DATA)
+        uploaded = open_writable(server.spec("s3://safe/m")).upload_file(source, "x/up")
+        assert uploaded.size_bytes == len(DATA)
+        origin.close()
+
+
+# --- versions and checksums -------------------------------------------------------------------------------------------
+
+
+def test_an_old_version_stays_readable_in_a_versioned_bucket(moto):
+    bucket = new_bucket(moto)
+    moto.client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    moto.put(bucket, "m/w", DATA)
+    origin = open_origin(moto.spec(f"s3://{bucket}/m"))
+    item = origin.stat("w")
+    moto.put(bucket, "m/w", DATA[::-1])
+    assert read(origin, item, 0, 100) == DATA[:100]
+    assert origin.stat("w").version != item.version
+    (listed,) = origin.list_objects()
+    assert read(origin, listed, 0, 100) == DATA[::-1][:100]
+
+
+@pytest.mark.parametrize("algorithm", ["CRC64NVME", "CRC32C", "CRC32", "SHA256", "SHA1"])
+def test_full_object_checksums_are_given_in_hex(moto, algorithm):
+    bucket = new_bucket(moto)
+    moto.put(bucket, "m/w", DATA, ChecksumAlgorithm=algorithm)
+    (found,) = open_origin(moto.spec(f"s3://{bucket}/m")).stat("w").checksums
+    assert found == OriginChecksum(algorithm.lower(), checksum.part_digest(algorithm.lower(), DATA))
+
+
+def test_no_checksum_is_made_up(server):
+    bucket = new_bucket(server)
+    server.put(bucket, "m/w", DATA)
+    assert open_origin(server.spec(f"s3://{bucket}/m")).stat("w").checksums == ()
+
+
+def put_in_parts(server: S3Server, bucket: str, key: str, parts: list[bytes], algorithm: str) -> None:
+    client = server.client()
+    upload = client.create_multipart_upload(Bucket=bucket, Key=key, ChecksumAlgorithm=algorithm)["UploadId"]
+    done = []
+    for number, part in enumerate(parts, 1):
+        answer = client.upload_part(
+            Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=part, ChecksumAlgorithm=algorithm
+        )
+        done.append({"PartNumber": number, "ETag": answer["ETag"]})
+    client.complete_multipart_upload(Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": done})
+
+
+PARTS = [b"a" * (5 << 20), b"b" * 1000]
+
+
+def test_a_full_object_crc64_of_parts_is_used(moto):
+    bucket = new_bucket(moto)
+    put_in_parts(moto, bucket, "m/w", PARTS, "CRC64NVME")
+    (found,) = open_origin(moto.spec(f"s3://{bucket}/m")).stat("w").checksums
+    assert found == OriginChecksum("crc64nvme", checksum.crc64_hex(checksum.crc64nvme(b"".join(PARTS))))
+
+
+def test_a_composite_without_part_sizes_is_no_checksum(moto):
+    bucket = new_bucket(moto)
+    put_in_parts(moto, bucket, "m/w", PARTS, "SHA256")
+    stated = open_origin(moto.spec(f"s3://{bucket}/m")).stat("w")
+    assert stated.checksums == (), "moto tells no part sizes"
+    assert stated.size_bytes == sum(map(len, PARTS))
+
+
+def composite_of(parts: list[bytes]) -> str:
+    digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
+    return base64.b64encode(digest).decode()
+
+
+@pytest.mark.parametrize("suffix", ["", "-2"])
+def test_a_composite_with_part_sizes_is_given_with_them(moto, monkeypatch, suffix):
+    """No server from PyPI tells part sizes, so AWS's documented answers are given in their place."""
+    bucket = new_bucket(moto)
+    put_in_parts(moto, bucket, "m/w", PARTS, "SHA256")
+    origin = S3Origin(moto.spec(f"s3://{bucket}/m"))
+    connection, _ = origin._connected()
+    head = connection.client.head_object(Bucket=bucket, Key="m/w", ChecksumMode="ENABLED")
+    value = composite_of(PARTS)
+    assert head["ChecksumSHA256"] == value
+    pages = iter(
+        [
+            {
+                "ObjectParts": {
+                    "IsTruncated": True,
+                    "NextPartNumberMarker": 1,
+                    "Parts": [{"PartNumber": 1, "Size": 5 << 20}],
+                }
+            },
+            {"ObjectParts": {"IsTruncated": False, "Parts": [{"PartNumber": 2, "Size": 1000}]}},
+        ]
+    )
+    etag = head["ETag"].strip('"')
+    monkeypatch.setattr(connection.client, "get_object_attributes", lambda **_: {"ETag": etag, **next(pages)})
+    monkeypatch.setattr(connection.client, "head_object", lambda **_: {**head, "ChecksumSHA256": f"{value}{suffix}"})
+    (found,) = origin.stat("w").checksums
+    assert found == OriginChecksum("sha256", base64.b64decode(value).hex(), (5 << 20, 1000))
+    assert checksum.compose_parts("sha256", [hashlib.sha256(part).hexdigest() for part in PARTS]) == found.value_hex
+
+
+def test_markers_do_not_depend_on_quotes():
+    assert marker({"ETag": '"abc"'}) == marker({"ETag": "abc"}) == marker({"ETag": 'W/"abc"', "VersionId": "null"})
+    versioned = marker({"ETag": '"abc"', "VersionId": "v1"})
+    assert same_version(versioned, {"ETag": "abc", "VersionId": "v1"})
+    assert not same_version(versioned, {"ETag": "abc", "VersionId": "v2"})
+    assert same_version("abc", {"ETag": '"abc"', "VersionId": "v1"})
+    assert not same_version("abc", {"ETag": '"abd"'})
+
+
+@pytest.mark.parametrize(
+    ("fields", "right"),
+    [
+        ({"ContentRange": "bytes 10-19/100", "ContentLength": 10}, True),
+        ({"ContentRange": "bytes 10-19/*", "ContentLength": 10}, True),
+        ({"ContentRange": "bytes 10-19/100"}, True),
+        ({"ContentRange": "bytes 10-19/99", "ContentLength": 10}, False),
+        ({"ContentRange": "bytes 11-20/100", "ContentLength": 10}, False),
+        ({"ContentRange": "bytes 10-18/100", "ContentLength": 9}, False),
+        ({"ContentRange": "bytes 10-19/100", "ContentLength": 11}, False),
+        ({"ContentRange": "rubbish", "ContentLength": 10}, False),
+        ({"ContentLength": 10}, False),
+        ({"ContentLength": 100}, False),
+        ({}, False),
+    ],
+)
+def test_ranges_are_judged_by_what_they_say(fields, right):
+    assert (range_problem(fields, 10, 10, 100) == "") == right
+
+
+# --- keys and options -------------------------------------------------------------------------------------------------
+
+
+def test_folder_keys_are_skipped_and_bad_keys_named(moto):
+    bucket = new_bucket(moto)
+    moto.put(bucket, "m/", b"")
+    moto.put(bucket, "m/sub/", b"")
+    moto.put(bucket, "m/ok", b"1")
+    origin = open_origin(moto.spec(f"s3://{bucket}/m"))
+    assert [item.path for item in origin.list_objects()] == ["ok"]
+    moto.client().put_object(Bucket=bucket, Key="m/back\\slash", Body=b"1")
+    with pytest.raises(InvalidRequestError, match="back") as error:
+        origin.list_objects()
+    assert "rename or remove" in error.value.hint
+
+
+def test_dots_in_keys_are_refused(moto, monkeypatch):
+    bucket = new_bucket(moto)
+    origin = open_origin(moto.spec(f"s3://{bucket}/m"))
+    evil = [{"Key": "m/../../etc/passwd", "Size": 1, "ETag": "x"}]
+    monkeypatch.setattr(origin, "_list", lambda *_args: evil)  # no client can store such a key past HTTP's own clean-up
+    with pytest.raises(InvalidRequestError, match="etc/passwd"):
+        origin.list_objects()
+
+
+def test_long_listings_are_read_to_the_end(rclone):
+    bucket = new_bucket(rclone)
+    for number in range(1203):
+        rclone.seed(bucket, f"many/{number:05}", b"1")
+    found = open_origin(rclone.spec(f"s3://{bucket}/many")).list_objects()
+    assert [item.path for item in found] == [f"{number:05}" for number in range(1203)]
+
+
+def test_large_uploads_go_in_parts_with_a_checksum(server, tmp_path: Path):
+    bucket = new_bucket(server)
+    data = os.urandom(33 << 20) + b"end"
+    source = tmp_path / "large"
+    source.write_bytes(data)
+    with CountingProxy(server.endpoint_url) as proxy:
+        origin = open_writable(OriginSpec(f"s3://{bucket}/m", {"endpoint_url": proxy.endpoint_url}))
+        stored = origin.upload_file(source, "large")
+        assert len(proxy.requests("PUT")) == 3
+        origin.close()
+    assert stored.size_bytes == len(data)
+    assert server.get(bucket, "m/large") == data
+    if server.name == "moto":
+        assert stored.checksums == (OriginChecksum("crc64nvme", checksum.crc64_hex(checksum.crc64nvme(data))),)
+
+
+def test_an_upload_survives_a_busy_server_and_a_refused_checksum(rclone, tmp_path: Path):
+    bucket = new_bucket(rclone)
+    source = tmp_path / "w"
+    source.write_bytes(DATA)
+    with CountingProxy(rclone.endpoint_url) as proxy:
+        origin = open_writable(OriginSpec(f"s3://{bucket}/m", {"endpoint_url": proxy.endpoint_url}))
+        proxy.inject("status", method="PUT", status=503)
+        proxy.inject("status", method="PUT", status=501)
+        assert origin.upload_file(source, "w").size_bytes == len(DATA)
+        assert [seen.status for seen in proxy.requests("PUT")] == [503, 501, 200]
+        proxy.inject("status", method="PUT", status=403, times=-1)
+        with pytest.raises(OriginDeniedError) as error:
+            origin.upload_file(source, "w")
+        assert_discreet(error.value)
+        origin.close()
+    assert rclone.get(bucket, "m/w") == DATA
+
+
+def test_an_upload_that_arrives_wrong_is_an_integrity_error(moto, tmp_path: Path, monkeypatch):
+    from cached.origins.s3 import upload
+
+    bucket = new_bucket(moto)
+    source = tmp_path / "w"
+    source.write_bytes(DATA)
+    monkeypatch.setattr(upload, "_crc64_of", lambda path: 1)  # as if the file was changed meanwhile
+    with pytest.raises(IntegrityError) as error:
+        open_writable(moto.spec(f"s3://{bucket}/m")).upload_file(source, "w")
+    assert error.value.fields["check"] == "crc64nvme"
+
+
+@pytest.mark.parametrize(
+    ("uri", "options"),
+    [
+        ("s3://", {}),
+        ("s3:///key", {}),
+        ("s3://user:secret@bucket/key", {}),
+        ("s3://bucket/x", {"endpoint": "http://x"}),
+        ("s3://bucket/x", {"endpoint_url": "x"}),
+        ("s3://bucket/x", {"endpoint_url": "http://user:secret@x"}),
+        ("s3://bucket/x", {"addressing": "dns"}),
+        ("s3://bucket/x", {"anonymous": "maybe"}),
+        ("s3://bucket/x", {"read_timeout_s": "soon"}),
+        ("s3://bucket/x", {"max_connections": "0"}),
+    ],
+)
+def test_wrong_uris_and_options_are_refused_at_once(uri: str, options: dict[str, str]):
+    with pytest.raises(InvalidRequestError) as error:
+        open_origin(OriginSpec(uri, options))
+    assert error.value.hint
+    assert "secret" not in str(error.value.to_dict())
+
+
+def test_addressing(monkeypatch):
+    def url(options: dict[str, str]) -> str:
+        connection, _ = S3Origin(OriginSpec("s3://bucket/x", options))._connected()
+        return str(connection.client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "k"}))
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    assert url({}).startswith("https://bucket.s3.amazonaws.com/k")
+    assert url({"addressing": "path"}).startswith("https://s3.amazonaws.com/bucket/k")
+    assert url({"endpoint_url": "https://minio.example"}).startswith("https://minio.example/bucket/k")
+    assert url({"endpoint_url": "https://x.example", "addressing": "virtual"}).startswith("https://bucket.x.example/k")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://ceph.example")
+    assert url({"addressing": "auto"}).startswith("https://ceph.example/bucket/k")

@@ -23,7 +23,11 @@ def run_on_small_tmpfs(folder: str | os.PathLike[str], options: str, code: str, 
     argv += [options, folder, sys.executable, code, remount.format(folder=folder)]
     try:
         result = subprocess.run(
-            argv, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)}
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         )
     except FileNotFoundError:
         pytest.skip("needs unshare(1) of util-linux")

@@ -220,7 +220,7 @@ attempt(lambda: os.close(level.open_blob(digest)))
 print(sorted(level.scan().blobs) == [digest])
 """
     printed = run_on_small_tmpfs(
-        tmp_path, "size=8m", DISK.format(root=str(tmp_path)) + code, remount="mount -o remount,ro {folder}"
+        tmp_path, "size=8m", DISK.format(root=str(tmp_path)) + code, remount="mount -o remount,bind,ro {folder}"
     )
     failed = "LevelError l2 EROFS"
     assert printed.splitlines() == ["done", failed, failed, failed, "done", "True"]

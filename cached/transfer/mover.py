@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
 
 from cached.errors import CachedError, MoverError
 from cached.transfer import wire
@@ -39,7 +40,7 @@ class _Answers:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until standard input ends; jobs that still run then are finished, waiting ones are dropped."""
+    """Serves until standard input ends; what was asked before is answered first."""
     parser = argparse.ArgumentParser(prog="cached-mover")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--nice", type=int, default=0)
@@ -52,9 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if options.nice:
         os.nice(options.nice)
-    answers = _Answers(_take_stdout())
+    questions, answers = _take_pipes()
     answers.write(wire.READY_LINE)
-    _serve(answers, options.threads)
+    with questions:
+        _serve(questions, answers, options.threads)
     return 0
 
 
@@ -67,22 +69,29 @@ def _die_with(parent_pid: int) -> bool:
     return os.getppid() == parent_pid
 
 
-def _take_stdout() -> int:
-    """A descriptor for the answers alone; file descriptor 1 becomes standard error for everybody else."""
-    descriptor = os.dup(1)
+def _take_pipes() -> tuple[BinaryIO, _Answers]:
+    """The pipes to the daemon, for this module alone.
+
+    For everybody else, also programs that a library starts (to get credentials, say), standard input is empty and
+    standard output is standard error.
+    """
+    questions, answers = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     os.dup2(2, 1)
-    return descriptor
+    return os.fdopen(questions, "rb"), _Answers(answers)
 
 
-def _serve(answers: _Answers, threads: int) -> None:
+def _serve(questions: BinaryIO, answers: _Answers, threads: int) -> None:
     worker = Worker()
     executor = ThreadPoolExecutor(threads, thread_name_prefix="mover")
     try:
-        for line in sys.stdin.buffer:
+        for line in questions:
             request_id, job = wire.decode_job(line)
             executor.submit(_answer, worker, answers, request_id, job)
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        executor.shutdown(wait=True)
         worker.close()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -19,7 +21,7 @@ _log = structlog.get_logger(__name__)
 
 _ANSWER_LIMIT_BYTES = 64 * 1024 * 1024
 """The longest answer: a listing of some hundred thousand objects."""
-_DRAIN_BYTES = 65536
+_PIPE_GRACE_S = 0.5
 _LOG_LINE_BYTES = 2000
 _LOG_LINES = 1000
 _LAST_LINES = 12
@@ -43,57 +45,76 @@ class Ticket:
         return self.priority, self.number
 
 
-@dataclass(slots=True, eq=False)
 class MoverProcess:
-    """A running mover. ``ready`` once it has said so; ``ending`` once it was told to end or is being killed."""
+    """A running mover. ``ready`` once it has said so; ``ending`` once it was told to end or is being killed.
 
-    process: asyncio.subprocess.Process
-    idle_since_s: float
-    in_flight: dict[int, Ticket] = field(default_factory=dict)
-    keys: set[str] = field(default_factory=set)
-    ready: bool = False
-    ending: bool = False
-    fault: str = ""
-    last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_LINES))
+    Its end is learned from the kernel, not from its pipes: a program that it started may hold those open.
+    """
+
+    def __init__(self, popen: subprocess.Popen[bytes], now_s: float) -> None:
+        """Use ``start_mover``."""
+        self.idle_since_s = now_s
+        self.in_flight: dict[int, Ticket] = {}
+        self.keys: set[str] = set()
+        self.ready = False
+        self.ending = False
+        self.fault = ""
+        self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._popen = popen
+        self._loop = asyncio.get_running_loop()
+        self._exited: asyncio.Future[None] = self._loop.create_future()
+        self._pidfd = os.pidfd_open(popen.pid)
+        self._loop.add_reader(self._pidfd, self._on_exit)
+        self._answers = asyncio.StreamReader(limit=_ANSWER_LIMIT_BYTES)
+        self._errors = asyncio.StreamReader()
+        self._transports: list[asyncio.BaseTransport] = []
+        self._stdin: asyncio.WriteTransport | None = None
 
     @property
     def pid(self) -> int:
         """Its process id."""
-        return self.process.pid
+        return self._popen.pid
+
+    async def connect(self) -> None:
+        """Takes up its pipes. To be awaited once, before anything else."""
+        popen, loop = self._popen, self._loop
+        self._stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, popen.stdin)
+        for stream, reader in ((popen.stdout, self._answers), (popen.stderr, self._errors)):
+            transport, _ = await loop.connect_read_pipe(partial(asyncio.StreamReaderProtocol, reader), stream)
+            self._transports.append(transport)
+        self._transports.append(self._stdin)
 
     def send(self, ticket: Ticket) -> None:
         """Hands it a job. A mover that is dead already loses it, which its end then shows."""
-        stdin = self.process.stdin
-        assert stdin is not None  # noqa: S101 - opened with a pipe
+        assert self._stdin is not None  # noqa: S101 - connected
         self.in_flight[ticket.number] = ticket
-        stdin.write(wire.encode_job(ticket.number, ticket.job))
+        self._stdin.write(wire.encode_job(ticket.number, ticket.job))
 
     def finish(self) -> None:
         """Tells it to end, once what it works on is done."""
+        assert self._stdin is not None  # noqa: S101 - connected
         self.ending = True
-        stdin = self.process.stdin
-        assert stdin is not None  # noqa: S101 - opened with a pipe
-        stdin.close()
+        self._stdin.close()
 
     def kill(self, why: str) -> None:
         """Ends it now; ``why`` is told to those whose jobs it had."""
         self.ending = True
         self.fault = self.fault or why
-        if self.process.returncode is None:
-            self.process.kill()
+        if not self._exited.done():
+            self._popen.kill()
 
     def death(self) -> str:
         """For people: how it ended."""
         if self.fault:
             return self.fault
-        code = self.process.returncode
+        code = self._popen.returncode
         return f"killed by signal {-code}" if code is not None and code < 0 else f"exit status {code}"
 
     async def converse(
         self, on_answer: Callable[[int, Result | CachedError], None], on_ready: Callable[[], None]
     ) -> None:
-        """Until its pipes are closed and it is gone. Nonsense on its standard output kills it."""
-        errors = asyncio.create_task(self._log_errors())
+        """Until it is gone and its last word was heard. Nonsense on its standard output kills it."""
+        log = asyncio.create_task(self._log_errors())
         try:
             while line := await self._line():
                 if line == wire.READY_LINE and not self.ready:
@@ -103,34 +124,39 @@ class MoverProcess:
                     on_answer(*wire.decode_answer(line))
         except MoverError as error:
             self.kill(error.message)
-            await self._drain()
+        except asyncio.CancelledError:
+            self.kill("the daemon's loop ended")
+            raise
         finally:
             # Its last writes to memory or disk have ended only when the process has.
-            await self.process.wait()
-            await errors
+            await self._exited
+            await log
+            for transport in self._transports:
+                transport.close()
+
+    def _on_exit(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._popen.wait()
+        self._exited.set_result(None)
+        # What it wrote before is still in the pipes; nobody else is waited for.
+        self._loop.call_later(_PIPE_GRACE_S, self._end_pipes)
+
+    def _end_pipes(self) -> None:
+        for reader in (self._answers, self._errors):
+            reader.feed_eof()
 
     async def _line(self) -> bytes:
         """The next whole line; empty at the end, where half a line of one that died is dropped."""
-        stdout = self.process.stdout
-        assert stdout is not None  # noqa: S101 - opened with a pipe
         try:
-            line = await stdout.readline()
+            line = await self._answers.readline()
         except ValueError as error:
             raise MoverError(f"an answer was longer than {_ANSWER_LIMIT_BYTES} bytes") from error
         return line if line.endswith(b"\n") else b""
 
-    async def _drain(self) -> None:
-        # A pipe that is not read to its end would keep asyncio from noticing that the process is gone.
-        stdout = self.process.stdout
-        assert stdout is not None  # noqa: S101 - opened with a pipe
-        while await stdout.read(_DRAIN_BYTES):
-            pass
-
     async def _log_errors(self) -> None:
-        stderr = self.process.stderr
-        assert stderr is not None  # noqa: S101 - opened with a pipe
         rest, logged = b"", 0
-        while data := await stderr.read(_LOG_LINE_BYTES):
+        while data := await self._errors.read(_LOG_LINE_BYTES):
             *lines, rest = (rest + data).split(b"\n")
             if len(rest) > _LOG_LINE_BYTES:
                 lines, rest = [*lines, rest], b""
@@ -148,17 +174,16 @@ class MoverProcess:
 async def start_mover(threads: int, nice: int, now_s: float) -> MoverProcess:
     """Starts one. It inherits the environment (that is how credentials reach it). Raises OSError."""
     # -P: what happens to lie in the working directory is never imported.
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        "-m",
-        "cached.transfer.mover",
-        f"--threads={threads}",
-        f"--nice={nice}",
-        f"--parent={os.getpid()}",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=_ANSWER_LIMIT_BYTES,
+    command = [sys.executable, "-P", "-m", "cached.transfer.mover"]
+    options = [f"--threads={threads}", f"--nice={nice}", f"--parent={os.getpid()}"]
+    # It blocks for the milliseconds of a vfork, as asyncio's own way to start a process does.
+    popen = subprocess.Popen(  # noqa: ASYNC220, S603
+        [*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
     )
-    return MoverProcess(process, now_s)
+    try:
+        mover = MoverProcess(popen, now_s)
+        await mover.connect()
+    except BaseException:
+        popen.kill()
+        raise
+    return mover

@@ -195,9 +195,11 @@ class Storage:
         """Frees what is withdrawn and no longer mapped, into the pool as far as that may grow; shrinks it if it must."""
         async with self._collecting:
             if self.l1.withdrawn_bytes:
-                room = self._pool_limit() - self.l1.pool_bytes
-                worth = range(_SMALLEST_POOLED_BYTES, room + 1)
-                await asyncio.to_thread(self.l1.collect, lambda size_bytes: size_bytes in worth)
+                limit = self._pool_limit()
+                await asyncio.to_thread(
+                    self.l1.collect,
+                    lambda size_bytes: _SMALLEST_POOLED_BYTES <= size_bytes <= limit - self.l1.pool_bytes,
+                )
             self._settle()
             excess = self.l1.pool_bytes - self.pool_bytes(Level.L1)
             if excess > 0:
@@ -211,7 +213,7 @@ class Storage:
                 await runner.run(Clear(ref), priority=_PRIORITY_CLEAR)
             except CachedError as error:
                 _log.warning("pool.clear_failed", path=ref.path, cause=error.message)
-                self.l1.drop_pooled(ref)
+                await asyncio.to_thread(self.l1.drop_pooled, ref)
             else:
                 self.l1.mark_clean(ref)
         self._settle()

@@ -171,7 +171,7 @@ class _Reader:
         return ""
 
     def _tier(self, key: str, value: Any) -> Tier | None:
-        word = self._word(key, value, tuple(Tier))
+        word = self._word(key, value, tuple(item.value for item in Tier))
         return Tier(word) if word else None
 
     def _word(self, key: str, value: Any, words: tuple[str, ...]) -> str:

@@ -1,0 +1,77 @@
+"""The way from a command to the daemon."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from cached.config import default_socket, process_environment
+from cached.errors import InvalidRequestError
+from cached.refs import parse_ref
+from cached.units import parse_duration
+from cached_client.connection import Connection
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Globals:
+    """Options before the verb. ``socket`` is empty unless ``--socket`` was given."""
+
+    socket: str = ""
+
+
+pass_globals = click.make_pass_decorator(Globals)
+
+
+@contextmanager
+def connected(options: Globals) -> Iterator[Connection]:
+    """A connection to the daemon of ``--socket``, CACHED_SOCKET, this host or this user. Nothing is sent yet."""
+    with Connection(_target(options)) as connection:
+        yield connection
+
+
+def _target(options: Globals) -> str | None:
+    env = process_environment()
+    if options.socket or env.get("CACHED_SOCKET"):
+        return options.socket or None
+    own = default_socket(env)
+    return own if os.path.exists(own) else None
+
+
+def _checked_ref(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str:
+    if value is None:
+        return ""
+    try:
+        parse_ref(value)
+    except InvalidRequestError as error:
+        raise click.BadParameter(f"{error.message}: {error.hint}") from error
+    return value
+
+
+def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    try:
+        return None if value is None else parse_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def ref_argument(function: _F) -> _F:
+    """A REF, checked before anything is asked of the daemon."""
+    return click.argument("ref", callback=_checked_ref)(function)
+
+
+def optional_ref_argument(function: _F) -> _F:
+    """A REF that may be left away; the command gets an empty text then."""
+    return click.argument("ref", required=False, callback=_checked_ref)(function)
+
+
+def timeout_option(function: _F) -> _F:
+    """``--timeout 30s``; the command gets ``timeout`` in seconds or None."""
+    text = "Give up waiting after this long, such as 90s or 10m (exit code 4). What was begun goes on in the daemon."
+    return click.option("--timeout", metavar="DURATION", callback=_seconds, help=text)(function)

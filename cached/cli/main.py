@@ -1,0 +1,73 @@
+"""The `cached` command: its verbs, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from cached import __version__
+from cached.cli import models, ops, pull, push, run, serve
+from cached.cli.connect import Globals
+from cached.cli.failures import INTERRUPTED, exit_code, print_failure
+from cached.errors import CachedError
+from cached_client.errors import CacheError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--socket", default="", metavar="PATH", help="The daemon's socket.  [CACHED_SOCKET, else the usual places]"
+)
+@click.version_option(__version__, prog_name="cached")
+@click.pass_context
+def cli(context: click.Context, socket: str) -> None:
+    r"""The host's cache of model weights: pulled once, every byte verified, shared by all workers.
+
+    A REF is NAME, NAME@REVISION, or a URI such as s3://bucket/prefix.
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 timed out, 5 no room, 6 damaged content.
+    Completion: eval "$(_CACHED_COMPLETE=bash_source cached)"   (also zsh_source; fish_source)
+    """
+    context.obj = Globals(socket=socket)
+
+
+for _command in (
+    serve.serve,
+    pull.pull,
+    models.ls,
+    models.ps,
+    models.show,
+    models.tier,
+    models.pin,
+    models.unpin,
+    models.evict,
+    models.rm,
+    pull.verify,
+    models.path,
+    run.run,
+    push.push,
+    ops.stats,
+    ops.events,
+    ops.health,
+    ops.config,
+    ops.catalog,
+    ops.version,
+):
+    cli.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; expected errors are printed, not raised."""
+    try:
+        result = cli.main(arguments, prog_name="cached", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except (CachedError, CacheError) as error:
+        print_failure(error)
+        return exit_code(error.reason)
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,276 @@
+"""The verbs about the daemon itself: stats, events, health, config, catalog, version."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cached import __version__
+from cached.catalog_file import load_catalog
+from cached.cli.connect import Globals, connected, pass_globals
+from cached.cli.failures import FAILED
+from cached.cli.output import (
+    clean,
+    enum_word,
+    output_option,
+    print_json,
+    print_pairs,
+    print_table,
+    size,
+    to_data,
+)
+from cached.config import describe_settings, example_toml, load_config, process_environment
+from cached.units import format_duration, format_size
+from cached_client._proto import cached_pb2 as pb
+from cached_client._version import __version__ as client_version
+from cached_client.connection import Connection
+from cached_client.errors import CacheError
+
+_SERVICE = "cached.v1.CacheService"
+_HEALTH_TIMEOUT_S = 10.0
+_VERSION_TIMEOUT_S = 2.0
+_REPLAY_PAUSE_S = 0.5
+"""Remembered events come in one go: a pause this long is their end."""
+
+
+@click.command()
+@output_option
+@pass_globals
+def stats(options: Globals, output: str) -> None:
+    """Show bytes at each level, and counters.
+
+    Example: cached stats -o json
+    """
+    with connected(options) as cache:
+        answer = cache.call(cache.stub.Stats, pb.StatsRequest())
+    if output == "json":
+        print_json(to_data(answer))
+        return
+    columns = ("LEVEL", "CAPACITY", "USED", "RESERVED", "WITHDRAWN", "POOL", "BLOBS", "LIMITED BY")
+    rows = [
+        (
+            enum_word(level, "level").upper(),
+            size(level.capacity_bytes),
+            size(level.used_bytes),
+            size(level.reserved_bytes),
+            size(level.withdrawn_bytes),
+            size(level.pool_bytes),
+            str(level.blob_count),
+            level.limited_by,
+        )
+        for level in answer.levels
+    ]
+    print_table(columns, rows, right=columns[1:7])
+    click.echo()
+    print_pairs(
+        {
+            "models": str(answer.model_count),
+            "leases": str(answer.lease_count),
+            "loads under way": str(answer.active_load_count),
+            "movers": str(answer.mover_count),
+            "up for": format_duration(answer.uptime_s),
+            "version": answer.version,
+            "degraded": "; ".join(answer.degraded),
+        }
+    )
+    if answer.counters:
+        click.echo()
+        print_table(
+            ("COUNTER", "VALUE"),
+            [(name, f"{value:,.15g}") for name, value in sorted(answer.counters.items())],
+            right=("VALUE",),
+        )
+
+
+@click.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on with events as they happen, until interrupted.")
+@output_option
+@pass_globals
+def events(options: Globals, follow: bool, output: str) -> None:
+    """Show what happened lately; with --follow also what happens now. As JSON, one object a line.
+
+    Example: cached events --follow
+    """
+    with connected(options) as cache:
+        cache.call(cache.stub.Stats, pb.StatsRequest(), timeout_s=_HEALTH_TIMEOUT_S)  # somebody answers
+        answers = cache.stream(cache.stub.Watch, pb.WatchRequest(replay=True))
+        for answer in answers if follow else _until_pause(cache, answers):
+            _print_event(answer.event, output)
+
+
+def _until_pause(cache: Connection, answers: Iterator[pb.WatchResponse]) -> Iterator[pb.WatchResponse]:
+    """Answers until there is none for a while; then the connection is closed."""
+    arrived: queue.SimpleQueue[pb.WatchResponse | CacheError | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            for answer in answers:
+                arrived.put(answer)
+            arrived.put(None)
+        except CacheError as error:
+            arrived.put(error)
+
+    reader = threading.Thread(target=read, name="cached-events", daemon=True)
+    reader.start()
+    try:
+        while True:
+            try:
+                item = arrived.get(timeout=_REPLAY_PAUSE_S)
+            except queue.Empty:
+                return
+            if isinstance(item, CacheError):
+                raise item
+            if item is None:
+                return
+            yield item
+    finally:
+        cache.close()
+        reader.join()
+
+
+def _print_event(event: pb.Event, output: str) -> None:
+    if output == "json":
+        click.echo(json.dumps(to_data(event), ensure_ascii=False))
+        return
+    when = datetime.fromtimestamp(event.time_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    named = f" {event.name}:" if event.name and event.name not in event.message else ""
+    click.echo(f"{when}  {clean(event.kind):<16}{clean(named)} {clean(event.message)}")
+
+
+@click.command()
+@output_option
+@pass_globals
+def health(options: Globals, output: str) -> int:
+    """Ask whether the daemon serves, and what is degraded. Exit code 1 if it does not serve.
+
+    Example: cached health
+    """
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    degraded: list[str] = []
+    with connected(options) as cache:
+        stub: Any = health_pb2_grpc.HealthStub(cache.channel)
+        request = health_pb2.HealthCheckRequest(service=_SERVICE)
+        answer = cache.call(stub.Check, request, timeout_s=_HEALTH_TIMEOUT_S)
+        serving = answer.status == health_pb2.HealthCheckResponse.SERVING
+        if serving:
+            degraded = list(cache.call(cache.stub.Stats, pb.StatsRequest(), timeout_s=_HEALTH_TIMEOUT_S).degraded)
+        target = cache.target
+    if output == "json":
+        print_json({"serving": serving, "degraded": degraded, "socket": target})
+    else:
+        word = "serving" if serving else "not serving: starting or stopping"
+        click.echo(f"{word} on {clean(target)}" + (", degraded" if degraded else ""))
+        for reason in degraded:
+            click.echo(f"  {clean(reason)}")
+    return 0 if serving else FAILED
+
+
+@click.group()
+def config() -> None:
+    """Show the daemon's settings."""
+
+
+_config_option = click.option(
+    "--config", "file", type=click.Path(path_type=Path), help="File to read, as `cached serve --config` would."
+)
+
+
+@config.command("show")
+@_config_option
+@output_option
+def config_show(file: Path | None, output: str) -> None:
+    """Show each setting with its value and where it comes from, as a daemon started here would have it.
+
+    Example: cached config show
+    """
+    loaded = load_config(file, process_environment(), {})
+    values = {
+        item.key: getattr(getattr(loaded.config, item.key.split(".")[0]), item.key.split(".")[1])
+        for item in describe_settings()
+    }
+    if output == "json":
+        print_json({key: {"value": value, "origin": loaded.origin[key]} for key, value in values.items()})
+        return
+    print_table(
+        ("SETTING", "VALUE", "FROM"), [(key, _shown(value), loaded.origin[key]) for key, value in values.items()]
+    )
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+@config.command("example")
+def config_example() -> None:
+    """Print a configuration file with every setting, commented out at its default.
+
+    Example: cached config example > /etc/cached/config.toml
+    """
+    click.echo(example_toml(), nl=False)
+
+
+@click.group()
+def catalog() -> None:
+    """Check a catalog."""
+
+
+@catalog.command("validate")
+@click.argument("file", type=click.Path(path_type=Path))
+@output_option
+def catalog_validate(file: Path, output: str) -> None:
+    """Check a catalog file, and name everything that is wrong in it. Needs no daemon.
+
+    Example: cached catalog validate /etc/cached/catalog.json
+    """
+    models = load_catalog(file).models.values()
+    if output == "json":
+        print_json([_catalog_data(model) for model in models])
+        return
+    rows = [
+        (
+            model.name,
+            model.tier or "-",
+            format_size(model.size_bytes) if model.size_bytes else "-",
+            f"{len(model.sha256)} files" if model.sha256 else "-",
+            model.source,
+        )
+        for model in models
+    ]
+    print_table(("MODEL", "TIER", "SIZE", "SHA-256", "SOURCE"), rows, right=("SIZE",))
+    click.echo(f"\n{file} is valid: {len(rows)} models")
+
+
+def _catalog_data(model: object) -> dict[str, object]:
+    values = {item.name: getattr(model, item.name) for item in fields(model)}  # type: ignore[arg-type]
+    return {key: dict(value) if hasattr(value, "items") else value for key, value in values.items()}
+
+
+@click.command()
+@output_option
+@pass_globals
+def version(options: Globals, output: str) -> None:
+    """Show the versions of this command and, if it answers, of the daemon.
+
+    Example: cached version
+    """
+    daemon = ""
+    with connected(options) as cache:
+        try:
+            daemon = cache.call(cache.stub.Stats, pb.StatsRequest(), timeout_s=_VERSION_TIMEOUT_S).version
+        except CacheError:
+            daemon = ""  # it is no failure: there may be none on this host
+        target = cache.target
+    if output == "json":
+        print_json({"cached": __version__, "cached_client": client_version, "daemon": daemon or None})
+        return
+    print_pairs({"cached": __version__, "cached-client": client_version})
+    print_pairs({"daemon": f"{daemon} on {target}" if daemon else f"none answers on {target}"})

@@ -1,0 +1,146 @@
+"""What commands print: tables and lines for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
+from typing import Any, TypeVar
+
+import click
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cached.units import format_duration, format_size
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_UNBOUNDED_COLUMNS = 100_000
+_UNSPECIFIED = "UNSPECIFIED"
+
+
+def output_option(function: _F) -> _F:
+    """``-o table|json`` for everything that reads; the command gets ``output``."""
+    option = click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        help="A table for people, or JSON for programs.",
+    )
+    return option(function)
+
+
+def to_data(message: Message) -> dict[str, Any]:
+    """A message as JSON holds it: the names of the .proto, numbers as numbers, enums as their words in lower case."""
+    return {field.name: _field_data(message, field) for field in message.DESCRIPTOR.fields}
+
+
+def _field_data(message: Message, field: Any) -> Any:
+    value = getattr(message, field.name)
+    if isinstance(value, MutableMapping):
+        return dict(sorted(value.items()))
+    if isinstance(value, MutableSequence):
+        return [_item_data(field, item) for item in value]
+    if isinstance(value, Message) and not message.HasField(field.name):
+        return None
+    return _item_data(field, value)
+
+
+def _item_data(field: Any, value: Any) -> Any:
+    if isinstance(value, Message):
+        return to_data(value)
+    if field.enum_type is not None:
+        return _enum_word(field.enum_type, value)
+    return value
+
+
+def _enum_word(enum_type: Any, number: int) -> str:
+    """``LEVEL_L1`` → ``l1``; unspecified is empty; a number that this version does not know stays a number."""
+    known = enum_type.values_by_number
+    if number not in known:
+        return str(number)
+    prefix = enum_type.values[0].name.removesuffix(_UNSPECIFIED)
+    word: str = known[number].name.removeprefix(prefix)
+    return "" if word == _UNSPECIFIED else word.lower()
+
+
+def enum_word(message: Message, name: str) -> str:
+    """The word of an enum field, as in JSON."""
+    return _enum_word(message.DESCRIPTOR.fields_by_name[name].enum_type, getattr(message, name))
+
+
+def print_json(data: Any) -> None:
+    """One document on standard output."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def clean(text: str, *, lines: bool = False) -> str:
+    """Text from elsewhere, without what would command a terminal; ``lines`` keeps line feeds."""
+    kept = "\n" if lines else ""
+    return "".join(char if char.isprintable() or char in kept else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """Aligned columns. On a terminal they fit its width; elsewhere no line is broken or cut. ``right``: aligned there."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_UNBOUNDED_COLUMNS)
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(clean(cell)) for cell in row])
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def print_pairs(pairs: Mapping[str, str]) -> None:
+    """``name: value`` lines, aligned; empty values are left out."""
+    shown = {key: value for key, value in pairs.items() if value}
+    width = max((len(key) for key in shown), default=0)
+    for key, value in shown.items():
+        click.echo(click.style(f"{key + ':':<{width + 2}}", bold=True) + clean(value))
+
+
+def say(text: str) -> None:
+    """A line for people on standard error: never in the way of what a program reads."""
+    click.echo(clean(text), err=True)
+
+
+def short(revision: str) -> str:
+    """A revision as people read it."""
+    return revision[:12]
+
+
+def size(size_bytes: float) -> str:
+    """A size, or ``-`` for nothing."""
+    return format_size(size_bytes) if size_bytes else "-"
+
+
+def rate(size_bytes: float, seconds: float) -> str:
+    """``1.5 GB/s``, in decimal units as networks and buses are; empty when nothing was measured."""
+    if size_bytes <= 0 or seconds <= 0:
+        return ""
+    per_second = size_bytes / seconds
+    return f"{per_second / 1e9:.1f} GB/s" if per_second >= 1e9 else f"{per_second / 1e6:.1f} MB/s"
+
+
+def ago(time_s: float, now_s: float | None = None) -> str:
+    """How long ago a time was; ``-`` for never."""
+    if time_s <= 0:
+        return "-"
+    return f"{format_duration(max(0.0, (time.time() if now_s is None else now_s) - time_s))} ago"
+
+
+def is_terminal() -> bool:
+    """Whether progress goes to a person's terminal."""
+    return sys.stderr.isatty()

@@ -1,0 +1,144 @@
+"""`cached pull` and `cached verify`: long work in the daemon, watched."""
+
+from __future__ import annotations
+
+import click
+
+from cached.cli.connect import (
+    Globals,
+    connected,
+    optional_ref_argument,
+    pass_globals,
+    ref_argument,
+    timeout_option,
+)
+from cached.cli.failures import INTEGRITY
+from cached.cli.models import TIERS
+from cached.cli.output import clean, enum_word, output_option, print_json, print_table, rate, say, short, to_data
+from cached.cli.progress import meter
+from cached.errors import UnavailableError
+from cached.units import format_duration, format_size
+from cached_client._proto import cached_pb2 as pb
+
+_FROM_WORDS = {"l1": "memory (it was there)", "l2": "disk", "l3": "the origin"}
+
+
+@click.command()
+@ref_argument
+@click.option("--source", default="", metavar="URI", help="Origin of a model that is not in the catalog.")
+@click.option("--tier", type=click.Choice(TIERS), help="Set how soon the model is wanted from now on.")
+@click.option(
+    "--level",
+    type=click.Choice(["l1", "l2"]),
+    default="l1",
+    show_default=True,
+    help="Bring it to memory (l1; also written to disk) or only to disk (l2).",
+)
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it is ready, or only begin.")
+@timeout_option
+@output_option
+@pass_globals
+def pull(
+    options: Globals,
+    ref: str,
+    source: str,
+    tier: str | None,
+    level: str,
+    wait: bool,
+    timeout: float | None,
+    output: str,
+) -> None:
+    r"""Bring a model into the cache, and show how far it is.
+
+    REF is NAME, NAME@REVISION or a URI. Interrupting the command does not end the pull.
+
+    \b
+    Examples:
+      cached pull llama-13b
+      cached pull tiny --source s3://bucket/models/tiny --tier hot
+    """
+    request = pb.PullRequest(
+        ref=ref,
+        source=source,
+        tier=f"TIER_{tier.upper()}" if tier else "TIER_UNSPECIFIED",
+        level=f"LEVEL_{level.upper()}",
+        no_wait=not wait,
+    )
+    last: pb.PullProgress | None = None
+    with connected(options) as cache, meter(quiet=output == "json") as bar:
+        for response in cache.stream(cache.stub.Pull, request, timeout_s=timeout):
+            last = response.progress
+            bar.update(f"{last.name or ref}: {enum_word(last, 'phase')}", last.done_bytes, last.total_bytes)
+    if last is None or last.phase not in (pb.PullProgress.PHASE_READY, pb.PullProgress.PHASE_ACCEPTED):
+        raise UnavailableError("the daemon ended the pull without a result", hint="see `cached events`, and pull again")
+    if output == "json":
+        print_json(to_data(last))
+        return
+    click.echo(clean(_told(last)))
+    for note in last.notes:
+        say(f"note: {note}")
+
+
+def _told(last: pb.PullProgress) -> str:
+    named = f"{last.name}@{short(last.revision)}" if last.revision else last.name
+    if last.phase == pb.PullProgress.PHASE_ACCEPTED:
+        return f"{named}: accepted, goes on in the background (see `cached ls`)"
+    speed = rate(last.total_bytes, last.elapsed_s)
+    where = _FROM_WORDS.get(enum_word(last, "from_level"), "")
+    parts = [f"{named}: {format_size(last.total_bytes)}"]
+    if where != _FROM_WORDS["l1"]:
+        parts.append(f" in {format_duration(last.elapsed_s)}" + (f" ({speed})" if speed else ""))
+    parts.append(f" from {where}" if where else "")
+    parts.append(f", checked by {last.checked_by}" if last.checked_by else "")
+    return "".join(parts)
+
+
+@click.command()
+@optional_ref_argument
+@click.option("--repair", is_flag=True, help="Fetch damaged chunks again.")
+@output_option
+@pass_globals
+def verify(options: Globals, ref: str, repair: bool, output: str) -> int:
+    """Read every byte of one model, or of all, and compare it with its checksums.
+
+    Lists each damaged chunk. Exit code 6 if damage remains.
+
+    Example: cached verify llama-13b --repair
+    """
+    damages: list[pb.Damage] = []
+    last = pb.VerifyResponse()
+    with connected(options) as cache, meter(quiet=output == "json") as bar:
+        for last in cache.stream(cache.stub.Verify, pb.VerifyRequest(ref=ref, repair=repair)):
+            if last.HasField("damage"):
+                damages.append(last.damage)
+                bar.line(f"damaged: {_place(last.damage)}")
+            bar.update(f"verifying {ref or 'all models'}", last.done_bytes, last.total_bytes)
+    if not last.finished:
+        raise UnavailableError("the daemon ended the verification early", hint="see `cached events`, and verify again")
+    if output == "json":
+        print_json(to_data(last) | {"damage": [to_data(item) for item in damages]})
+    else:
+        _print_verdict(last, damages)
+    return INTEGRITY if last.damaged_chunks > last.repaired_chunks else 0
+
+
+def _place(damage: pb.Damage) -> str:
+    return f"{damage.name} {damage.path}, {enum_word(damage, 'level').upper()} chunk {damage.chunk_index}"
+
+
+def _print_verdict(last: pb.VerifyResponse, damages: list[pb.Damage]) -> None:
+    if damages:
+        rows = [
+            (
+                f"{item.name}@{short(item.revision)}",
+                item.path,
+                enum_word(item, "level").upper(),
+                str(item.chunk_index),
+                f"{item.offset_bytes}-{item.offset_bytes + item.length_bytes - 1}",
+                "yes" if item.repaired else f"no: {item.error}" if item.error else "no",
+            )
+            for item in damages
+        ]
+        print_table(("MODEL", "FILE", "LEVEL", "CHUNK", "BYTES", "REPAIRED"), rows, right=("CHUNK",))
+    found = f"{last.damaged_chunks} damaged, {last.repaired_chunks} repaired" if last.damaged_chunks else "no damage"
+    click.echo(f"verified {format_size(last.done_bytes)}: {found}")

@@ -1,0 +1,55 @@
+"""`cached serve`: the daemon itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cached.cli.connect import Globals, pass_globals
+from cached.config import load_config, process_environment
+
+_FLAGS = {
+    "socket": "daemon.socket",
+    "state_dir": "daemon.state_dir",
+    "catalog": "daemon.catalog",
+    "log_level": "daemon.log_level",
+    "l1_capacity": "l1.capacity",
+    "l2_capacity": "l2.capacity",
+    "http_listen": "http.listen",
+}
+"""Parameter → setting. Flags go over the environment and the file."""
+
+
+@click.command()
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), help="Configuration file.  [/etc/cached/config.toml]"
+)
+@click.option("--socket", metavar="PATH", help="Unix socket to serve on.")
+@click.option("--state-dir", metavar="DIR", help="Folder of what outlives a restart.")
+@click.option("--catalog", metavar="FILE", help="Catalog of models, JSON or TOML.")
+@click.option("--l1-capacity", metavar="SIZE", help="Budget of shared memory, such as 64GiB or 50%.")
+@click.option("--l2-capacity", metavar="SIZE", help="Budget of local disk, such as 500GiB or 80%.")
+@click.option(
+    "--http-listen", metavar="HOST:PORT", help="Where to serve metrics, health and the status page; '' for off."
+)
+@click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+@pass_globals
+def serve(options: Globals, /, file: Path | None, **flags: str | None) -> int:
+    r"""Run the daemon in the foreground until it is stopped.
+
+    Settings come from defaults, then the file, then CACHED_SECTION_KEY variables, then these flags; see
+    `cached config show`. SIGTERM drains, SIGHUP reads the catalog again.
+
+    \b
+    Examples:
+      cached serve
+      cached serve --state-dir ~/.cache/cached --l1-capacity 16GiB --catalog models.json
+    """
+    given = {"socket": options.socket or None} | {name: value for name, value in flags.items() if value is not None}
+    overrides = {_FLAGS[name]: value for name, value in given.items() if value is not None}
+    environment = process_environment()
+    loaded = load_config(file, environment, overrides)
+    from cached.daemon import serve as run_daemon
+
+    return run_daemon(loaded, environment)

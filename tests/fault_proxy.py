@@ -65,6 +65,7 @@ class Fault:
     ranged: bool | None = None  # only requests with (True) or without (False) a Range header
     after_bytes: int = 0
     status: int = 503
+    message: str = "as told by the test"
     rate_bytes_per_s: float = 1e6
     hits: int = 0
     reached: threading.Event = field(default_factory=threading.Event)
@@ -324,7 +325,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer_status(self, fault: Fault) -> None:
         self._seen.status = fault.status
         code = {503: "SlowDown", 500: "InternalError", 403: "AccessDenied"}.get(fault.status, "Broken")
-        text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as told by the test</Message></Error>".encode()
+        text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{fault.message}</Message></Error>".encode()
         self.send_response_only(fault.status)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(text)))

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +24,7 @@ import boto3
 import pytest
 import rclone_api
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from cached.origins.base import OriginSpec
 from tests.fault_proxy import ACCESS_KEY, SECRET_KEY, CountingProxy, Fault, SeenRequest
@@ -165,7 +167,7 @@ class RcloneS3(S3Server):
         folder.mkdir(parents=True, exist_ok=True)
         command = [
             str(Path(next(iter(rclone_api.__path__))) / "bin" / "rclone"), "serve", "s3", "--config", os.devnull,
-            "--addr", "127.0.0.1:0", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--dir-cache-time", "0s", str(folder),
+            "--addr", "127.0.0.1:0", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--dir-cache-time", "24h", str(folder),
         ]  # fmt: skip
         if tls:
             certificate, key = make_certificate(tls_folder or folder.parent)
@@ -176,9 +178,6 @@ class RcloneS3(S3Server):
     def options(self) -> dict[str, str]:
         return {**super().options(), **({"ca_bundle": self.ca_bundle} if self.ca_bundle else {})}
 
-    def create_bucket(self, bucket: str) -> None:
-        (self.folder / bucket).mkdir(exist_ok=True)
-
     def put(self, bucket: str, key: str, data: bytes, **extra: Any) -> str:
         if not self.tls:
             return super().put(bucket, key, data, **extra)
@@ -186,11 +185,29 @@ class RcloneS3(S3Server):
         return str(self.client().head_object(Bucket=bucket, Key=key)["ETag"])
 
     def seed(self, bucket: str, key: str, data: bytes) -> Path:
-        """Writes an object's file directly; returns its path."""
-        path = self.folder / bucket / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        return path
+        """Writes an object's file directly; returns its path once the object is served."""
+        self.seed_many(bucket, {key: data})
+        return self.folder / bucket / key
+
+    def seed_many(self, bucket: str, objects: Mapping[str, bytes]) -> None:
+        """As ``seed``. New files are seen once rclone has dropped its cache of folders, which also holds the ETags:
+        without that cache each request would hash the whole object."""
+        for key, data in objects.items():
+            path = self.folder / bucket / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        self._process.send_signal(signal.SIGHUP)
+        deadline_s = time.monotonic() + 30
+        for key, data in objects.items():
+            while self._size_of(bucket, key) != len(data):
+                assert time.monotonic() < deadline_s, f"rclone does not serve {bucket}/{key}"
+                time.sleep(0.01)
+
+    def _size_of(self, bucket: str, key: str) -> int | None:
+        try:
+            return int(self.client().head_object(Bucket=bucket, Key=key)["ContentLength"])
+        except ClientError:
+            return None
 
 
 class MotoS3(S3Server):

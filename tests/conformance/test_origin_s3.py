@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import hashlib
 import itertools
 import os
@@ -29,7 +30,7 @@ from cached.origins.base import OriginChecksum, OriginSpec
 from cached.origins.registry import open_origin, open_writable
 from cached.origins.s3 import S3Origin
 from cached.origins.s3.body import range_problem
-from cached.origins.s3.versions import marker, same_version
+from cached.origins.s3.versions import marker, request_condition, same_version
 from tests.fault_proxy import FaultKind
 from tests.servers import ACCESS_KEY, SECRET_KEY, CountingProxy, MotoS3, RcloneS3, S3Server, s3_env
 
@@ -111,6 +112,18 @@ def test_a_fault_is_the_right_error_once_and_then_forgotten(server, kind, settin
         assert fault.hits == 1, "the origin does not retry: that is the planner's"
         assert read(origin, item, 1000, 20_000) == DATA[1000:21_000]
         assert len(proxy.gets("m/w")) == 2
+        origin.close()
+
+
+@pytest.mark.parametrize("status", [400, 403, 503])
+def test_secrets_that_a_server_echoes_are_not_repeated(rclone, status):
+    bucket = new_bucket(rclone)
+    with CountingProxy(rclone.endpoint_url) as proxy:
+        origin = open_origin(OriginSpec(f"s3://{bucket}/m", {"endpoint_url": proxy.endpoint_url}))
+        proxy.inject("status", status=status, message=f"key {ACCESS_KEY} with {SECRET_KEY} is wrong")
+        with pytest.raises(OriginError, match=r"key \*\*\* with \*\*\* is wrong") as error:
+            origin.list_objects()
+        assert_discreet(error.value)
         origin.close()
 
 
@@ -355,6 +368,14 @@ def test_markers_do_not_depend_on_quotes():
     assert not same_version("abc", {"ETag": '"abd"'})
 
 
+def test_a_server_without_etags_is_held_to_its_dates():
+    first, second = (dt.datetime(2026, 1, 1, 0, 0, second, tzinfo=dt.UTC) for second in (1, 2))
+    version = marker({"ETag": '""', "LastModified": first})
+    assert same_version(version, {"LastModified": first})
+    assert not same_version(version, {"LastModified": second})
+    assert request_condition(version) == {}
+
+
 @pytest.mark.parametrize(
     ("fields", "right"),
     [
@@ -402,8 +423,7 @@ def test_dots_in_keys_are_refused(moto, monkeypatch):
 
 def test_long_listings_are_read_to_the_end(rclone):
     bucket = new_bucket(rclone)
-    for number in range(1203):
-        rclone.seed(bucket, f"many/{number:05}", b"1")
+    rclone.seed_many(bucket, {f"many/{number:05}": b"1" for number in range(1203)})
     found = open_origin(rclone.spec(f"s3://{bucket}/many")).list_objects()
     assert [item.path for item in found] == [f"{number:05}" for number in range(1203)]
 

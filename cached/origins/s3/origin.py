@@ -81,7 +81,8 @@ class S3Origin:
         """See Origin. An empty ``view`` costs a HEAD, for the version."""
         connection, failures = self._connected()
         if not view:
-            if not same_version(item.version, fields := self._head(self._key(item.path), item.path)):
+            fields = self._head(self._key(item.path), item.path)
+            if not same_version(item.version, fields):
                 raise failures.changed(item.path, item.version, marker(fields))
             return
         request = {
@@ -92,7 +93,6 @@ class S3Origin:
         }
         with failures.typed(item.path, expected_version=item.version):
             answer = connection.client.get_object(**request)
-            problem = ""
             if not same_version(item.version, answer):
                 answer["Body"].close()
                 raise failures.changed(item.path, item.version, marker(answer))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 class Dtype:
     """One data type of the format.
 
-    ``torch_name`` and ``numpy_name`` are attributes of those modules, ``ml_dtypes_name`` one of the optional package
-    ``ml_dtypes``, which teaches numpy the machine-learning types; each is empty where there is no such type.
+    ``torch_name`` is an attribute of torch, ``numpy_name`` what ``numpy.dtype`` takes, ``ml_dtypes_name`` an attribute
+    of the optional package ``ml_dtypes``, which gives numpy more types; each is empty where there is no such type.
     ``packed`` is how many elements torch stores in one of its own: 2 for ``float4_e2m1fn_x2``, else 1.
     """
 
@@ -33,7 +33,7 @@ class Dtype:
 DTYPES: dict[str, Dtype] = {
     dtype.name: dtype
     for dtype in (
-        Dtype("BOOL", 8, "bool", "bool_"),
+        Dtype("BOOL", 8, "bool", "bool"),
         Dtype("U8", 8, "uint8", "uint8"),
         Dtype("I8", 8, "int8", "int8"),
         Dtype("F4", 4, "float4_e2m1fn_x2", packed=2),

@@ -168,7 +168,9 @@ _KINDS |= {
 }
 
 
-def error_of_reason(reason: str, message: str, *, hint: str = "", fields: Mapping[str, str] | None = None) -> CacheError:
+def error_of_reason(
+    reason: str, message: str, *, hint: str = "", fields: Mapping[str, str] | None = None
+) -> CacheError:
     """The error of the kind that belongs to a daemon's ``reason``; an unknown reason becomes a plain `CacheError`."""
     error = _KINDS.get(reason, CacheError)(message, hint=hint, reason=reason)
     error.fields.update(fields or {})
@@ -199,18 +201,14 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> CacheError:
     if info is not None:
         reason, fields = info
         return error_of_reason(reason, details, hint=fields.pop("hint", ""), fields=fields)
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return daemon_unavailable(target, details)
+    if code.name in _BROKEN_STATUS:
+        return daemon_unavailable(target, details or code.name)
     reason = _REASON_OF_STATUS.get(code.name, CacheError.kind_reason)
     return error_of_reason(reason, details or f"the call failed with {code.name}", fields={"status": code.name})
 
 
-def has_error_info(error: grpc.RpcError) -> bool:
-    """Whether the daemon itself raised this; otherwise the transport did."""
-    import grpc
-
-    return isinstance(error, grpc.Call) and _error_info(error) is not None
-
+# How a connection ends when nobody chose to end the call: the daemon died, was stopped, or was never there.
+_BROKEN_STATUS = frozenset({"UNAVAILABLE", "CANCELLED", "UNKNOWN"})
 
 _REASON_OF_STATUS = {
     "INVALID_ARGUMENT": "INVALID_REQUEST",

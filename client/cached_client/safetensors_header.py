@@ -56,12 +56,16 @@ class TensorInfo:
 
     @property
     def size_bytes(self) -> int:
+        """Bytes that it takes in the file."""
         return self.end - self.begin
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a header says. ``tensors`` are in the order of their bytes; ``header_bytes`` is where the first one begins."""
+    """What a header says.
+
+    ``tensors`` are in the order of their bytes; ``header_bytes`` is where the first one begins.
+    """
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
@@ -127,7 +131,7 @@ class _Parser:
         self._at = 0
 
     def header(self, header_bytes: int) -> Header:
-        """``{"__metadata__": {…}, NAME: {"dtype": …, "shape": […], "data_offsets": […]}, …}``"""
+        """The whole: ``{"__metadata__": {…}, NAME: {"dtype": …, "shape": […], "data_offsets": […]}, …}``."""
         if not self._text.startswith("{"):
             self._fail("it does not begin with '{'")
         tensors: list[TensorInfo] = []

@@ -16,9 +16,9 @@ class MappedFile:
     So no in-place operation can change another worker's weights, or fail: a write gives this process its own copy of
     that page. The mapping is exactly as long as the file.
 
-    **Lifetime.** The mapping lives as long as anything uses it. Each view that is made from it, and each tensor or array
-    made from a view, holds a reference to it, and it is unmapped when the last of them is gone. `close` only gives up
-    this object's own reference; it never pulls memory away from under a tensor, and so never fails. (Python's
+    **Lifetime.** The mapping lives as long as anything uses it. Each view that is made from it, and each tensor or
+    array made from a view, holds a reference to it, and it is unmapped when the last of them is gone. `close` only
+    gives up this object's own reference; it never pulls memory away from under a tensor, and so never fails. (Python's
     ``mmap.close`` would raise BufferError here; nothing in this package calls it.)
 
     Any thread may use it.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from cached_client._ranges import PendingTensors, RangeSet
-from cached_client.safetensors_header import TensorInfo
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cached_client._ranges import PendingTensors, RangeSet
+from cached_client.safetensors_header import TensorInfo
 
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=20)
 
@@ -40,7 +41,9 @@ def tensors_of(sizes: list[int]) -> list[TensorInfo]:
 
 
 @given(sizes=st.lists(st.integers(0, 9), max_size=12), steps=st.lists(RANGES, max_size=6))
-def test_each_tensor_is_taken_once_and_as_soon_as_it_is_whole(sizes: list[int], steps: list[list[tuple[int, int]]]) -> None:
+def test_each_tensor_is_taken_once_and_as_soon_as_it_is_whole(
+    sizes: list[int], steps: list[list[tuple[int, int]]]
+) -> None:
     tensors = tensors_of(sizes)
     pending, ranges, taken = PendingTensors(tensors), RangeSet(), list[TensorInfo]()
     for step in steps:

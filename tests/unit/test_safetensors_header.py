@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import safetensors
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
 from cached_client.dtypes import DTYPES
 from cached_client.errors import FormatError
 from cached_client.safetensors_header import (
@@ -20,8 +23,6 @@ from cached_client.safetensors_header import (
     header_length,
     parse_header,
 )
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 
 def build(header: Any, data_bytes: int = 0, *, length: int | None = None) -> bytes:
@@ -239,7 +240,9 @@ def valid_files(draw: st.DrawFn) -> bytes:
     """A correct file with up to six tensors of any dtype, listed in any order."""
     header: dict[str, Any] = {}
     at = 0
-    for name in draw(st.lists(st.text(min_size=1).filter(lambda text: text != "__metadata__"), max_size=6, unique=True)):
+    for name in draw(
+        st.lists(st.text(min_size=1).filter(lambda text: text != "__metadata__"), max_size=6, unique=True)
+    ):
         dtype = draw(st.sampled_from(sorted(DTYPES)))
         shape = [*draw(st.lists(st.integers(0, 3), max_size=3)), 4]
         size_bytes = DTYPES[dtype].bits // 2
@@ -254,9 +257,12 @@ def valid_files(draw: st.DrawFn) -> bytes:
 @settings(max_examples=600, deadline=None)
 @given(content=valid_files())
 def test_reads_every_valid_file_as_safetensors_does(content: bytes) -> None:
-    theirs = {name: (view["dtype"], view["shape"], bytes(view["data"])) for name, view in safetensors.deserialize(content)}
+    theirs = {
+        name: (view["dtype"], view["shape"], bytes(view["data"])) for name, view in safetensors.deserialize(content)
+    }
     ours = {
-        info.name: (info.dtype, list(info.shape), content[info.begin : info.end]) for info in parse(content).tensors.values()
+        info.name: (info.dtype, list(info.shape), content[info.begin : info.end])
+        for info in parse(content).tensors.values()
     }
     assert ours == theirs
 

@@ -1,0 +1,97 @@
+"""Model weights from the host's cache: attached in shared memory, verified, without a copy.
+
+::
+
+    import cached_client
+
+    with cached_client.connect() as cache:
+        with cache.attach("all-minilm-l6-v2") as model:
+            for name, tensor in model.stream(device="cuda:0"):
+                ...
+
+The daemon (``cached serve``) downloads, verifies and keeps the models; this package is what a worker needs to use them.
+Importing it is cheap: grpc is loaded with the first use of `connect`, torch and numpy with the first tensor or array.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from cached_client._version import __version__
+from cached_client.errors import (
+    CacheError,
+    DaemonUnavailableError,
+    FormatError,
+    IntegrityError,
+    InUseError,
+    InvalidRequestError,
+    LeaseLostError,
+    NoRoomError,
+    NoSourceError,
+    NotFoundError,
+    NotReadyError,
+    OriginDeniedError,
+    OriginError,
+    OriginUnavailableError,
+    PermissionDeniedError,
+    QuarantinedError,
+    TimeoutExpiredError,
+    UnsupportedDtypeError,
+)
+
+if TYPE_CHECKING:
+    from cached_client.attach import Model
+    from cached_client.cache import Cache, connect
+    from cached_client.types import DamagedRange, FileInfo, LoadReport, ModelSummary, PullProgress
+
+__all__ = [
+    "Cache",
+    "CacheError",
+    "DaemonUnavailableError",
+    "DamagedRange",
+    "FileInfo",
+    "FormatError",
+    "InUseError",
+    "IntegrityError",
+    "InvalidRequestError",
+    "LeaseLostError",
+    "LoadReport",
+    "Model",
+    "ModelSummary",
+    "NoRoomError",
+    "NoSourceError",
+    "NotFoundError",
+    "NotReadyError",
+    "OriginDeniedError",
+    "OriginError",
+    "OriginUnavailableError",
+    "PermissionDeniedError",
+    "PullProgress",
+    "QuarantinedError",
+    "TimeoutExpiredError",
+    "UnsupportedDtypeError",
+    "__version__",
+    "connect",
+]
+
+_LAZY = {
+    "Cache": "cache",
+    "connect": "cache",
+    "Model": "attach",
+    "DamagedRange": "types",
+    "FileInfo": "types",
+    "LoadReport": "types",
+    "ModelSummary": "types",
+    "PullProgress": "types",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Loads what needs grpc when it is first used."""
+    if name not in _LAZY:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    value: object = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,219 @@
+"""Holds a lease: reads the Attach stream in a thread, and takes the lease up again when the daemon was restarted."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from typing import TYPE_CHECKING
+
+import grpc
+
+from cached_client._proto import cached_pb2 as pb
+from cached_client.descriptors import DescriptorClient, locate
+from cached_client.errors import (
+    CacheError,
+    DaemonUnavailableError,
+    IntegrityError,
+    NotReadyError,
+    daemon_unavailable,
+    from_rpc_error,
+)
+from cached_client.segment import MappedFile
+from cached_client.types import DamagedRange, FileInfo, load_report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cached_client._arrivals import Arrivals
+    from cached_client.connection import Connection
+
+_log = logging.getLogger("cached_client")
+
+_FIRST_DELAY_S = 0.1
+_LONGEST_DELAY_S = 5.0
+_DETACH_TIMEOUT_S = 2.0
+_BREAKS = (DaemonUnavailableError, NotReadyError)
+"""The daemon is gone for a while; any other error is its answer."""
+
+
+class Lease:
+    """A worker's hold on a revision, for as long as its stream lives.
+
+    **When the stream breaks**, the mappings stay valid and nobody notices. The thread asks for the same revision again,
+    with growing, jittered pauses, for as long as it takes. After completion it only takes up the lease (``resume``): if
+    the restarted daemon does not have the content any more, the model goes on from its mappings without a lease, and
+    `lost` says so. Before completion it attaches anew, and maps those files again that the daemon had to begin anew.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        request: pb.AttachRequest,
+        arrivals: Arrivals,
+        on_damaged: Callable[[DamagedRange], None] | None,
+    ) -> None:
+        self._connection = connection
+        self._request = request
+        self._arrivals = arrivals
+        self._on_damaged = on_damaged
+        self._thread = threading.Thread(target=self._run, name="cached-lease", daemon=True)
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._stream: grpc.Call | None = None
+        self._delay_s = _FIRST_DELAY_S
+        self.opened: pb.Opened | None = None
+        self.lost: CacheError | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Ends the lease without waiting for anything: the daemon sees its stream end. Idempotent."""
+        with self._lock:
+            self._stopping.set()
+            stream = self._stream
+        if stream is not None:
+            stream.cancel()
+
+    def stop(self) -> None:
+        """Ends the lease; when it returns the daemon was told, if it lives. Idempotent."""
+        first = not self._stopping.is_set()
+        opened = self.opened
+        if first and opened is not None and self.lost is None:
+            request = pb.DetachRequest(lease_id=opened.lease_id, token=opened.token)
+            try:
+                self._connection.call(self._connection.stub.Detach, request, timeout_s=_DETACH_TIMEOUT_S)
+            except CacheError as error:
+                _log.debug("detach failed, the lease ends with its stream: %s", error)
+        self.cancel()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._hold()
+        except Exception as error:  # noqa: BLE001 a fault of ours must reach those who wait, not end in a silent thread
+            _log.exception("the lease of %s failed", self._request.ref)
+            self._arrivals.failed(CacheError(f"the lease of {self._request.ref} failed: {error!r}"))
+
+    def _hold(self) -> None:
+        request = self._request
+        while True:
+            error = self._follow(request)
+            if self._stopping.is_set():
+                return
+            if self.opened is None or not isinstance(error, _BREAKS):
+                self._give_up(error)
+                return
+            _log.info("the lease of %s broke, trying again: %s", self._ref(), error)
+            if self._stopping.wait(self._next_delay_s()):
+                return
+            request = self._request_again()
+
+    def _follow(self, request: pb.AttachRequest) -> CacheError:
+        """Reads one stream to its end, and returns why it ended."""
+        stream = self._connection.stub.Attach(request)
+        with self._lock:
+            self._stream = stream
+            if self._stopping.is_set():
+                stream.cancel()
+        try:
+            for response in stream:
+                self._handle(response)
+        except grpc.RpcError as error:
+            return from_rpc_error(error, self._connection.target)
+        except CacheError as error:
+            stream.cancel()
+            return error
+        return daemon_unavailable(self._connection.target, "it ended the lease")
+
+    def _give_up(self, error: CacheError) -> None:
+        if self._arrivals.report is None:
+            self._arrivals.failed(error)
+            return
+        _log.warning("the lease of %s is lost; the model goes on from its mappings: %s", self._ref(), error)
+        self.lost = error
+
+    def _next_delay_s(self) -> float:
+        delay_s, self._delay_s = self._delay_s, min(2 * self._delay_s, _LONGEST_DELAY_S)
+        # Workers of one host must not all come back at one instant.
+        return delay_s * random.uniform(0.5, 1.0)  # noqa: S311 no secret
+
+    def _request_again(self) -> pb.AttachRequest:
+        request = pb.AttachRequest()
+        request.CopyFrom(self._request)
+        request.ref = self._ref()
+        request.resume = self._arrivals.report is not None
+        return request
+
+    def _ref(self) -> str:
+        opened = self.opened
+        return f"{opened.name}@{opened.revision}" if opened is not None and opened.revision else self._request.ref
+
+    def _handle(self, response: pb.AttachResponse) -> None:
+        event = response.WhichOneof("event")
+        if event == "opened":
+            self._handle_opened(response.opened)
+        elif event == "ranges_ready":
+            ranges = response.ranges_ready.ranges
+            self._arrivals.announced([(item.file_index, item.offset_bytes, item.length_bytes) for item in ranges])
+        elif event == "complete":
+            self._handle_complete(response.complete)
+        elif event == "damaged":
+            self._handle_damaged(response.damaged)
+
+    def _handle_opened(self, opened: pb.Opened) -> None:
+        if self._arrivals.report is None:
+            files = _files_of(opened)
+            before = self._arrivals.infos()
+            if before and [(file.path, file.size_bytes) for file in before] != [(f.path, f.size_bytes) for f in files]:
+                raise IntegrityError(
+                    f"the files of {self._ref()} are not what they were before the daemon was restarted",
+                    hint="attach again",
+                )
+            mapped = self._map(opened)
+            self.opened = opened
+            self._arrivals.opened(files, mapped)
+        self.opened = opened
+        self._delay_s = _FIRST_DELAY_S
+        if opened.HasField("complete"):
+            self._handle_complete(opened.complete)
+
+    def _handle_complete(self, complete: pb.Complete) -> None:
+        if self._arrivals.report is None:
+            self._arrivals.completed(load_report(complete))
+
+    def _handle_damaged(self, message: pb.Damaged) -> None:
+        damage = self._arrivals.damaged(message.file_index, message.offset_bytes, message.length_bytes)
+        _log.error("%s of %s is damaged in memory at %d", damage.path, self._ref(), damage.offset_bytes)
+        if self._on_damaged is None:
+            return
+        try:
+            self._on_damaged(damage)
+        except Exception:  # noqa: BLE001 the callback is the worker's own; its failure must not cost the lease
+            _log.exception("on_damaged raised")
+
+    def _map(self, opened: pb.Opened) -> list[MappedFile]:
+        """The mappings of the opened files by index; a file whose segment is still the same keeps the one it has."""
+        before = self._arrivals.mapped()
+        mapped = [MappedFile.empty() for _ in opened.files]
+        for index, new in self._fetch(opened):
+            same = before and before[index].identity == new.identity
+            mapped[index] = before[index] if same else new
+        return mapped
+
+    def _fetch(self, opened: pb.Opened) -> Iterator[tuple[int, MappedFile]]:
+        sizes_bytes = {file.index: file.size_bytes for file in opened.files if file.size_bytes}
+        if not sizes_bytes:
+            return
+        with DescriptorClient(locate(opened.descriptor_socket, self._connection.path)) as client:
+            for index, descriptor in client.fetch(opened.token, list(sizes_bytes)):
+                yield index, MappedFile(descriptor, sizes_bytes[index])
+
+
+def _files_of(opened: pb.Opened) -> list[FileInfo]:
+    files = sorted(opened.files, key=lambda file: file.index)
+    if [file.index for file in files] != list(range(len(files))):
+        raise CacheError("the daemon numbers the files of the model with gaps")
+    return [FileInfo(file.path, file.size_bytes, file.sha256) for file in files]

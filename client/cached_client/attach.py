@@ -1,0 +1,302 @@
+"""An attached model: its files and tensors, without a copy, while they arrive and for as long as they are used."""
+
+from __future__ import annotations
+
+import io
+import os
+import weakref
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from cached_client._arrivals import Arrivals, Deadline
+from cached_client._index import TensorIndex
+from cached_client._lease import Lease
+from cached_client._proto import cached_pb2 as pb
+from cached_client._ranges import PendingTensors
+from cached_client.errors import CacheError, NotFoundError
+from cached_client.gpu import to_device
+from cached_client.types import DamagedRange, FileInfo, LoadReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    import numpy.typing as npt
+    import torch
+
+    from cached_client.connection import Connection
+    from cached_client.safetensors_header import TensorInfo
+
+
+class Model:
+    """A model in the host's shared memory, held by a lease. Made by `Cache.attach`.
+
+    It can be used as soon as it exists. Whatever reads bytes waits until the daemon has verified those bytes, for at
+    most ``timeout_s`` (None: as long as the load takes), and then raises TimeoutExpiredError; if the load fails,
+    whoever waits or reads gets its error. Every chunk is verified before it is announced, but the check of whole files
+    comes last: what is read before `complete` has passed its own chunk's check and not yet that one. `stream`,
+    `state_dict` and `load_into` therefore end normally only once the model is complete, and raise IntegrityError if
+    that check fails.
+
+    Tensors, arrays and views are windows on shared memory, mapped copy-on-write: a write is seen by this process alone,
+    in everything that it reads from the same bytes. They stay valid for as long as they are referred to, also after
+    `close`; but the lease ends with `close`, and then the daemon may evict the model, and counts its memory as not yet
+    free.
+
+    Any thread may use it. It belongs to the process that attached it: in a child process attach again, it costs
+    nothing. A restart of the daemon is not noticed, except as a pause if the model was still arriving.
+    """
+
+    def __init__(self, connection: Connection, lease: Lease, arrivals: Arrivals) -> None:
+        """For `Cache.attach`: the attach is open."""
+        opened = lease.opened
+        if opened is None:
+            msg = "the attach is not open"
+            raise ValueError(msg)
+        self.name: str = opened.name
+        self.revision: str = opened.revision
+        self._connection = connection
+        self._lease = lease
+        self._arrivals = arrivals
+        self._index = TensorIndex(arrivals)
+        self._file_indices = {info.path: index for index, info in enumerate(arrivals.infos())}
+        self._directory: Path | None = None
+        # A model that is dropped without close() must not hold its lease until the process ends.
+        self._finalizer = weakref.finalize(self, lease.cancel)
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}@{self.revision[:12]} {'complete' if self.complete else 'arriving'}>"
+
+    # State.
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is in memory and its strongest check has passed."""
+        return self._arrivals.report is not None
+
+    @property
+    def report(self) -> LoadReport | None:
+        """How it came into memory; None until it is complete."""
+        return self._arrivals.report
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds from the start of the attach to each of its moments, as far as they have come.
+
+        ``opened``: the daemon answered, and the files are mapped. ``first_range``: the first bytes could be read
+        (absent if everything was there at once). ``complete``.
+        """
+        return self._arrivals.timings
+
+    @property
+    def damaged(self) -> tuple[DamagedRange, ...]:
+        """What was found damaged in memory since. Reading those bytes raises IntegrityError; a new attach mends it."""
+        return self._arrivals.damage
+
+    @property
+    def lease_lost(self) -> CacheError | None:
+        """Why the lease is lost, if it is: the daemon was restarted and does not have the content any more.
+
+        The model goes on working from its mappings; only the daemon does not know of it.
+        """
+        return self._lease.lost
+
+    def wait(self, timeout_s: float | None = None) -> LoadReport:
+        """Waits until the model is complete. Raises the load's error, or TimeoutExpiredError."""
+        return self._arrivals.wait_for(lambda: self._arrivals.report, Deadline(timeout_s), f"the model {self.name}")
+
+    # Files.
+
+    @property
+    def files(self) -> Mapping[str, FileInfo]:
+        """The files by path: size, SHA-256, and where the directory view shows them (see `directory`)."""
+        directory = self.directory
+        return MappingProxyType({info.path: _located(info, directory) for info in self._arrivals.infos()})
+
+    @property
+    def directory(self) -> Path | None:
+        """The model as an ordinary directory of links, for code that wants files.
+
+        None until the model is complete, and where this process does not see the directory. Asks the daemon once.
+        """
+        if self._directory is None and self.complete:
+            request = pb.DescribeRequest(ref=f"{self.name}@{self.revision}" if self.revision else self.name)
+            try:
+                path = self._connection.call(self._connection.stub.Describe, request).path
+            except CacheError:
+                return None  # it is a convenience: a model works without its daemon
+            self._directory = Path(path) if path and os.path.isdir(path) else None
+        return self._directory
+
+    def view(self, path: str, timeout_s: float | None = None) -> memoryview:
+        """All bytes of a file, zero-copy and read-only. Raises NotFoundError for an unknown path."""
+        index = self._file_indices.get(path)
+        if index is None:
+            raise NotFoundError(f"the model has no file {path!r}", hint="files lists its files", path=path)
+        size_bytes = self._arrivals.infos()[index].size_bytes
+        return self._wait_view(index, 0, size_bytes, Deadline(timeout_s), path).toreadonly()
+
+    def read(self, path: str, timeout_s: float | None = None) -> bytes:
+        """A copy of a file's bytes; meant for configuration and tokenizer files, which arrive first."""
+        return bytes(self.view(path, timeout_s))
+
+    def open(self, path: str, timeout_s: float | None = None) -> BinaryIO:
+        """A file object over a copy of a file's bytes; meant for small files, as `read` is."""
+        return io.BytesIO(self.read(path, timeout_s))
+
+    # Tensors.
+
+    def names(self, timeout_s: float | None = None) -> list[str]:
+        """All tensor names, in the order of files and bytes. Waits for the headers of all weight files.
+
+        Raises FormatError if a header is not valid, or if two weight files hold a tensor of the same name.
+        """
+        return list(self._index.tensors(Deadline(timeout_s)))
+
+    def info(self, name: str, timeout_s: float | None = None) -> TensorInfo:
+        """Dtype, shape and place of a tensor, from its file's header. Waits only for headers. Raises NotFoundError."""
+        return self._index.find(name, Deadline(timeout_s))[1]
+
+    def raw(self, name: str, timeout_s: float | None = None) -> memoryview:
+        """A tensor's bytes as they are in the file, zero-copy, for any dtype. Raises NotFoundError."""
+        deadline = Deadline(timeout_s)
+        index, info = self._index.find(name, deadline)
+        return self._wait_view(index, info.begin, info.end, deadline, name)
+
+    def tensor(self, name: str, timeout_s: float | None = None) -> torch.Tensor:
+        """A tensor on the CPU, zero-copy, of the dtype and shape that ``safetensors.torch`` gives.
+
+        Waits until its bytes have arrived. Raises NotFoundError, FormatError, or UnsupportedDtypeError where torch has
+        no such type (see `raw`).
+        """
+        from cached_client.torch import tensor_from_view
+
+        return tensor_from_view(self.raw(name, timeout_s), self.info(name))
+
+    def numpy(self, name: str, timeout_s: float | None = None) -> npt.NDArray[Any]:
+        """A tensor as an array, zero-copy. Raises as `tensor` does; BF16 and F8 need the package ``ml_dtypes``."""
+        from cached_client.numpy import array_from_view
+
+        return array_from_view(self.raw(name, timeout_s), self.info(name))
+
+    def stream(
+        self,
+        device: str | torch.device | None = None,
+        names: Iterable[str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields ``(name, tensor)`` in the order of arrival, each as soon as all its bytes are there.
+
+        Without ``device`` the tensors are views in shared memory; with one they are copied there. ``names`` chooses
+        some of them (NotFoundError at the end for those that do not exist). ``timeout_s`` is for the whole. It ends
+        normally only once the model is complete: what was yielded before may be used in computation, but not be
+        answered with.
+        """
+        from cached_client.torch import tensor_from_view
+
+        deadline = Deadline(timeout_s)
+        for index, info in self._arriving(None if names is None else set(names), deadline):
+            view = self._wait_view(index, info.begin, info.end, deadline, info.name)
+            yield info.name, to_device(tensor_from_view(view, info), device)
+        self.wait(deadline.left_s())
+
+    def state_dict(
+        self, device: str | torch.device | None = None, timeout_s: float | None = None
+    ) -> dict[str, torch.Tensor]:
+        """All tensors by name, in the order of `names`: on the CPU zero-copy, or copied to ``device`` as they arrive.
+
+        Waits until the model is complete. Raises as `stream` does.
+        """
+        deadline = Deadline(timeout_s)
+        arrived = dict(self.stream(device, timeout_s=timeout_s))
+        return {name: arrived[name] for name in self.names(deadline.left_s())}
+
+    def load_into(
+        self,
+        module: torch.nn.Module,
+        device: str | torch.device | None = None,
+        *,
+        strict: bool = True,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """Loads a ``torch.nn.Module``; returns torch's ``(missing_keys, unexpected_keys)``.
+
+        If any of the module is on the meta device the tensors become its parameters: of the checkpoint's dtype, on
+        ``device``, and for the CPU without a copy. Otherwise their values are copied into the parameters that it has,
+        where they are and in their dtype. With ``strict``, torch's RuntimeError is raised if names differ (a model with
+        tied weights lists them once: pass False, and tie them).
+        """
+        from cached_client.torch import load_state_dict
+
+        return load_state_dict(module, self.state_dict(device, timeout_s), strict=strict)
+
+    # End.
+
+    def close(self) -> None:
+        """Ends the lease: when this returns, the daemon was told. Idempotent.
+
+        Tensors that were handed out stay valid.
+        """
+        if self._finalizer.detach() is not None:
+            self._lease.stop()
+            self._arrivals.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _wait_view(self, index: int, begin: int, end: int, deadline: Deadline, what: str) -> memoryview:
+        return self._arrivals.wait_for(lambda: self._arrivals.view(index, begin, end), deadline, what)
+
+    def _arriving(self, wanted: set[str] | None, deadline: Deadline) -> Iterator[tuple[int, TensorInfo]]:
+        """File and place of each tensor, in batches as their bytes are announced."""
+        pending: dict[int, PendingTensors] = {}
+
+        def take() -> list[tuple[int, TensorInfo]] | None:
+            files = self._index.weight_files()
+            for index in files or ():
+                if index not in pending and (header := self._index.header(index)) is not None:
+                    tensors = header.tensors.values()
+                    pending[index] = PendingTensors(t for t in tensors if wanted is None or t.name in wanted)
+            ready = [
+                (index, info) for index, rest in pending.items() for info in rest.take(self._arrivals.spans(index))
+            ]
+            finished = files is not None and len(pending) == len(files) and not any(pending.values())
+            return ready if ready or finished else None
+
+        while batch := self._arrivals.wait_for(take, deadline, f"the tensors of {self.name}"):
+            yield from batch
+        if wanted is not None:
+            for name in sorted(wanted):
+                self._index.find(name, deadline)
+
+
+def attach(
+    connection: Connection,
+    request: pb.AttachRequest,
+    *,
+    timeout_s: float | None,
+    on_damaged: Callable[[DamagedRange], None] | None,
+) -> Model:
+    """Takes a lease and maps the model's files. Raises CacheError; then no lease is held."""
+    arrivals = Arrivals()
+    lease = Lease(connection, request, arrivals, on_damaged)
+    lease.start()
+    try:
+        arrivals.wait_for(arrivals.is_open, Deadline(timeout_s), f"the attach of {request.ref}")
+        return Model(connection, lease, arrivals)
+    except BaseException:
+        lease.stop()
+        raise
+
+
+def _located(info: FileInfo, directory: Path | None) -> FileInfo:
+    if directory is None or not (directory / info.path).is_file():
+        return info
+    return FileInfo(info.path, info.size_bytes, info.sha256, directory / info.path)

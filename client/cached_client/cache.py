@@ -1,0 +1,144 @@
+"""The cache as a worker sees it: attach models, pull them, list them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from typing import TYPE_CHECKING
+
+from cached_client._proto import cached_pb2 as pb
+from cached_client.attach import Model, attach
+from cached_client.connection import Connection
+from cached_client.errors import InvalidRequestError
+from cached_client.types import DamagedRange, ModelSummary, PullProgress, model_summary, pull_progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+_TIERS = ("hot", "warm", "cold", "auto")
+_LEVELS = ("l1", "l2")
+
+
+def connect(target: str | None = None) -> Cache:
+    """The cache of this host. ``target`` is the daemon's socket, as a path or ``unix:///path``.
+
+    Without one: ``CACHED_SOCKET``, else ``/run/cached/cached.sock``, else that of this user's own daemon. Nothing is
+    sent yet, so this does not fail when the daemon is not there; `Cache.wait_ready` waits for it. Raises
+    InvalidRequestError for what cannot be a socket.
+    """
+    return Cache(Connection(target))
+
+
+class Cache:
+    """A connection to the host's daemon. Any thread may use it; it belongs to the process that made it.
+
+    Every method raises `CacheError`: DaemonUnavailableError when nobody answers, NotReadyError while it starts or
+    stops. A REF is ``NAME``, ``NAME@REVISION`` or a URI.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._models: weakref.WeakSet[Model] = weakref.WeakSet()
+
+    def attach(
+        self,
+        ref: str,
+        *,
+        source: str = "",
+        timeout_s: float | None = None,
+        wait: bool = False,
+        client_name: str | None = None,
+        only_if_resident: bool = False,
+        on_damaged: Callable[[DamagedRange], None] | None = None,
+    ) -> Model:
+        """Takes a lease on a model, which is pulled or promoted if it is not in memory, and maps it.
+
+        Returns as soon as its files are known and mapped, while they are still arriving; with ``wait`` once it is
+        complete. Both within ``timeout_s``, else TimeoutExpiredError is raised and the lease given back; the pull goes
+        on.
+
+        ``source`` is the origin's URI for a model that is not in the catalog. ``client_name`` is what `cached ps` shows
+        (by default this program's name). ``only_if_resident``: NotFoundError instead of a load. ``on_damaged`` is
+        called in the lease's thread when bytes of the model are found damaged in memory.
+        """
+        request = pb.AttachRequest(
+            ref=ref,
+            source=source,
+            client_name=_program_name() if client_name is None else client_name,
+            client_pid=os.getpid(),
+            only_if_resident=only_if_resident,
+        )
+        model = attach(self.connection, request, timeout_s=timeout_s, on_damaged=on_damaged)
+        self._models.add(model)
+        if wait:
+            try:
+                model.wait(None if timeout_s is None else max(0.0, timeout_s - model.timings["opened"]))
+            except BaseException:
+                model.close()
+                raise
+        return model
+
+    def pull(
+        self,
+        ref: str,
+        *,
+        source: str = "",
+        tier: str = "",
+        level: str = "l1",
+        wait: bool = True,
+        timeout_s: float | None = None,
+    ) -> Iterator[PullProgress]:
+        """Brings a model into the cache without taking a lease; yields its progress.
+
+        The last has the phase ``ready``, or without ``wait`` the phase ``accepted``.
+
+        Nothing happens before the first step of the iteration. Leaving it does not end the pull, nor does
+        ``timeout_s``. ``tier`` sets how soon the model is wanted (``hot``, ``warm``, ``cold``, ``auto``), ``level``
+        where to bring it (``l1`` memory, ``l2`` disk).
+        """
+        request = pb.PullRequest(
+            ref=ref,
+            source=source,
+            tier=_chosen("tier", tier, _TIERS) if tier else None,
+            level=_chosen("level", level, _LEVELS),
+            no_wait=not wait,
+        )
+        for response in self.connection.stream(self.connection.stub.Pull, request, timeout_s=timeout_s):
+            yield pull_progress(response.progress)
+
+    def list(self) -> list[ModelSummary]:
+        """All models that the daemon knows."""
+        response = self.connection.call(self.connection.stub.List, pb.ListRequest())
+        return [model_summary(message) for message in response.models]
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Waits until the daemon answers. Raises DaemonUnavailableError or NotReadyError after ``timeout_s``."""
+        self.connection.wait_ready(timeout_s)
+
+    def close(self) -> None:
+        """Closes the models that were attached here, and then the connection. Idempotent."""
+        for model in [*self._models]:
+            model.close()
+        self.connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _program_name() -> str:
+    return os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python"
+
+
+def _chosen(what: str, word: str, words: tuple[str, ...]) -> str:
+    """The name on the wire: ``TIER_HOT`` for ``hot``."""
+    if word not in words:
+        raise InvalidRequestError(f"{word!r} is not a {what}", hint=f"use {', '.join(words)}", value=word)
+    return f"{what}_{word}".upper()

@@ -1,0 +1,160 @@
+"""The way to the daemon: which socket, and one gRPC channel over it. The `cached` command uses it too."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, unquote
+
+import grpc
+
+from cached_client._proto import cached_pb2 as pb
+from cached_client._proto import cached_pb2_grpc
+from cached_client.errors import DaemonUnavailableError, InvalidRequestError, NotReadyError, from_rpc_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+T = TypeVar("T")
+
+SYSTEM_SOCKET = "/run/cached/cached.sock"
+
+_MAX_PATH_BYTES = 107  # sockaddr_un.sun_path less its NUL
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_POLL_S = 0.1
+_CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    # A local socket says by itself when the other side is gone: no proxy, no keep-alive, quick reconnects.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.keepalive_time_ms", 2**31 - 1),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Otherwise a second channel of this process would share, and wait for, the back-off of the first.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+def default_target() -> str:
+    """The daemon's socket: ``CACHED_SOCKET``, else the system's daemon, else that of this user.
+
+    Without any of them it is the system's path, so that the error which follows names it.
+    """
+    chosen = os.environ.get("CACHED_SOCKET")
+    if chosen:
+        return chosen
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
+    if not os.path.exists(SYSTEM_SOCKET) and runtime_dir:
+        own = os.path.join(runtime_dir, "cached", "cached.sock")
+        if os.path.exists(own):
+            return own
+    return SYSTEM_SOCKET
+
+
+def socket_path(target: str) -> Path:
+    """The path in ``unix:///path``, ``unix:path`` or a plain path, made absolute. Raises InvalidRequestError."""
+    text = target
+    if text.startswith("unix:"):
+        text = unquote(text.removeprefix("unix:"))
+        text = text.removeprefix("//") if text.startswith("///") else text
+    elif "://" in text or not text:
+        raise InvalidRequestError(
+            f"{target!r} is not the path of a Unix socket",
+            hint="write a path, or unix:///path",
+            value=target,
+        )
+    path = os.path.abspath(text)
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        raise InvalidRequestError(
+            f"the socket path {path!r} is longer than the {_MAX_PATH_BYTES} bytes that Linux allows",
+            hint="use a shorter path, for instance a symbolic link in /tmp",
+            value=target,
+        )
+    return Path(path)
+
+
+class Connection:
+    """A channel to one daemon, opened when it is first used. Safe to use from any thread.
+
+    A connection belongs to the process that made it: after a fork, make a new one. It survives a restart of the daemon.
+    """
+
+    def __init__(self, target: str | None = None) -> None:
+        """``target``: a path or ``unix:///path``; by default `default_target`. Raises InvalidRequestError."""
+        self.path = socket_path(target or default_target())
+        self._channel: grpc.Channel | None = None
+        self._stub: cached_pb2_grpc.CacheServiceStub[grpc.Channel] | None = None
+
+    @property
+    def target(self) -> str:
+        """The socket's path, as errors name it."""
+        return str(self.path)
+
+    @property
+    def channel(self) -> grpc.Channel:
+        """The channel, for services other than `stub`, such as grpc.health.v1."""
+        if self._channel is None:
+            self._channel = grpc.insecure_channel(f"unix://{quote(self.target)}", options=_CHANNEL_OPTIONS)
+        return self._channel
+
+    @property
+    def stub(self) -> cached_pb2_grpc.CacheServiceStub[grpc.Channel]:
+        """The methods of cached.v1. They raise grpc.RpcError: `call` and `stream` raise CacheError instead."""
+        if self._stub is None:
+            self._stub = cached_pb2_grpc.CacheServiceStub(self.channel)
+        return self._stub
+
+    def call(self, method: Callable[..., T], request: object, *, timeout_s: float | None = None) -> T:
+        """One answer: ``connection.call(connection.stub.List, ListRequest())``. Raises CacheError."""
+        try:
+            return method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.target) from error
+
+    def stream(
+        self, method: Callable[..., Iterator[T]], request: object, *, timeout_s: float | None = None
+    ) -> Iterator[T]:
+        """The answers of a streaming method. Raises CacheError; leaving the iteration cancels the call."""
+        call: Any = method(request, timeout=timeout_s)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.target) from error
+        finally:
+            call.cancel()
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Waits until the daemon answers; for workers that start beside it.
+
+        Raises DaemonUnavailableError (nobody answered) or NotReadyError (it was still starting) after ``timeout_s``.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left_s = max(0.0, deadline - time.monotonic())
+            try:
+                self.call(self.stub.Stats, pb.StatsRequest(), timeout_s=max(left_s, _POLL_S))
+            except (DaemonUnavailableError, NotReadyError):
+                if left_s <= _POLL_S:
+                    raise
+                time.sleep(_POLL_S)
+            else:
+                return
+
+    def close(self) -> None:
+        """Ends every call of this connection. Idempotent; the next use opens it again."""
+        channel, self._channel, self._stub = self._channel, None, None
+        if channel is not None:
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

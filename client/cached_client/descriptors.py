@@ -1,0 +1,139 @@
+"""The descriptor socket: shows a lease's token, receives read-only descriptors of the model's files.
+
+A Unix socket of packets (SOCK_SEQPACKET). A request is one packet, ``{"token": …, "files": [index, …]}``; its answer
+is one packet too, ``{"files": [index, …]}`` with a descriptor for each by SCM_RIGHTS in the same order, or
+``{"error": {"reason", "message", "hint", "fields"}}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cached_client.errors import CacheError, PermissionDeniedError, daemon_unavailable, error_of_reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+    from typing import Self
+
+FILES_PER_REQUEST = 64
+"""The most that the daemon answers at once; the kernel would take 253."""
+
+_ANSWER_BYTES = 64 * 1024
+_TIMEOUT_S = 30.0
+
+
+def locate(announced: str, grpc_socket: Path) -> Path:
+    """The descriptor socket as this process sees it.
+
+    The daemon announces its own path. In a container the sockets' folder may be mounted elsewhere: then it is the file
+    of that name beside the gRPC socket.
+    """
+    path = Path(announced)
+    return path if path.exists() else grpc_socket.with_name(path.name)
+
+
+class DescriptorClient:
+    """One connection to the descriptor socket, for one thread at a time. Use it in a ``with`` block."""
+
+    def __init__(self, path: Path) -> None:
+        """Connects. Raises DaemonUnavailableError, or PermissionDeniedError if the socket's mode forbids it."""
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(_TIMEOUT_S)
+        try:
+            self._socket.connect(os.fspath(path))
+        except OSError as error:
+            self._socket.close()
+            raise self._translated(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    def fetch(self, token: str, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Yields ``(index, descriptor)`` for each file, in order; each descriptor is the caller's to close.
+
+        They arrive in batches, so that a model of any number of files needs few of them open at once. Those that were
+        received but not taken are closed when the iteration is left. Raises CacheError as the daemon does, and
+        DaemonUnavailableError if it goes away.
+        """
+        for at in range(0, len(indices), FILES_PER_REQUEST):
+            batch = indices[at : at + FILES_PER_REQUEST]
+            descriptors = self._exchange(token, batch)
+            try:
+                for index in batch:
+                    yield index, descriptors.pop(0)
+            finally:
+                _close_all(descriptors)
+
+    def _exchange(self, token: str, batch: Sequence[int]) -> list[int]:
+        request = json.dumps({"token": token, "files": list(batch)}).encode()
+        try:
+            self._socket.send(request, socket.MSG_NOSIGNAL)
+            packet, descriptors, flags, _ = socket.recv_fds(
+                self._socket, _ANSWER_BYTES, FILES_PER_REQUEST, socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError as error:
+            raise self._translated(error) from error
+        try:
+            _check_answer(packet, descriptors, flags, batch)
+        except BaseException:
+            _close_all(descriptors)
+            raise
+        return descriptors
+
+    def _translated(self, error: OSError) -> CacheError:
+        if isinstance(error, PermissionError):
+            return PermissionDeniedError(
+                f"this process (uid {os.geteuid()}) may not use the descriptor socket {self._path}",
+                hint="run the worker as a member of the group that owns the socket",
+                path=self._path,
+            )
+        return daemon_unavailable(str(self._path), error.strerror or str(error))
+
+
+def _check_answer(packet: bytes, descriptors: list[int], flags: int, batch: Sequence[int]) -> None:
+    if not packet:
+        raise error_of_reason("UNAVAILABLE", "the daemon closed the descriptor socket", hint="attach again")
+    if flags & socket.MSG_CTRUNC:
+        raise CacheError(
+            "this process cannot hold more open files",
+            hint="raise its limit, for instance with `ulimit -n 65536`",
+            reason="TOO_MANY_FILES",
+        )
+    answer = _parse(packet) if not flags & socket.MSG_TRUNC else {}
+    refusal = answer.get("error")
+    if isinstance(refusal, dict):
+        raise error_of_reason(
+            str(refusal.get("reason")),
+            str(refusal.get("message")),
+            hint=str(refusal.get("hint", "")),
+            fields={str(key): str(value) for key, value in dict(refusal.get("fields") or {}).items()},
+        )
+    if answer.get("files") != list(batch) or len(descriptors) != len(batch):
+        raise CacheError(
+            f"the descriptor socket answered {len(descriptors)} descriptors for {len(batch)} files",
+            hint="the daemon and this client may be of different versions: compare `cached version` with pip's",
+        )
+
+
+def _parse(packet: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(packet)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,0 +1,71 @@
+"""Tensors from mapped bytes. torch is imported when the first one is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cached_client.dtypes import DTYPES
+from cached_client.errors import UnsupportedDtypeError
+
+if TYPE_CHECKING:
+    import torch
+
+    from cached_client.safetensors_header import TensorInfo
+
+
+def tensor_from_view(view: memoryview, info: TensorInfo) -> torch.Tensor:
+    """The tensor whose bytes are ``view``: zero-copy, of the dtype and shape that ``safetensors.torch`` gives it.
+
+    The tensor keeps the mapping alive. A write to it stays private to this process. Two cases have memory of their own:
+    a tensor without elements, and one that a careless writer put at an offset that is no multiple of its item size, for
+    which torch makes no promise; that one is copied.
+
+    A packed F4 tensor has half its last extent, as ``torch.float4_e2m1fn_x2`` holds two elements. Raises
+    UnsupportedDtypeError for what this torch, and ``safetensors.torch``, have no type for: F6, an odd last extent of
+    F4.
+    """
+    import torch
+
+    dtype = _torch_dtype(info)
+    shape = _torch_shape(info)
+    if not view:
+        return torch.empty(shape, dtype=dtype)
+    aligned = info.begin % DTYPES[info.dtype].item_bytes == 0
+    return torch.frombuffer(view if aligned else bytearray(view), dtype=dtype).reshape(shape)
+
+
+def load_state_dict(module: torch.nn.Module, tensors: dict[str, torch.Tensor], *, strict: bool) -> Any:
+    """Puts tensors into a module: by assignment if part of it is on the meta device, else by copying.
+
+    Returns torch's ``(missing_keys, unexpected_keys)``; raises its RuntimeError for a mismatch.
+    """
+    owned = [*module.parameters(), *module.buffers()]
+    return module.load_state_dict(tensors, strict=strict, assign=any(tensor.is_meta for tensor in owned))
+
+
+def _torch_dtype(info: TensorInfo) -> torch.dtype:
+    import torch
+
+    dtype = getattr(torch, DTYPES[info.dtype].torch_name or "-", None)
+    if not isinstance(dtype, torch.dtype):
+        raise UnsupportedDtypeError(
+            f"torch {torch.__version__} has no type for {info.dtype}, the dtype of {info.name!r}",
+            hint="raw() gives its bytes as they are in the file",
+            tensor=info.name,
+            dtype=info.dtype,
+        )
+    return dtype
+
+
+def _torch_shape(info: TensorInfo) -> tuple[int, ...]:
+    packed = DTYPES[info.dtype].packed
+    if packed == 1:
+        return info.shape
+    if not info.shape or info.shape[-1] % packed:
+        raise UnsupportedDtypeError(
+            f"torch packs {packed} elements of {info.dtype}, so {info.name!r} cannot have the shape {list(info.shape)}",
+            hint="raw() gives its bytes as they are in the file",
+            tensor=info.name,
+            dtype=info.dtype,
+        )
+    return (*info.shape[:-1], info.shape[-1] // packed)

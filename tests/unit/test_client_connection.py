@@ -1,0 +1,105 @@
+"""Which socket, and what a connection survives."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import cached_client
+import pytest
+from cached_client import connection as module
+from cached_client._proto import cached_pb2 as pb
+from cached_client.connection import Connection, default_target, socket_path
+from cached_client.errors import DaemonUnavailableError, InvalidRequestError
+from cached_client.testing import FakeDaemon
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("/run/a.sock", "/run/a.sock"),
+        ("unix:///run/a.sock", "/run/a.sock"),
+        ("unix:/run/a.sock", "/run/a.sock"),
+        ("unix:///run/with%20space", "/run/with space"),
+    ],
+)
+def test_a_target_is_a_path_or_a_uri(target: str, path: str) -> None:
+    assert socket_path(target) == Path(path)
+
+
+def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert socket_path("a.sock") == socket_path("unix:a.sock") == tmp_path / "a.sock"
+
+
+@pytest.mark.parametrize("target", ["", "tcp://host:1", "https://host", "/" + "x" * 120])
+def test_what_cannot_be_a_socket_is_refused(target: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        socket_path(target)
+
+
+def test_default_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system, own = tmp_path / "system.sock", tmp_path / "cached" / "cached.sock"
+    own.parent.mkdir()
+    monkeypatch.setattr(module, "SYSTEM_SOCKET", str(system))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("CACHED_SOCKET", raising=False)
+
+    assert default_target() == str(system), "nothing is there: the error is to name the system's socket"
+    own.touch()
+    assert default_target() == str(own)
+    system.touch()
+    assert default_target() == str(system)
+    monkeypatch.setenv("CACHED_SOCKET", "/elsewhere.sock")
+    assert default_target() == "/elsewhere.sock"
+
+
+def test_a_path_with_odd_characters_works(tmp_path: Path) -> None:
+    odd = tmp_path / "a b%20ü"
+    odd.mkdir()
+    daemon = FakeDaemon(odd)
+    assert Connection(str(odd / "cached.sock")).path == daemon.socket
+    with daemon, cached_client.connect(str(daemon.socket)) as cache:
+        daemon.add("m", {"config.json": b"{}"})
+        with cache.attach("m") as model:
+            assert model.read("config.json") == b"{}"
+
+
+def test_waits_for_a_daemon_that_starts_later(tmp_path: Path) -> None:
+    daemon = FakeDaemon(tmp_path)
+    starter = threading.Timer(0.3, daemon.start)
+    with Connection(daemon.target) as connection:
+        starter.start()
+        try:
+            connection.wait_ready(30.0)
+            assert connection.call(connection.stub.Stats, pb.StatsRequest()).version == "fake"
+        finally:
+            starter.join()
+            daemon.stop()
+
+
+def test_survives_a_restart_and_opens_again_after_close(tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path) as daemon, Connection(daemon.target) as connection:
+        connection.wait_ready(30.0)
+        daemon.stop()
+        with pytest.raises(DaemonUnavailableError):
+            connection.call(connection.stub.Stats, pb.StatsRequest())
+        daemon.start()
+        connection.wait_ready(30.0)
+        connection.close()
+        connection.close()
+        connection.wait_ready(30.0)
+
+
+def test_list_and_pull(tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path) as daemon, cached_client.connect(daemon.target) as cache:
+        revision = daemon.add("m", {"config.json": b"{}"})
+        [summary] = cache.list()
+        assert (summary.name, summary.revision, summary.state, summary.tier) == ("m", revision, "ready", "auto")
+        assert summary.size_bytes == 2
+        progress = list(cache.pull("m", tier="hot", level="l2", wait=False))
+        assert [moment.phase for moment in progress] == ["resolving", "ready"]
+        assert progress[-1].from_level == ""
+        for wrong in ({"tier": "l1"}, {"level": "hot"}, {"level": "l3"}):
+            with pytest.raises(InvalidRequestError, match="is not a"):
+                list(cache.pull("m", **wrong))

@@ -169,8 +169,18 @@ class Evictor:
             registry.forget_revision(manifest)
 
     def forget(self, model: Model) -> None:
-        """Drops a model that was evicted from every level."""
-        self._services.registry.forget_model(model)
+        """Drops a model that was evicted from every level, with what is left of its unfinished pulls."""
+        services = self._services
+        for pull in services.registry.index.pending():
+            if pull.name == model.name:
+                for ingest_id in pull.ingests:
+                    for level in services.storage.levels:
+                        services.storage.discard(level, ingest_id)
+                    (services.journal_dir / ingest_id).unlink(missing_ok=True)
+                services.registry.write(
+                    lambda gone=pull: services.registry.index.delete_pending(gone.name, gone.revision)  # type: ignore[misc]
+                )
+        services.registry.forget_model(model)
 
     async def tidy(self) -> None:
         """What needs no room to be made: cold models that nobody uses leave L1, and so do blobs that nobody has."""

@@ -150,7 +150,7 @@ class Flight:
         except asyncio.CancelledError:
             self._fail(CachedError("the load was stopped", hint="it is resumed by the next pull of the model"))
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged, and told to whoever waits
             _log.exception("flight.bug", path=self.order.path)
             self._fail(CachedError(f"internal error: {error!r}", hint="please report it with the daemon's log"))
         finally:

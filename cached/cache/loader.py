@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 
 import structlog
@@ -11,12 +12,15 @@ from cached.cache.evictor import Evictor
 from cached.cache.flight import BlobOrder, Flight
 from cached.cache.load import Load, LoadPlan
 from cached.cache.services import Services
-from cached.errors import CachedError, IntegrityError, NoRoomError
+from cached.errors import CachedError, IntegrityError, NoRoomError, UnavailableError
 from cached.manifest import Manifest
 from cached.signals import run_all
 from cached.types import Level
 
 _log = structlog.get_logger(__name__)
+
+_PRIORITIES_PER_LOAD = 100_000
+"""More than a model has files: earlier loads go first, and within a load earlier files."""
 
 
 class Loader:
@@ -63,27 +67,31 @@ class Loader:
         await asyncio.gather(*(load.task for load in loads if load.task is not None), return_exceptions=True)
 
     async def _run(self, load: Load) -> None:
+        error: CachedError | None = None
         try:
             async with self._slots:
                 await self._open(load)
                 await self._fly(load)
-            self._ended(load, None)
-        except CachedError as error:
-            self._ended(load, error)
+        except CachedError as failure:
+            error = failure
         except asyncio.CancelledError:
             load.error = CachedError("the load was stopped", hint="it is resumed by the next pull of the model")
             raise
-        except Exception as error:
+        except Exception as bug:  # noqa: BLE001 - logged, and told to whoever waits
             _log.exception("load.bug", model=load.plan.name)
-            bug = CachedError(f"internal error: {error!r}", hint="please report it with the daemon's log")
-            self._ended(load, bug)
+            error = CachedError(f"internal error: {bug!r}", hint="please report it with the daemon's log")
         finally:
             await self._release(load)
             del self.loads[load.key]
+            if load.error is None:
+                self._ended(load, error)
             load.signal.notify()
 
     def _ended(self, load: Load, error: CachedError | None) -> None:
-        """Keeps the record of what is pending true: a pull that failed for a passing reason is resumed after a restart."""
+        """Keeps the record of what is pending true: what failed for a passing reason is resumed after a restart.
+
+        Only now do those who wait hear of the end: a new try finds nothing left of this one.
+        """
         services, plan = self._services, load.plan
         if error is None or isinstance(error, IntegrityError):
             services.registry.write(lambda: services.registry.index.delete_pending(plan.name, plan.revision))
@@ -102,28 +110,45 @@ class Loader:
     async def _open(self, load: Load) -> None:
         """Reserves and creates everything at once, so that a load never starts what cannot be finished."""
         plan = load.plan
-        new = {key: order for key, order in plan.orders.items() if (order.level, key) not in self._flights}
-        sizes = {key: order.size_bytes for key, order in new.items() if not order.adopt}
-        await self._evictor.open(plan.level, sizes, for_name=plan.name)
-        persisted = await self._open_behind({key: order for key, order in new.items() if order.persist}, plan)
-        self._sequence += 1
-        for position, (key, order) in enumerate(plan.orders.items()):
-            flight = self._flights.get((order.level, key))
-            if flight is None:
-                flight = self._take_off(order, with_l2=key in persisted, priority=self._sequence * 100_000 + position)
-            flight.users += 1
-            load.flights[key] = flight
+        new = {key: order for key, order in plan.orders.items() if not self._join(load, key)}
+        try:
+            sizes = {key: order.size_bytes for key, order in new.items() if not order.adopt}
+            await self._evictor.open(plan.level, sizes, for_name=plan.name)
+            persisted = await self._open_behind(new, plan)
+            self._sequence += 1
+            for position, (key, order) in enumerate(plan.orders.items()):
+                if key not in load.flights and not self._join(load, key):
+                    priority = self._sequence * _PRIORITIES_PER_LOAD + position
+                    self._take_off(load, replace(order, persist=key in persisted), priority)
+        finally:
+            for key, order in new.items():
+                if (order.level, key) not in self._flights:
+                    self._services.storage.discard(order.level, key)
+                    self._services.storage.discard(Level.L2, key)
         load.opened = True
         load.signal.notify()
 
-    async def _open_behind(self, orders: dict[str, BlobOrder], plan: LoadPlan) -> frozenset[str]:
+    def _join(self, load: Load, key: str) -> bool:
+        """Shares the flight that brings this blob already. False if there is none."""
+        flight = self._flights.get((load.plan.level, key))
+        if flight is None:
+            return False
+        if flight.users == 0:
+            raise UnavailableError(f"{load.plan.name} is being stopped", hint="try again in a moment")
+        flight.users += 1
+        load.flights[key] = flight
+        return True
+
+    async def _open_behind(self, new: Mapping[str, BlobOrder], plan: LoadPlan) -> frozenset[str]:
         """Room in L2 for what is written behind. Without it the load goes on in L1 alone."""
-        if not orders or not self._services.storage.has(Level.L2):
+        storage = self._services.storage
+        sizes = {
+            key: order.size_bytes for key, order in new.items() if order.persist and not storage.is_open(Level.L2, key)
+        }
+        if not sizes or not storage.has(Level.L2):
             return frozenset()
         try:
-            await self._evictor.open(
-                Level.L2, {key: order.size_bytes for key, order in orders.items()}, for_name=plan.name
-            )
+            await self._evictor.open(Level.L2, sizes, for_name=plan.name)
         except CachedError as error:
             if not isinstance(error, NoRoomError):
                 self._services.degraded["l2"] = error.message
@@ -131,13 +156,13 @@ class Loader:
                 "l2.skipped", f"{plan.name} is kept in L1 only: {error.message}", name=plan.name, **error.fields
             )
             return frozenset()
-        return frozenset(orders)
+        return frozenset(sizes)
 
-    def _take_off(self, order: BlobOrder, *, with_l2: bool, priority: int) -> Flight:
-        flight = Flight(self._services, replace(order, persist=with_l2), priority=priority)
-        self._flights[order.level, order.ingest_id] = flight
+    def _take_off(self, load: Load, order: BlobOrder, priority: int) -> None:
+        flight = Flight(self._services, order, priority=priority)
+        flight.users = 1
+        self._flights[order.level, order.ingest_id] = load.flights[order.ingest_id] = flight
         flight.start()
-        return flight
 
     async def _fly(self, load: Load) -> None:
         flights = list(load.flights.values())

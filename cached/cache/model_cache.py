@@ -169,7 +169,7 @@ class ModelCache:
             services.metrics.hits.labels(level="l2").inc()
             return pulls.promote(manifest)
         services.metrics.misses.labels(level="l2").inc()
-        load = await pulls.pull(ref, source=source, level=Level.L1)
+        load = await pulls.begin(ref, source=source, level=Level.L1).until_planned()
         services.metrics.hits.labels(level="l3").inc()
         return load
 
@@ -192,9 +192,7 @@ class ModelCache:
         """One model: its files, leases and where everything is."""
         parsed = parse_ref(ref)
         model = self._parts.services.registry.require(parsed)
-        manifest = self._parts.services.registry.manifest_of(model, parsed)
-        if parsed.revision and manifest is None:
-            raise NotFoundError(f"{ref} is not here", hint=f"`cached show {model.name}` lists revisions", ref=ref)
+        manifest = self._revisions(model, parsed)[0] if parsed.revision else model.current
         return self._parts.describer.detail(model, manifest)
 
     def list_leases(self) -> tuple[LeaseInfo, ...]:
@@ -222,28 +220,36 @@ class ModelCache:
 
     async def evict(self, ref: str, level: Level | None) -> Freed:
         """Takes a model's revisions (or the one named) out of a level, or of all. Refused while leased or loading."""
-        model, manifests = self._unused(parse_ref(ref))
+        manifests = self._unused(parse_ref(ref), level)
         freed = Freed()
         for manifest in manifests:
             for each in (Level.L1, Level.L2) if level is None else (level,):
                 size = await self._parts.evictor.evict(manifest, each, "operator")
                 freed = _plus(freed, each, size)
-        del model
         return freed
 
     async def remove(self, ref: str) -> Freed:
         """Evicts from every level and forgets the model (its catalog entry, if any, stays)."""
-        parsed = parse_ref(ref)
-        freed = await self.evict(parsed.name, None)
-        model = self._parts.services.registry.require(parsed)
+        name = parse_ref(ref).name
+        freed = await self.evict(name, None)
+        model = self._parts.services.registry.require(Ref(name))
         self._parts.evictor.forget(model)
         return freed
 
-    def _unused(self, ref: Ref) -> tuple[Model, list[Manifest]]:
+    def _unused(self, ref: Ref, level: Level | None) -> list[Manifest]:
+        """The revisions that a reference means, if nobody holds them."""
         registry = self._parts.services.registry
         model = registry.require(ref)
-        chosen = registry.manifest_of(model, ref)
-        manifests = [chosen] if ref.revision and chosen else list(model.manifests.values())
+        manifests = self._revisions(model, ref)
+        if model.pinned:
+            raise InUseError(f"{ref} is pinned", hint=f"first: cached unpin {model.name}", ref=str(ref), holders="pin")
+        if model.tier[0] is Tier.HOT and level is not Level.L2:
+            raise InUseError(
+                f"{ref} is hot, by word of the {model.tier[1]}: it would be brought back at once",
+                hint=f"first: cached tier {model.name} warm (and change its tier in the catalog, if it is hot there)",
+                ref=str(ref),
+                holders="tier hot",
+            )
         holders = [holder for item in manifests for holder in self._parts.leases.holders(item.name, item.revision)] or [
             f"a load to {load.plan.level}" for load in self._parts.loader.active(model.name)
         ]
@@ -254,7 +260,16 @@ class ModelCache:
                 ref=str(ref),
                 holders=", ".join(holders),
             )
-        return model, manifests
+        return manifests
+
+    def _revisions(self, model: Model, ref: Ref) -> list[Manifest]:
+        """The revision that a reference names, or all of the model's."""
+        if not ref.revision:
+            return list(model.manifests.values())
+        manifest = self._parts.services.registry.manifest_of(model, ref)
+        if manifest is None:
+            raise NotFoundError(f"{ref} is not here", hint=f"`cached show {model.name}` lists revisions", ref=str(ref))
+        return [manifest]
 
     async def verify(self, ref: str | None, *, repair: bool) -> AsyncIterator[VerifyProgress]:
         """Reads every byte of one or all models again; see Verifier."""
@@ -262,9 +277,7 @@ class ModelCache:
         manifests = list(registry.manifests())
         if ref is not None:
             parsed = parse_ref(ref)
-            model = registry.require(parsed)
-            one = registry.manifest_of(model, parsed)
-            manifests = [one] if parsed.revision and one else list(model.manifests.values())
+            manifests = self._revisions(registry.require(parsed), parsed)
         async for progress in self._parts.verifier.verify(manifests, repair=repair):
             yield progress
 

@@ -24,7 +24,7 @@ _PRIORITY_BEHIND = 1_000_000_000
 
 
 class Persist:
-    """One blob's way from L1 to an L2 ingest that exists and is reserved. ``copy`` and ``finish`` once each, in order."""
+    """One blob's way from L1 to an L2 ingest that is open. ``behind`` or ``whole``, then ``finish`` or ``abandon``."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Persist:
         self._taken.add(index)
 
     async def behind(self, fill: Fill) -> None:
-        """Copies every chunk of ``fill`` after it was verified. Remembers an error in ``error`` instead of raising it."""
+        """Copies every chunk of ``fill`` after it was verified. Keeps an error in ``error`` instead of raising it."""
         position = 0
 
         async def follow() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cached.cache.flight import BlobOrder
@@ -77,9 +78,17 @@ class Pulls:
             error.fields.setdefault("name", model.name)
             self._services.failed(model, error)
             raise
+        await self._other_level(model.name, resolved.revision, level)
         plan = self._plan(model, resolved, level)
         self._remember(model, plan, tier)
         return self._loader.begin(plan)
+
+    async def _other_level(self, name: str, revision: str, level: Level) -> None:
+        """Waits for a load of the same revision to another level: its bytes need not be fetched twice."""
+        for load in self._loader.active(name, revision):
+            if load.plan.level is not level:
+                with suppress(CachedError):  # its own watchers hear of its error; we go on and try ourselves
+                    await load.until(lambda load=load: load.finished)  # type: ignore[misc]
 
     def begin(self, ref: Ref, *, source: str = "", level: Level = Level.L1, tier: Tier | None = None) -> PullRun:
         """Starts a pull that goes on whoever watches it, and is begun again when an object changes under way."""
@@ -156,7 +165,7 @@ class Pulls:
         missing = sorted(set(sha256) - {item.path for item in items})
         if missing:
             raise InvalidRequestError(
-                f"the catalog has a sha256 for {missing[0]}, which {spec.uri} does not have (or its patterns leave out)",
+                f"the catalog has a sha256 for {missing[0]}, which {spec.uri} lacks or its patterns leave out",
                 hint="correct the path in the catalog's sha256 table",
                 value=missing[0],
             )

@@ -114,6 +114,8 @@ class Storage:
         opened: list[str] = []
         try:
             for ingest_id, size_bytes in sizes.items():
+                if ingest_id in ledger.reservations:
+                    continue  # another load was quicker; they share the flight
                 kept = _kept(ingest_id) in ledger.used
                 if kept:
                     ledger.remove(_kept(ingest_id))
@@ -192,7 +194,7 @@ class Storage:
         self._ledgers[Level.L2].remove(_blob(digest))
 
     async def collect(self) -> None:
-        """Frees what is withdrawn and no longer mapped, into the pool as far as that may grow; shrinks it if it must."""
+        """Frees what is withdrawn and no longer mapped, into the pool where that may grow; shrinks it if it must."""
         async with self._collecting:
             if self.l1.withdrawn_bytes:
                 limit = self._pool_limit()

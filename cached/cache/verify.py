@@ -125,7 +125,7 @@ class Verifier:
         return damage
 
     async def _mend(self, place: _Place, ref: FileRef) -> str:
-        """Brings the chunk again, from the other level or from the origin by one ranged read. What failed, or nothing."""
+        """Brings the chunk again, from the other level or by one ranged read of the origin. What failed, or nothing."""
         services, record = self._services, place.blob.record
         other = Level.L2 if place.level is Level.L1 else Level.L1
         disk = services.storage.level(other).blob(record.digest) if place.blob.at(other) else None

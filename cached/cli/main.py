@@ -21,14 +21,14 @@ from cached_client.errors import CacheError
 @click.version_option(__version__, prog_name="cached")
 @click.pass_context
 def cli(context: click.Context, socket: str) -> None:
-    r"""The host's cache of model weights: pulled once, every byte verified, shared by all workers.
+    """The host's cache of model weights: pulled once, every byte verified, shared by all workers.
 
     A REF is NAME, NAME@REVISION, or a URI such as s3://bucket/prefix.
 
     \b
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 timed out, 5 no room, 6 damaged content.
     Completion: eval "$(_CACHED_COMPLETE=bash_source cached)"   (also zsh_source; fish_source)
-    """
+    """  # noqa: D301 click reads the control character
     context.obj = Globals(socket=socket)
 
 

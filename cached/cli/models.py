@@ -161,7 +161,10 @@ def _print_files(detail: pb.DescribeResponse) -> None:
 @output_option
 @pass_globals
 def tier(options: Globals, ref: str, wanted: str, output: str) -> None:
-    """Set how soon a model is wanted: hot (always in memory), warm, cold or auto.
+    """Set how soon a model is wanted.
+
+    hot: always in memory; warm: in memory while it earns its place, else on disk; cold: in memory only while it is
+    leased; auto: computed from demand.
 
     Example: cached tier llama-13b hot
     """
@@ -210,7 +213,9 @@ def _print_summary(model: pb.ModelSummary, output: str) -> None:
 @output_option
 @pass_globals
 def evict(options: Globals, ref: str, level: str, output: str) -> None:
-    """Take a model's bytes out of memory (l1), off the disk (l2), or both. It stays known.
+    """Take a model out of memory, off the disk, or both.
+
+    It stays known, and can be pulled again.
 
     Example: cached evict llama-13b --level l1
     """
@@ -246,9 +251,10 @@ def _print_freed(ref: str, freed: pb.EvictResponse | pb.RemoveResponse, output: 
 @ref_argument
 @pass_globals
 def path(options: Globals, ref: str) -> int:
-    """Print the directory of a model that is in the cache, for programs that want files. Exit code 3 if it is not.
+    """Print the directory of a model in the cache.
 
-    The directory holds links, and stays whole while the model is leased or pinned: see `cached run` and `cached pin`.
+    For programs that want files. Exit code 3 if the model is not in the cache. The directory holds links, and stays
+    whole while the model is leased or pinned: see `cached run` and `cached pin`.
 
     Example: llama-server -m "$(cached path qwen-gguf)"/model.gguf
     """

@@ -95,7 +95,9 @@ def stats(options: Globals, output: str) -> None:
 @output_option
 @pass_globals
 def events(options: Globals, follow: bool, output: str) -> None:
-    """Show what happened lately; with --follow also what happens now. As JSON, one object a line.
+    """Show what happened lately, or happens now.
+
+    As JSON, one object a line.
 
     Example: cached events --follow
     """
@@ -258,7 +260,7 @@ def _catalog_data(model: object) -> dict[str, object]:
 @output_option
 @pass_globals
 def version(options: Globals, output: str) -> None:
-    """Show the versions of this command and, if it answers, of the daemon.
+    """Show the versions of the command and of the daemon.
 
     Example: cached version
     """

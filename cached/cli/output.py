@@ -85,7 +85,7 @@ def clean(text: str, *, lines: bool = False) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Aligned columns. On a terminal they fit its width; elsewhere no line is broken or cut. ``right``: aligned there."""
+    """Aligned columns; cells fold on a terminal, and elsewhere no line is broken. ``right``: columns aligned there."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_UNBOUNDED_COLUMNS)

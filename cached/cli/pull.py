@@ -48,7 +48,7 @@ def pull(
     timeout: float | None,
     output: str,
 ) -> None:
-    r"""Bring a model into the cache, and show how far it is.
+    """Bring a model into the cache, and show how far it is.
 
     REF is NAME, NAME@REVISION or a URI. Interrupting the command does not end the pull.
 
@@ -56,7 +56,7 @@ def pull(
     Examples:
       cached pull llama-13b
       cached pull tiny --source s3://bucket/models/tiny --tier hot
-    """
+    """  # noqa: D301 click reads the control character
     request = pb.PullRequest(
         ref=ref,
         source=source,
@@ -99,9 +99,9 @@ def _told(last: pb.PullProgress) -> str:
 @output_option
 @pass_globals
 def verify(options: Globals, ref: str, repair: bool, output: str) -> int:
-    """Read every byte of one model, or of all, and compare it with its checksums.
+    """Compare every byte with its checksum.
 
-    Lists each damaged chunk. Exit code 6 if damage remains.
+    Of one model, or of all. Lists each damaged chunk. Exit code 6 if damage remains.
 
     Example: cached verify llama-13b --repair
     """

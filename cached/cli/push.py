@@ -59,15 +59,15 @@ class _Sent:
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Configuration file, for its [s3] section.")
 @output_option
 def push(folder: Path, uri: str, name: str | None, file: Path | None, output: str, **flags: Any) -> None:
-    r"""Upload a model's directory to an origin, and print its catalog entry with checksums.
+    """Upload a model's directory to an origin.
 
-    Hidden files are left out. Settings of S3 come from the [s3] section, CACHED_S3_* variables and these flags;
-    credentials from the usual AWS places.
+    Then prints its catalog entry, with checksums. Hidden files are left out. Settings of S3 come from the [s3] section,
+    CACHED_S3_* variables and these flags; credentials from the usual AWS places.
 
     \b
     Example:
       cached push ./tiny-llama s3://bucket/models/tiny-llama --endpoint-url http://127.0.0.1:9000
-    """
+    """  # noqa: D301 click reads the control character
     name = check_name(name) if name else name_of_uri(uri)
     overrides = {f"s3.{key}": _flag_text(flags[key]) for key in _ORIGIN_FLAGS if flags[key] is not None}
     loaded = load_config(file, process_environment(), overrides)

@@ -33,14 +33,14 @@ _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH)
 """A terminal sends these to the child as well: passing them on would double them."""
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command()
 @ref_argument
 @click.option("--source", default="", metavar="URI", help="Origin of a model that is not in the catalog.")
 @timeout_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD...")
 @pass_globals
 def run(options: Globals, ref: str, source: str, timeout: float | None, command: tuple[str, ...]) -> int:
-    r"""Run a command that finds the model as a directory in memory.
+    """Run a command that finds the model as a directory in memory.
 
     The model is pulled if needed and held by a lease until the command ends. "{path}" in the arguments is replaced by
     the directory, and CACHED_MODEL_PATH is set to it. Signals are passed on; the exit code is the command's.
@@ -48,7 +48,7 @@ def run(options: Globals, ref: str, source: str, timeout: float | None, command:
     \b
     Example:
       cached run llama-13b -- vllm serve {path} --served-model-name llama-13b
-    """
+    """  # noqa: D301 click reads the control character
     with connected(options) as connection, Cache(connection) as cache:
         name = f"cached run {os.path.basename(command[0])}"
         with cache.attach(ref, source=source, timeout_s=timeout, wait=True, client_name=name) as model:

@@ -36,7 +36,7 @@ _FLAGS = {
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
 @pass_globals
 def serve(options: Globals, /, file: Path | None, **flags: str | None) -> int:
-    r"""Run the daemon in the foreground until it is stopped.
+    """Run the daemon in the foreground until it is stopped.
 
     Settings come from defaults, then the file, then CACHED_SECTION_KEY variables, then these flags; see
     `cached config show`. SIGTERM drains, SIGHUP reads the catalog again.
@@ -45,7 +45,7 @@ def serve(options: Globals, /, file: Path | None, **flags: str | None) -> int:
     Examples:
       cached serve
       cached serve --state-dir ~/.cache/cached --l1-capacity 16GiB --catalog models.json
-    """
+    """  # noqa: D301 click reads the control character
     given = {"socket": options.socket or None} | {name: value for name, value in flags.items() if value is not None}
     overrides = {_FLAGS[name]: value for name, value in given.items() if value is not None}
     environment = process_environment()

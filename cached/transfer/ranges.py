@@ -1,8 +1,11 @@
-"""Moving ranges of bytes between local files and memory, with their checksums. Runs in movers, from any thread.
+"""Moving ranges of bytes between local files, with their checksums. Runs in movers, from any thread.
 
-A memory file is reached through a mapping, a disk file with O_DIRECT where offset and length allow it and the file
-system supports it, else buffered and dropped from the page cache: weights that are in L1 or on their way there must not
-take memory a second time.
+Disk is read and written with O_DIRECT where offset and length allow it and the file system supports it, else buffered
+and dropped from the page cache: weights that are in L1 or on their way there must not take memory a second time.
+
+Memory is reached through a mapping where its pages are huge. Small pages would cost a fault each, in every mover, which
+is dearer than copying what is in them: they are read and written by system calls through a buffer that stays in the
+processor's cache. Those never raise SIGBUS either; a shortage is an error.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Self
 
 from cached.checksum import crc64_hex, crc64nvme
@@ -24,7 +28,9 @@ from cached.levels.memory import Mapping, allocate_pages, open_mapping
 from cached.units import CHUNK_BYTES, MIB
 
 STEP_BYTES = 4 * MIB
-"""What one system call reads or writes, and what is checksummed while it is still in the processor's cache."""
+"""What one system call reads from or writes to a disk."""
+CACHED_BYTES = MIB
+"""What is checksummed, and copied while it is still in the processor's cache. STEP_BYTES are a multiple of it."""
 
 _BLOCK_BYTES = 4096
 _NO_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
@@ -46,17 +52,16 @@ class Slabs:
         return view
 
 
-class DiskFile:
-    """An open disk file; reads and writes whole ranges. A context manager.
+class LocalFile:
+    """An open file of a level; reads and writes whole ranges by system calls. A context manager.
 
-    Views that are read into or written from must lie in memory as their offset lies in the file, modulo the page size,
-    for O_DIRECT to be used.
+    For O_DIRECT to be used on disk, views must lie in memory as their offset lies in the file, modulo the page size.
     """
 
     def __init__(self, ref: FileRef, *, writable: bool = False) -> None:
         self._ref = ref
         self._direct = False
-        self._may_be_direct = True
+        self._may_be_direct = not ref.memory
         with _local_file():
             self._fd = open_checked(level_of(ref), ref.path, os.O_RDWR if writable else os.O_RDONLY, ref)
 
@@ -96,7 +101,7 @@ class DiskFile:
             raise
         if not moved:
             raise OSError(errno.ENODATA, f"it ends at byte {at_bytes}")
-        if not direct:
+        if not direct and not self._ref.memory:
             os.posix_fadvise(self._fd, at_bytes, moved, os.POSIX_FADV_DONTNEED)
         return moved
 
@@ -134,19 +139,15 @@ def check_range(ref: FileRef, offset_bytes: int, length_bytes: int) -> None:
 
 
 def pieces(source: FileRef, offset_bytes: int, length_bytes: int, slab: memoryview) -> Iterator[memoryview]:
-    """The range in pieces of STEP_BYTES at most, each valid until the next; to be iterated to its end or closed."""
-    spans = [(at, min(STEP_BYTES, length_bytes - at)) for at in range(0, length_bytes, STEP_BYTES)]
-    if source.memory:
-        with mapped(source) as mapping:
-            for at, span in spans:
-                with mapping.view[offset_bytes + at : offset_bytes + at + span] as piece:
-                    yield piece
-        return
-    with DiskFile(source) as disk:
-        for at, span in spans:
-            with slab[:span] as piece:
-                disk.read(offset_bytes + at, piece)
-                yield piece
+    """The range in pieces of CACHED_BYTES at most, in ``slab``, each valid until the next. Iterate to the end."""
+    step_bytes = CACHED_BYTES if source.memory else STEP_BYTES
+    with LocalFile(source) as file:
+        for at in range(0, length_bytes, step_bytes):
+            with slab[: min(step_bytes, length_bytes - at)] as step:
+                file.read(offset_bytes + at, step)
+                for start in range(0, len(step), CACHED_BYTES):
+                    with step[start : start + CACHED_BYTES] as piece:
+                        yield piece
 
 
 def checksum(source: FileRef, offset_bytes: int, length_bytes: int, slab: memoryview) -> int:
@@ -158,21 +159,17 @@ def checksum(source: FileRef, offset_bytes: int, length_bytes: int, slab: memory
 
 
 def copy_to_memory(source: FileRef, target: FileRef, offset_bytes: int, length_bytes: int, slab: memoryview) -> int:
-    """Disk or memory → memory at the same offset; the CRC64-NVME of the bytes as read."""
+    """Disk or memory → memory at the same offset; the CRC64-NVME of the bytes as read. Raises NoRoomError."""
     crc64 = 0
-    with pages_for(target, offset_bytes, length_bytes) as view:
-        if source.memory:
-            at = 0
-            for piece in pieces(source, offset_bytes, length_bytes, slab):
-                view[at : at + len(piece)] = piece
-                at += len(piece)
-                crc64 = crc64nvme(piece, crc64)
-            return crc64
-        with DiskFile(source) as disk:
-            for at in range(0, length_bytes, STEP_BYTES):
-                with view[at : at + STEP_BYTES] as step:
-                    disk.read(offset_bytes + at, step)
-                    crc64 = crc64nvme(step, crc64)
+    if _has_huge_pages(target):
+        with pages_for(target, offset_bytes, length_bytes) as view, LocalFile(source) as reader:
+            return _read_checksummed(reader, offset_bytes, view, crc64)
+    at_bytes = offset_bytes
+    with LocalFile(target, writable=True) as file:
+        for piece in pieces(source, offset_bytes, length_bytes, slab):
+            crc64 = crc64nvme(piece, crc64)
+            file.write(at_bytes, piece)
+            at_bytes += len(piece)
     return crc64
 
 
@@ -181,28 +178,49 @@ def copy_to_disk(
 ) -> int:
     """Memory or disk → disk at the same offset; the CRC64-NVME of the bytes as read.
 
-    All are read and checked before the first is written; from disk that bounds the range to one chunk.
+    Nothing is written unless the whole range is as expected; a range that the slab cannot hold is read twice for that.
     """
-    if source.memory:
-        with mapped(source) as mapping, mapping.view[offset_bytes : offset_bytes + length_bytes] as view:
-            return _checked_write(source, target, offset_bytes, view, expected)
-    if length_bytes > len(slab):
-        raise InvalidRequestError("disk to disk moves one chunk at most", value=length_bytes)
-    with slab[:length_bytes] as view:
-        with DiskFile(source) as disk:
-            disk.read(offset_bytes, view)
-        return _checked_write(source, target, offset_bytes, view, expected)
-
-
-def _checked_write(source: FileRef, target: FileRef, offset_bytes: int, view: memoryview, expected: int | None) -> int:
+    if length_bytes > len(slab) and expected is not None:
+        found = checksum(source, offset_bytes, length_bytes, slab)
+        check_crc64(source, offset_bytes, length_bytes, expected, found)
     crc64 = 0
+    with LocalFile(source) as reader, LocalFile(target, writable=True) as writer:
+        for at in range(0, length_bytes, len(slab)):
+            with slab[: min(len(slab), length_bytes - at)] as view:
+                crc64 = _read_checksummed(reader, offset_bytes + at, view, crc64)
+                if length_bytes <= len(slab):
+                    check_crc64(source, offset_bytes, length_bytes, expected, crc64)
+                writer.write(offset_bytes + at, view)
+    check_crc64(source, offset_bytes, length_bytes, expected, crc64)
+    return crc64
+
+
+def _read_checksummed(reader: LocalFile, offset_bytes: int, view: memoryview, crc64: int) -> int:
     for at in range(0, len(view), STEP_BYTES):
         with view[at : at + STEP_BYTES] as step:
+            reader.read(offset_bytes + at, step)
             crc64 = crc64nvme(step, crc64)
-    check_crc64(source, offset_bytes, len(view), expected, crc64)
-    with DiskFile(target, writable=True) as disk:
-        disk.write(offset_bytes, view)
     return crc64
+
+
+def _has_huge_pages(ref: FileRef) -> bool:
+    """Whether the file system of a memory file gives huge pages to mappings that ask for them."""
+    with _local_file(), level_errors(level_of(ref), ref.path, "stat"):
+        device = os.stat(ref.path).st_dev
+    return f"{os.major(device)}:{os.minor(device)}" in _huge_mounts()
+
+
+@cache
+def _huge_mounts() -> frozenset[str]:
+    """Devices of the file systems mounted with huge pages. proc_pid_mountinfo(5)."""
+    found = set()
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            fields, _, rest = line.partition(" - ")
+            options = rest.split()[-1].split(",")
+            if any(option.startswith("huge=") and option != "huge=never" for option in options):
+                found.add(fields.split()[2])
+    return frozenset(found)
 
 
 def check_crc64(source: FileRef, offset_bytes: int, length_bytes: int, expected: int | None, found: int) -> None:

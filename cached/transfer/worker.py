@@ -95,7 +95,7 @@ class Worker:
                     _read_into(origin, job.item, job.offset_bytes, view)
                     return crc64nvme(view)
             crc64 = 0
-            with ranges.DiskFile(job.target, writable=True) as disk:
+            with ranges.LocalFile(job.target, writable=True) as disk:
                 for at in range(0, job.length_bytes, CHUNK_BYTES):
                     with self._slabs.view()[: min(CHUNK_BYTES, job.length_bytes - at)] as view:
                         _read_into(origin, job.item, job.offset_bytes + at, view)

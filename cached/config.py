@@ -278,11 +278,19 @@ def _with_places(config: Config, env: Mapping[str, str], place: Place) -> Config
     """Fills in the paths whose defaults depend on the host."""
     daemon = config.daemon
     socket = daemon.socket or default_socket(env, place)
-    home = env.get("XDG_STATE_HOME") or os.path.join(env.get("HOME") or f"/tmp/cached-{place.uid}", ".local/state")  # noqa: S108
-    state_dir = daemon.state_dir or (SYSTEM_STATE_DIR if place.uid == 0 else f"{home}/cached")
+    state_dir = daemon.state_dir or _default_state_dir(env, place)
     models_dir = daemon.models_dir or os.path.join(os.path.dirname(socket), "models")
     return dataclasses.replace(
         config,
         daemon=dataclasses.replace(daemon, socket=socket, state_dir=state_dir, models_dir=models_dir),
         l2=dataclasses.replace(config.l2, path=config.l2.path or os.path.join(state_dir, "l2")),
     )
+
+
+def _default_state_dir(env: Mapping[str, str], place: Place) -> str:
+    if env.get("STATE_DIRECTORY"):
+        return env["STATE_DIRECTORY"].split(":")[0]  # from systemd's StateDirectory=
+    if place.uid == 0:
+        return SYSTEM_STATE_DIR
+    home = env.get("HOME") or f"/tmp/cached-{place.uid}"  # noqa: S108 the daemon makes it 0700 and checks its owner
+    return os.path.join(env.get("XDG_STATE_HOME") or os.path.join(home, ".local/state"), "cached")

@@ -107,8 +107,8 @@ class DaemonConfig:
     )
     state_dir: str = _setting(
         "",
-        "Folder of what outlives a restart. Empty: /var/lib/cached for root, else $XDG_STATE_HOME/cached or "
-        "~/.local/state/cached.",
+        "Folder of what outlives a restart. Empty: what systemd gives, else /var/lib/cached for root, else "
+        "$XDG_STATE_HOME/cached or ~/.local/state/cached.",
         _path,
     )
     catalog: str = _setting("", "Catalog file (JSON or TOML), read again when it changes. Empty: none.", _path)

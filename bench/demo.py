@@ -33,7 +33,7 @@ from tests.servers import RcloneS3
 
 _CACHED = str(Path(sys.executable).with_name("cached"))
 _DEADLINE_S = 120.0
-_console = Console(highlight=False)
+_console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,12 @@ class Demo:
 
     def run(self) -> None:
         """All of it, step by step."""
-        step("Upload the model with `cached push`, every request signed")
-        self.cached("push", str(self.source), self.uri)
-        step("Start the daemon, and pull the model: S3 → memory, NVMe behind it")
+        step("Upload the model, every request signed; what is printed is a catalog with the SHA-256 of every file")
+        self.cached("push", str(self.source), self.uri, into="catalog.json")
+        step("Start the daemon with that catalog, and pull the model: S3 → memory, NVMe behind it")
         self.start_daemon()
-        started_s = time.perf_counter()
-        self.cached("pull", self.model, "--source", self.uri)
-        size_bytes = sum(path.stat().st_size for path in self.source.rglob("*") if path.is_file())
-        self.rows.append(Row("pull", "S3 (origin)", time.perf_counter() - started_s, size_bytes))
+        self.cached("pull", self.model)
+        self.rows.append(self.pulled())
         step("Two workers attach at the same time")
         memory = self.attach_twice("attach, warm")
         step("Restart the daemon: the weights stay in memory; their checksums are confirmed, nothing is read again")
@@ -84,8 +82,16 @@ class Demo:
         self.stop_daemon()
         self.show(memory)
 
+    def pulled(self) -> Row:
+        """What the pull took, by the daemon's own account."""
+        command = [_CACHED, "events", "-o", "json"]
+        printed = subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
+        event = next(item for item in map(json.loads, printed.splitlines()) if item["kind"] == "load.finished")
+        size_bytes = sum(path.stat().st_size for path in self.source.rglob("*") if path.is_file())
+        return Row("pull", LEVELS["l3"], float(event["fields"]["load_s"]), size_bytes)
+
     def attach_twice(self, what: str) -> list[dict[str, Any]]:
-        """Two worker processes; the slower one's time counts. Their results, after both have ended."""
+        """Two worker processes; the one for which more had to be done counts. Their results, after both have ended."""
         workers = [self.start_worker() for _ in range(2)]
         results = [json.loads(line_of(worker)) for worker in workers]
         # Now both hold the model: what they map is measured while it is shared.
@@ -94,14 +100,16 @@ class Demo:
         if any(worker.returncode for worker in workers):
             sys.exit("a worker failed")
         for number, result in enumerate(results, 1):
-            equal = {None: "", True: ", sentence embedding equal to the plain file's", False: ""}[result["embedding_equal"]]
+            equal = {None: "", True: ", sentence embedding equal to the plain file's", False: ""}[
+                result["embedding_equal"]
+            ]
             if result["embedding_equal"] is False:
                 sys.exit("the sentence embedding differs from the plain file's")
             _console.print(
                 f"  worker {number}: {result['seconds']:.3f} s from {LEVELS[result['from_level']]}, "
                 f"{result['tensors']} tensors equal byte for byte{equal}"
             )
-        slowest = max(results, key=lambda result: result["seconds"])
+        slowest = max(results, key=lambda result: (result["from_level"], result["seconds"]))
         self.rows.append(Row(what, LEVELS[slowest["from_level"]], slowest["seconds"], slowest["size_bytes"]))
         return results
 
@@ -152,20 +160,27 @@ class Demo:
             sys.executable, str(Path(__file__).with_name("demo_worker.py")), "--socket", str(self.socket),
             "--model", self.model, "--source", str(self.source), *(["--embed"] if self.embed else []),
         ]  # fmt: skip
-        environment = {**self.environment, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        return subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        environment = {**self.environment, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def cached(self, *arguments: str) -> None:
-        """Runs a `cached` command where it can be seen."""
+    def cached(self, *arguments: str, into: str = "") -> None:
+        """Runs a `cached` command where it can be seen; what it prints for programs may go ``into`` a file."""
         shown = [argument.replace(str(self.folder), "…") for argument in arguments]
-        _console.print(f"[dim]$ cached {' '.join(shown)}[/dim]")
-        subprocess.run([_CACHED, *arguments], env=self.environment, check=True)
+        _console.print(f"[dim]$ cached {' '.join(shown)}{f' > …/{into}' if into else ''}[/dim]")
+        sys.stdout.flush()
+        if not into:
+            subprocess.run([_CACHED, *arguments], env=self.environment, check=True)
+            return
+        with (self.folder / into).open("wb") as file:
+            subprocess.run([_CACHED, *arguments], env=self.environment, check=True, stdout=file)
 
     def _write_config(self, s3: RcloneS3) -> None:
         self.config = {
-            "daemon": {"socket": str(self.socket), "state_dir": str(self.folder / "state")},
+            "daemon": {
+                "socket": str(self.socket),
+                "state_dir": str(self.folder / "state"),
+                "catalog": str(self.folder / "catalog.json"),
+            },
             "s3": {"endpoint_url": s3.endpoint_url},
             "http": {"listen": "127.0.0.1:0"},
         }

@@ -68,7 +68,9 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 def embedding_equal(model: cached_client.Model, source: Path) -> bool:
     """Whether sentence embeddings from the cache's tensors are those from the plain files, bit for bit."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model.directory)
     with torch.device("meta"):
         cached_module = AutoModel.from_config(AutoConfig.from_pretrained(model.directory))

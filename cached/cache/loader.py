@@ -102,10 +102,13 @@ class Loader:
         load.finished = True
         if load.bytes_from(Level.L3):
             services.metrics.pulls.labels(outcome="ok").inc()
+        ready = load.ready_as or load.completion()
         services.events.emit(
             "load.finished", f"{plan.name} is in {plan.level}", name=plan.name, revision=plan.revision,
-            level=plan.level.value, origin_bytes=load.bytes_from(Level.L3), disk_bytes=load.bytes_from(Level.L2),
+            level=plan.level.value, from_level=ready.from_level.value, origin_bytes=ready.origin_bytes,
+            disk_bytes=ready.disk_bytes, reused_bytes=ready.reused_bytes, load_s=round(ready.load_s, 3),
         )  # fmt: skip
+        services.metrics.load_seconds.labels(from_level=ready.from_level.value).observe(ready.load_s)
 
     async def _open(self, load: Load) -> None:
         """Reserves and creates everything at once, so that a load never starts what cannot be finished."""

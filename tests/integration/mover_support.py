@@ -75,8 +75,10 @@ class MovableClock(SystemClock):
     """The machine's clock, which a test can put forward."""
 
     ahead_s = 0.0
+    readings = 0
 
     def monotonic_s(self) -> float:
+        self.readings += 1
         return super().monotonic_s() + self.ahead_s
 
 

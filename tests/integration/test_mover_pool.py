@@ -18,14 +18,12 @@ from cached.errors import (
     MoverError,
     UnavailableError,
 )
-from cached.transfer import process as process_module
 from cached.transfer.jobs import (
     Checksum,
     Copy,
     Hash,
     Hashed,
 )
-from cached.transfer.pool import MoverPool
 from cached.units import CHUNK_BYTES, MIB
 from tests.integration.mover_support import (
     DEADLINE_S,
@@ -70,7 +68,7 @@ async def test_a_job_that_outlives_three_movers_is_given_up(files: Files, tmp_pa
     fake.chmod(0o755)
     async with pool_of(movers=1, threads=1) as pool:
         with monkeypatch.context() as patch:
-            patch.setattr(process_module.sys, "executable", str(fake))
+            patch.setattr(sys, "executable", str(fake))
             with pytest.raises(MoverError, match=r"Checksum was lost.*killed by signal 9") as caught:
                 await pool.run(Checksum(source, 0, MIB))
         assert caught.value.retryable
@@ -117,20 +115,12 @@ async def test_a_mover_with_a_hash_under_way_is_kept_longer(files: Files) -> Non
         await pool.run(Hash("a", source, 0, MIB, False), key="a")
         pids = pool.pids
         clock.ahead_s = 5.0
-        await asyncio.sleep(0)
-        await until_tended(pool)
+        readings = clock.readings
+        await until(lambda: clock.readings >= readings + 2, "looked after twice")
         assert pool.pids == pids
         result = await pool.run(Hash("a", source, MIB, MIB, True), key="a")
         assert isinstance(result, Hashed)
         assert result.sha256 == hashlib.sha256(read(source)).hexdigest()
-
-
-async def until_tended(pool: MoverPool) -> None:
-    calls: list[float] = []
-    real = pool._clock.monotonic_s
-    pool._clock.monotonic_s = lambda: (calls.append(1.0), real())[1]
-    await until(lambda: len(calls) >= 2, "tended twice")
-    pool._clock.monotonic_s = real
 
 
 async def test_what_is_urgent_goes_first(files: Files) -> None:
@@ -213,7 +203,7 @@ async def test_a_mover_that_talks_nonsense_is_replaced(files: Files, tmp_path, m
         f"sleep 600 &\necho $! > {child}\necho hello\nwait\n"
     )
     real.chmod(0o755)
-    monkeypatch.setattr(process_module.sys, "executable", str(real))
+    monkeypatch.setattr(sys, "executable", str(real))
     async with pool_of(movers=1, threads=1) as pool:
         assert_moved(await pool.run(Checksum(source, 0, MIB)), content)
         assert pool.restarts == 1
@@ -227,10 +217,10 @@ async def test_movers_that_cannot_start_are_reported_with_their_last_words(files
     fake.chmod(0o755)
     async with pool_of(movers=2, threads=1) as pool:
         with monkeypatch.context() as patch:
-            patch.setattr(process_module.sys, "executable", str(fake))
+            patch.setattr(sys, "executable", str(fake))
             with pytest.raises(MoverError, match=r"keep dying.*exit status 3.*no module named sense"):
                 await pool.run(Checksum(source, 0, MIB))
-            patch.setattr(process_module.sys, "executable", str(tmp_path / "missing"))
+            patch.setattr(sys, "executable", str(tmp_path / "missing"))
             with pytest.raises(MoverError, match=r"keep dying.*No such file"):
                 await pool.run(Checksum(source, 0, MIB))
         assert_moved(await pool.run(Checksum(source, 0, MIB)), read(source))

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -67,7 +68,7 @@ class FakeDaemon:
     @property
     def target(self) -> str:
         """What `connect` takes."""
-        return f"unix://{self.socket}"
+        return f"unix://{quote(str(self.socket))}"
 
     @property
     def lease_count(self) -> int:
@@ -134,7 +135,9 @@ class FakeDaemon:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(str(self.descriptor_socket))
         self._listener.listen()
-        self._acceptor = threading.Thread(target=self._accept, args=(self._listener,), name="fake-descriptors")
+        self._acceptor = threading.Thread(
+            target=self._accept, args=(self._listener,), name="fake-descriptors", daemon=True
+        )
         self._acceptor.start()
         self._server = grpc.server(ThreadPoolExecutor(_THREADS))
         self._server.add_generic_rpc_handlers([self._service()])

@@ -41,7 +41,7 @@ def print_failure(error: CachedError | CacheError) -> None:
     """``error: …``, its fields, and ``hint: …`` on standard error."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text.assemble(("error: ", "bold red"), clean(error.message, lines=True)))
-    for key, value in error.fields.items():
+    for key, value in sorted(error.fields.items()):
         if value and key not in _SHOWN_IN_MESSAGE and value not in error.message:
             console.print(Text.assemble((f"  {key}: ", "dim"), clean(value)))
     if error.hint:

@@ -23,7 +23,7 @@ def unit(tmp_path):
 
 
 def setting(name):
-    return re.search(rf"(?m)^{name}=(.*)$", UNIT)[1]
+    return re.findall(rf"(?m)^{name}=(.*)$", UNIT)[0]
 
 
 @needs_systemd

@@ -10,10 +10,11 @@ from cached.origins import registry, selection
 from cached.types import Tier
 
 DIGEST = "ab" * 32
-DESIGNED = (
-    """{"models": {"llama-13b": {"source": "s3://my-bucket/models/llama-13b-hf", "tier": "hot", "format": "safetensors", "size": "26GB",
-  "sha256": {"model-00001-of-00003.safetensors": "DIGEST"}, "hot": ["mon-fri 08:00-20:00"], "priority": 5}}}"""
-).replace("DIGEST", DIGEST)  # fmt: skip
+DESIGNED = """
+{"models": {"llama-13b": {"source": "s3://my-bucket/models/llama-13b-hf", "tier": "hot", "format": "safetensors",
+  "size": "26GB",
+  "sha256": {"model-00001-of-00003.safetensors": "DIGEST"}, "hot": ["mon-fri 08:00-20:00"], "priority": 5}}}
+""".replace("DIGEST", DIGEST)
 
 
 def problems(text, kind="json"):
@@ -38,7 +39,8 @@ def test_the_documented_form_works():
 def test_toml_says_the_same(tmp_path):
     file = tmp_path / "catalog.toml"
     file.write_text(
-        '[models."qwen2.5"]\nsource = "s3://b/q"\ntier = "warm"\npinned = true\ninclude = ["*.gguf"]\nexclude = ["a/*"]\n'
+        '[models."qwen2.5"]\nsource = "s3://b/q"\ntier = "warm"\npinned = true\n'
+        'include = ["*.gguf"]\nexclude = ["a/*"]\n'
         '[models."qwen2.5".origin]\nendpoint_url = "http://minio:9000"\nanonymous = true\naddressing = "path"\n'
     )
     model = load_catalog(file).models["qwen2.5"]

@@ -80,7 +80,7 @@ def test_problems_of_the_file_are_told_together_with_line_value_and_what_is_righ
 
 
 def test_one_problem_gives_its_remedy_as_the_hint():
-    with pytest.raises(ConfigError, match="flag --http-listen: http.listen = 'here'") as caught:
+    with pytest.raises(ConfigError, match=r"flag --http-listen: http\.listen = 'here'") as caught:
         load(overrides={"http.listen": "here"})
     assert "127.0.0.1:9470" in caught.value.hint
     assert caught.value.fields["value"] == "'here'"
@@ -112,7 +112,7 @@ def test_what_cannot_be_used_is_refused(key, value):
 def test_relative_paths_are_for_flags_and_not_for_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load(overrides={"daemon.catalog": "c.json"}).config.daemon.catalog == f"{tmp_path}/c.json"
-    with pytest.raises(ConfigError, match="daemon.catalog = 'c.json'"):
+    with pytest.raises(ConfigError, match=r"daemon\.catalog = 'c.json'"):
         load('[daemon]\ncatalog = "c.json"\n', folder=tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_the_file_is_that_of_the_caller_then_the_variable_then_the_systems(tmp_p
     assert load_config(files["flag"], env, {}, place).config.l1.segment_group == "flag"
     assert load_config(None, env, {}, place).config.l1.segment_group == "variable"
     assert load_config(None, HOME, {}, place).config.l1.segment_group == "system"
-    with pytest.raises(ConfigError, match="cannot read .*missing"):
+    with pytest.raises(ConfigError, match=r"cannot read .*missing"):
         load_config(tmp_path / "missing.toml", HOME, {}, place)
 
 

@@ -49,11 +49,12 @@ class Row:
 class Demo:
     """One run, in a temporary folder."""
 
-    def __init__(self, folder: Path, s3: RcloneS3, *, synthetic_bytes: int) -> None:
+    def __init__(self, folder: Path, s3: RcloneS3, *, synthetic_bytes: int, worker_count: int) -> None:
         self.folder = folder
         self.socket = folder / "run" / "cached.sock"
         self.embed = synthetic_bytes == 0
         self.model = "all-minilm-l6-v2" if self.embed else "synthetic"
+        self.worker_count = worker_count
         self.rows: list[Row] = []
         self.source = _minilm(folder) if self.embed else _synthetic(folder, synthetic_bytes)
         self.uri = f"s3://models/{self.model}"
@@ -69,15 +70,15 @@ class Demo:
         self.start_daemon()
         self.cached("pull", self.model)
         self.rows.append(self.pulled())
-        step("Two workers attach at the same time")
-        memory = self.attach_twice("attach, warm")
+        step(f"{self.worker_count} workers attach at the same time")
+        memory = self.attach("attach, warm")
         step("Restart the daemon: the weights stay in memory; their checksums are confirmed, nothing is read again")
         self.stop_daemon()
         self.start_daemon()
-        self.attach_twice("attach after a restart")
+        self.attach("attach after a restart")
         step("Evict it from memory, and attach again: NVMe → memory")
         self.cached("evict", self.model, "--level", "l1")
-        self.attach_twice("attach after eviction")
+        self.attach("attach after eviction")
         self.cached("ls")
         self.stop_daemon()
         self.show(memory)
@@ -90,11 +91,13 @@ class Demo:
         size_bytes = sum(path.stat().st_size for path in self.source.rglob("*") if path.is_file())
         return Row("pull", LEVELS["l3"], float(event["fields"]["load_s"]), size_bytes)
 
-    def attach_twice(self, what: str) -> list[dict[str, Any]]:
-        """Two worker processes; the one for which more had to be done counts. Their results, after both have ended."""
-        workers = [self.start_worker() for _ in range(2)]
+    def attach(self, what: str) -> list[dict[str, Any]]:
+        """Worker processes; the one for which most had to be done counts. What each of them maps, while all hold it."""
+        workers = [self.start_worker() for _ in range(self.worker_count)]
         results = [json.loads(line_of(worker)) for worker in workers]
-        # Now both hold the model: what they map is measured while it is shared.
+        for worker in workers:
+            send_line(worker)
+        memory = [json.loads(line_of(worker)) for worker in workers]
         for worker in workers:
             worker.communicate()
         if any(worker.returncode for worker in workers):
@@ -111,11 +114,11 @@ class Demo:
             )
         slowest = max(results, key=lambda result: (result["from_level"], result["seconds"]))
         self.rows.append(Row(what, LEVELS[slowest["from_level"]], slowest["seconds"], slowest["size_bytes"]))
-        return results
+        return memory
 
     def show(self, memory: list[dict[str, Any]]) -> None:
         """The closing table."""
-        size_bytes = memory[0]["size_bytes"]
+        size_bytes = self.rows[0].size_bytes
         table = Table(title=f"{self.model}: {format_size(size_bytes)}", title_justify="left")
         for name, justify in (("load", "left"), ("from", "left"), ("seconds", "right"), ("GB/s", "right")):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -123,10 +126,10 @@ class Demo:
             table.add_row(row.what, row.come_from, f"{row.seconds:.3f}", f"{row.size_bytes / row.seconds / 1e9:.2f}")
         _console.print(table)
         pss = sum(result["mapped_pss_bytes"] for result in memory)
-        private = sum(result["private_bytes"] for result in memory)
+        copied = sum(result["copied_bytes"] for result in memory)
         _console.print(
-            f"Memory: each worker maps {format_size(size_bytes)}; together they account for {format_size(pss)} of it "
-            f"(PSS, two workers: {pss / size_bytes:.2f} × the model), {format_size(private)} of that private."
+            f"Memory: {len(memory)} workers map {format_size(memory[0]['mapped_rss_bytes'])} each and account for "
+            f"{format_size(pss)} together (PSS: {pss / size_bytes:.2f} of the model); {format_size(copied)} are copies."
         )
 
     def start_daemon(self) -> None:
@@ -196,9 +199,16 @@ class Demo:
 LEVELS = {"l1": "memory (L1)", "l2": "NVMe (L2)", "l3": "S3 (origin)"}
 
 
+def send_line(worker: subprocess.Popen[str]) -> None:
+    """Lets the worker go on."""
+    assert worker.stdin is not None
+    worker.stdin.write("\n")
+    worker.stdin.flush()
+
+
 def line_of(worker: subprocess.Popen[str]) -> str:
     """The worker's result; the worker goes on."""
-    assert worker.stdout is not None  # noqa: S101 - opened as a pipe
+    assert worker.stdout is not None
     line = worker.stdout.readline()
     if not line:
         sys.exit(f"a worker failed with status {worker.wait()}")
@@ -239,7 +249,7 @@ def remove_segments(state_dir: Path) -> None:
     """A stopped daemon leaves its segments for the next one; here there is none."""
     from cached.cache.build import instance_of
 
-    for path in Path("/dev/shm").glob(f"cached.{instance_of(str(state_dir))}.*"):  # noqa: S108
+    for path in Path("/dev/shm").glob(f"cached.{instance_of(str(state_dir))}.*"):
         path.unlink(missing_ok=True)
 
 
@@ -248,12 +258,13 @@ def main() -> None:
     parser.add_argument(
         "--synthetic", nargs="?", const="2GB", metavar="SIZE", help="a generated checkpoint of several shards instead"
     )
+    parser.add_argument("--workers", type=int, default=2, help="worker processes (default: 2)")
     parser.add_argument("--dir", help="where the temporary folder is made (default: the system's)")
     arguments = parser.parse_args()
     size_bytes = parse_size(arguments.synthetic) if arguments.synthetic else 0
     with temporary_folder(arguments.dir) as folder, RcloneS3(folder / "s3") as s3:
         s3.create_bucket("models")
-        demo = Demo(folder, s3, synthetic_bytes=size_bytes)
+        demo = Demo(folder, s3, synthetic_bytes=size_bytes, worker_count=arguments.workers)
         try:
             demo.run()
         finally:

@@ -1,6 +1,7 @@
 """A worker of the demonstration: attaches a model, proves every tensor against the source, and computes with it.
 
-Prints one JSON line when it is done, and holds its lease until its standard input is closed.
+Prints one JSON line when it is done and another, of the memory it maps, when it is sent a line; it holds its lease
+until its standard input is closed.
 """
 
 from __future__ import annotations
@@ -41,10 +42,16 @@ def main() -> None:
                 "tensors": compare(tensors, arguments.source),
                 "embedding_equal": embedding_equal(model, arguments.source) if arguments.embed else None,
             }
-            result |= shared_memory()
-            sys.stdout.write(json.dumps(result) + "\n")
-            sys.stdout.flush()
+            say(result)
+            sys.stdin.readline()  # until every worker has read all of it: only then is it shared by all
+            say(shared_memory())
             sys.stdin.read()
+
+
+def say(result: dict[str, Any]) -> None:
+    """One line to whoever started this worker."""
+    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()
 
 
 def compare(tensors: dict[str, torch.Tensor], source: Path) -> int:
@@ -89,7 +96,7 @@ def embedding_equal(model: cached_client.Model, source: Path) -> bool:
 
 
 def rebuild_buffers(module: torch.nn.Module, like: torch.nn.Module) -> None:
-    """Buffers that no checkpoint holds (position ids) are made by a module's constructor, which the meta device skipped."""
+    """Buffers that no checkpoint holds (position ids) are made by the constructor, which the meta device skipped."""
     for name, buffer in like.named_buffers():
         owner, _, leaf = name.rpartition(".")
         if module.get_buffer(name).is_meta:
@@ -97,16 +104,16 @@ def rebuild_buffers(module: torch.nn.Module, like: torch.nn.Module) -> None:
 
 
 def shared_memory() -> dict[str, int]:
-    """What this process maps of the cache's segments: resident bytes, its proportional share, and private copies."""
-    sums = {"Rss": 0, "Pss": 0, "Private_Dirty": 0}
+    """What this process maps of the cache's segments: resident bytes, its proportional share, and copies of its own."""
+    sums = {"Rss": 0, "Pss": 0, "Anonymous": 0}
     ours = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         key, _, value = line.partition(":")
         if "-" in line.split(" ", 1)[0] and not value.strip().endswith("kB"):
-            ours = "/dev/shm/cached." in line  # noqa: S108 - a name in a listing
+            ours = "/dev/shm/cached." in line
         elif ours and key in sums:
             sums[key] += int(value.split()[0]) * 1024
-    return {"mapped_rss_bytes": sums["Rss"], "mapped_pss_bytes": sums["Pss"], "private_bytes": sums["Private_Dirty"]}
+    return {"mapped_rss_bytes": sums["Rss"], "mapped_pss_bytes": sums["Pss"], "copied_bytes": sums["Anonymous"]}
 
 
 if __name__ == "__main__":

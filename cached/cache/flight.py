@@ -157,8 +157,16 @@ class Flight:
             if persisting is not None:
                 persisting.cancel()
                 await asyncio.gather(persisting, return_exceptions=True)
+            if self.error is not None:
+                await self._quiet()
             self._settle()
             self.signal.notify()
+
+    async def _quiet(self) -> None:
+        """Until no mover writes any more to what is to be kept, resumed or used for something else."""
+        await self._services.runner.settled(self.target.path)
+        if self._persist is not None:
+            await self._services.runner.settled(self._persist.target.path)
 
     async def _check_early(self) -> None:
         """Where the origin vouches for the whole content, the bytes are ready before their SHA-256 is known."""

@@ -37,6 +37,7 @@ from cached.types import (
 )
 
 _PROGRESS_S = 0.1
+_MOVERS_END_S = 5.0
 
 
 class ModelCache:
@@ -79,8 +80,8 @@ class ModelCache:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._parts.pulls.stop()
-        await self._parts.loader.stop()
-        await self._parts.pool.close(5.0)
+        # Loads end when the movers do: what a mover still writes must not outlive the record of it.
+        await asyncio.gather(self._parts.loader.stop(), self._parts.pool.close(_MOVERS_END_S))
         await self._parts.services.storage.give_back_pool()
         self._parts.services.registry.close()
 

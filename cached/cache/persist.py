@@ -37,7 +37,7 @@ class Persist:
     ) -> None:
         self._services = services
         self._ingest_id = ingest_id
-        self._target = target
+        self.target = target
         self._source = source
         self._on_chunk = on_chunk
         self._taken: set[int] = set()
@@ -108,12 +108,12 @@ class Persist:
         if index in self._taken:
             return
         self._taken.add(index)
-        offset, length = index * CHUNK_BYTES, chunk_length(self._target.size_bytes, index)
+        offset, length = index * CHUNK_BYTES, chunk_length(self.target.size_bytes, index)
         while True:
             source = self._source()
             try:
                 answer = await self._services.runner.run(
-                    Copy(source, self._target, offset, length, crc64), priority=_PRIORITY_BEHIND
+                    Copy(source, self.target, offset, length, crc64), priority=_PRIORITY_BEHIND
                 )
                 break
             except (LevelError, NotFoundError):

@@ -38,6 +38,10 @@ class Runner(Protocol):
         """The job's result, or its typed error."""
         ...
 
+    async def settled(self, path: str) -> None:
+        """Returns when no job that was cancelled still writes to this file."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:

@@ -7,6 +7,7 @@ is one packet too, ``{"files": [index, …]}`` with a descriptor for each by SCM
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import socket
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cached_client.errors import CacheError, PermissionDeniedError, daemon_unavailable, error_of_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -59,7 +60,7 @@ class DescriptorClient:
     ) -> None:
         self._socket.close()
 
-    def fetch(self, token: str, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+    def fetch(self, token: str, indices: Sequence[int]) -> Generator[tuple[int, int], None, None]:
         """Yields ``(index, descriptor)`` for each file, in order; each descriptor is the caller's to close.
 
         They arrive in batches, so that a model of any number of files needs few of them open at once. Those that were
@@ -79,9 +80,7 @@ class DescriptorClient:
         request = json.dumps({"token": token, "files": list(batch)}).encode()
         try:
             self._socket.send(request, socket.MSG_NOSIGNAL)
-            packet, descriptors, flags, _ = socket.recv_fds(
-                self._socket, _ANSWER_BYTES, FILES_PER_REQUEST, socket.MSG_CMSG_CLOEXEC
-            )
+            packet, descriptors, flags = _receive(self._socket)
         except OSError as error:
             raise self._translated(error) from error
         try:
@@ -99,6 +98,18 @@ class DescriptorClient:
                 path=self._path,
             )
         return daemon_unavailable(str(self._path), error.strerror or str(error))
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, list[int], int]:
+    """A packet, its descriptors (not inherited by a child's exec), and the flags that came with it."""
+    # socket.recv_fds would do, but does not pass its flags on (Python 3.11 and 3.12).
+    descriptors = array.array("i")
+    space = socket.CMSG_LEN(FILES_PER_REQUEST * descriptors.itemsize)
+    packet, ancillary, flags, _ = connection.recvmsg(_ANSWER_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    return packet, list(descriptors), flags
 
 
 def _check_answer(packet: bytes, descriptors: list[int], flags: int, batch: Sequence[int]) -> None:

@@ -7,11 +7,13 @@ import json
 import threading
 from pathlib import Path
 
-import cached_client
 import numpy as np
 import psutil
 import pytest
 import torch
+from safetensors.torch import save
+
+import cached_client
 from cached_client.errors import (
     CacheError,
     DaemonUnavailableError,
@@ -23,8 +25,6 @@ from cached_client.errors import (
 )
 from cached_client.safetensors_header import parse_header
 from cached_client.testing import FakeDaemon
-from safetensors.torch import save
-
 from tests.unit.client_support import eventually, two_shards
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -188,7 +188,7 @@ def test_stream_yields_in_the_order_of_arrival(daemon, arriving, files_and_tenso
 
     announce_file(daemon, files, FIRST)
     announce_file(daemon, files, SECOND)
-    rest = []
+    rest: list[str] = []
     collector = threading.Thread(target=lambda: rest.extend(name for name, _ in stream))
     collector.start()
     seen = {infos[SECOND][0].name, infos[SECOND][1].name, last.name}
@@ -220,7 +220,7 @@ def test_stream_of_some_names(daemon, cache, files_and_tensors) -> None:
     with cache.attach("m") as model:
         assert [name for name, _ in model.stream(names=["layer.5.bias"])] == ["layer.5.bias"]
         assert list(model.stream(names=[])) == []
-        seen = []
+        seen: list[str] = []
         with pytest.raises(NotFoundError, match="'nope'"):
             seen.extend(name for name, _ in model.stream(names=["nope", "layer.0.weight"]))
         assert not seen or seen == ["layer.0.weight"]
@@ -336,7 +336,7 @@ def test_more_files_than_one_descriptor_request_takes(daemon, cache) -> None:
 def test_damage_is_reported_and_those_bytes_are_refused(daemon, cache, files_and_tensors) -> None:
     files, tensors = files_and_tensors
     daemon.add("m", files)
-    told = []
+    told: list[cached_client.DamagedRange] = []
     with cache.attach("m", wait=True, on_damaged=told.append) as model:
         info = model.info("layer.1.weight")
         daemon.damage("m", FIRST, info.begin + 5, 1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-import cached_client
 import pytest
+
+import cached_client
 from cached_client import connection as module
 from cached_client._proto import cached_pb2 as pb
 from cached_client.connection import Connection, default_target, socket_path

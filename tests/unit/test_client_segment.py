@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+
 from cached_client.errors import IntegrityError
 from cached_client.segment import MappedFile
 

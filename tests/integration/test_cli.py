@@ -30,8 +30,8 @@ def command(daemon, *words):
     return [sys.executable, "-c", CODE, "--socket", str(daemon.socket), *words]
 
 
-def cached(daemon, *words):
-    return subprocess.run(command(daemon, *words), capture_output=True, text=True, timeout=120)
+def cached(daemon, *words, **options):
+    return subprocess.run(command(daemon, *words), capture_output=True, text=True, timeout=120, **options)
 
 
 def test_a_model_comes_is_used_and_goes(daemon):
@@ -99,3 +99,20 @@ def test_a_second_daemon_is_refused(daemon):
     second = cached(daemon, "serve", "--config", str(daemon.config_file))
     assert second.returncode == 1
     assert str(daemon.pid) in second.stderr
+
+
+def test_what_was_pushed_can_be_pulled_by_its_catalog_entry(daemon, rclone_s3, tmp_path):
+    rclone_s3.create_bucket("pushed")
+    keys = rclone_s3.env()
+    words = ("push", f"{tmp_path}/source", "s3://pushed/models/other", "--endpoint-url", rclone_s3.endpoint_url)
+    pushed = cached(daemon, *words, env=os.environ | keys)
+    assert pushed.returncode == 0, pushed.stderr
+    assert rclone_s3.get("pushed", "models/other/model.safetensors") == SHARD
+    with DaemonProcess(tmp_path / "second", models=json.loads(pushed.stdout)["models"], environment=keys) as second:
+        second.wait_event("catalog.loaded")
+        pulled = cached(second, "pull", "other")
+        assert pulled.returncode == 0, pulled.stderr
+        assert "checked by catalog-sha256" in pulled.stdout
+    denied = cached(daemon, *words, env=os.environ | keys | {"AWS_SECRET_ACCESS_KEY": "wrong-secret"})
+    assert denied.returncode == 1
+    assert "hint: " in denied.stderr

@@ -132,8 +132,8 @@ class L1Config:
 
     capacity: str = _setting("50%", "Budget of L1: a size, or a share of the host's memory.", _capacity)
     memory_reserve_bytes: str = _setting("2GiB", "Available memory that L1 leaves to others in any case.", _size)
-    huge_pages: str = _setting(
-        "auto", "auto: where /dev/shm allows; always: an error where not.", _choice("auto", "never", "always")
+    require_huge_pages: bool = _setting(
+        False, "Refuse to start where the mount of /dev/shm gives no huge pages. Where it does, they are always used."
     )
     pool_bytes: str = _setting(
         "auto", "Memory of evicted segments that is kept for the next load: auto, or a size.", _size_or_auto

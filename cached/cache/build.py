@@ -110,26 +110,24 @@ def _movers(config: Config, metrics: Metrics, clock: Clock) -> MoverPool:
 
 
 def _storage(config: Config, instance: str) -> Storage:
+    _check_huge_pages(config)
     l1 = ShmLevel(
         instance,
         mode=int(config.l1.segment_mode, 8),
         group=_group_id(config.l1.segment_group, "l1.segment_group"),
-        huge_pages=_huge_pages(config.l1.huge_pages),
     )
     l2 = DiskLevel(Path(config.l2.path)) if config.l2.enabled else None
     return Storage(config, l1, l2, l2_path=config.l2.path)
 
 
-def _huge_pages(wanted: str) -> bool:
-    allowed = huge_pages_allowed(Path("/proc/self/mounts").read_text())
-    if wanted == "always" and not allowed:
+def _check_huge_pages(config: Config) -> None:
+    if config.l1.require_huge_pages and not huge_pages_allowed(Path("/proc/self/mounts").read_text()):
         raise ConfigError(
-            "l1.huge_pages is 'always', but the mount of /dev/shm does not give huge pages",
-            hint="mount -o remount,huge=advise /dev/shm, or set it to 'auto'",
-            key="l1.huge_pages",
-            value=wanted,
+            "l1.require_huge_pages is set, but the mount of /dev/shm does not give huge pages",
+            hint="mount -o remount,huge=advise /dev/shm, or leave the setting out",
+            key="l1.require_huge_pages",
+            value="true",
         )
-    return allowed and wanted != "never"
 
 
 def _group_id(name: str, key: str) -> int | None:

@@ -45,19 +45,17 @@ class ShmLevel:
     """L1. Belongs to the loop, but for ``scan``, ``collect`` and ``drop_pool``, which may run in one thread beside it.
 
     ``instance`` keeps daemons on one host apart. ``mode`` and ``group`` are those of segments that may be opened by
-    path; withdrawn and pooled ones are always 0600. ``huge_pages`` is what movers are to ask for; see
-    ``huge_pages_allowed``.
+    path; withdrawn and pooled ones are always 0600.
     """
 
     level = Level.L1
 
     def __init__(
-        self, instance: str, *, mode: int = _PRIVATE, group: int | None = None, huge_pages: bool = False
+        self, instance: str, *, mode: int = _PRIVATE, group: int | None = None
     ) -> None:
         if not _INSTANCE.fullmatch(instance):
             raise InvalidRequestError(f"{instance!r} cannot name an instance", value=instance)
         self.instance = instance
-        self.huge_pages = huge_pages
         self._mode = mode
         self._group = group
         self._prefix = f"cached.{instance}."

@@ -35,20 +35,20 @@ def load(text="", env=HOME, overrides=(), *, folder=None, place=NOBODY):
 
 
 def test_flags_go_over_environment_over_file_over_defaults(tmp_path):
-    text = '[l1]\ncapacity = "1GiB"\npool_bytes = "2GiB"\nhuge_pages = "never"\n'
+    text = '[l1]\ncapacity = "1GiB"\npool_bytes = "2GiB"\nrequire_huge_pages = true\n'
     env = HOME | {"CACHED_L1_CAPACITY": "3GiB", "CACHED_L1_POOL_BYTES": "4GiB"}
     loaded = load(text, env, {"l1.capacity": "5GiB"}, folder=tmp_path)
     assert (loaded.config.l1.capacity, loaded.origin["l1.capacity"]) == ("5GiB", "flag --l1-capacity")
     assert (loaded.config.l1.pool_bytes, loaded.origin["l1.pool_bytes"]) == ("4GiB", "environment CACHED_L1_POOL_BYTES")
-    assert loaded.config.l1.huge_pages == "never"
-    assert loaded.origin["l1.huge_pages"] == f"file {tmp_path}/config.toml:4"
+    assert loaded.config.l1.require_huge_pages is True
+    assert loaded.origin["l1.require_huge_pages"] == f"file {tmp_path}/config.toml:4"
     assert (loaded.config.l1.segment_mode, loaded.origin["l1.segment_mode"]) == ("0600", "default")
     assert loaded.file == f"{tmp_path}/config.toml"
 
 
 def test_every_setting_can_be_given_in_each_way(tmp_path):
     values = {
-        "daemon.log_level": "debug", "daemon.log_format": "json", "l1.huge_pages": "never", "l1.segment_mode": "0640",
+        "daemon.log_level": "debug", "daemon.log_format": "json", "l1.segment_mode": "0640",
         "s3.addressing": "path", "s3.endpoint_url": "http://127.0.0.1:9000", "http.listen": "[::1]:80",
         "access.socket_mode": "0600",
     }  # fmt: skip
@@ -97,7 +97,7 @@ def test_unknown_variables_are_errors_but_not_those_of_kubernetes():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("l1.capacity", "0%"), ("l1.capacity", "101%"), ("l1.huge_pages", "Auto"), ("l1.segment_mode", "0888"),
+        ("l1.capacity", "0%"), ("l1.capacity", "101%"), ("l1.require_huge_pages", "Auto"), ("l1.segment_mode", "0888"),
         ("l1.segment_mode", "0044"), ("daemon.socket", "/" + "x" * 100), ("http.listen", "127.0.0.1:70000"),
         ("access.uids", "1,-2"), ("access.uids", "root"), ("daemon.reflection", "maybe"), ("transfer.movers", "1.5"),
         ("transfer.nice", "20"), ("s3.endpoint_url", "minio:9000"), ("daemon.drain_timeout_s", "nan"),

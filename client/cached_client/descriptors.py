@@ -102,7 +102,7 @@ class DescriptorClient:
 
 def _receive(connection: socket.socket) -> tuple[bytes, list[int], int]:
     """A packet, its descriptors (not inherited by a child's exec), and the flags that came with it."""
-    # socket.recv_fds would do, but does not pass its flags on (Python 3.11 and 3.12).
+    # socket.recv_fds would do, but does not pass its flags on to the kernel (seen in Python 3.11).
     descriptors = array.array("i")
     space = socket.CMSG_LEN(FILES_PER_REQUEST * descriptors.itemsize)
     packet, ancillary, flags, _ = connection.recvmsg(_ANSWER_BYTES, space, socket.MSG_CMSG_CLOEXEC)

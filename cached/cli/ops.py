@@ -85,7 +85,10 @@ def stats(options: Globals, output: str) -> None:
         click.echo()
         print_table(
             ("COUNTER", "VALUE"),
-            [(name, f"{value:,.15g}") for name, value in sorted(answer.counters.items())],
+            [
+                (name, f"{value:,.0f}" if value.is_integer() else f"{value:,.3f}")
+                for name, value in sorted(answer.counters.items())
+            ],
             right=("VALUE",),
         )
 

@@ -25,7 +25,7 @@ class DirectoryView:
         """Starts empty: links of an earlier daemon may point to what is gone."""
         try:
             shutil.rmtree(self._views, ignore_errors=True)
-            self._views.mkdir(parents=True, mode=0o755)
+            _make_folder(self._views)
             for entry in self._root.iterdir():
                 if entry.is_symlink():
                     entry.unlink()
@@ -41,7 +41,7 @@ class DirectoryView:
         try:
             for path, target in targets.items():
                 link = view / path
-                link.parent.mkdir(parents=True, exist_ok=True)
+                _make_folder(link.parent)
                 _replace_link(target, link)
             if current:
                 _replace_link(f".views/{name}@{revision}", self._root / name)
@@ -74,6 +74,14 @@ class DirectoryView:
             path=self._root,
             cause=error,
         )
+
+
+def _make_folder(path: Path) -> None:
+    """Readable by everybody, whatever the umask: it shows names only; segments and blobs have modes of their own."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
 
 
 def _replace_link(target: str, link: Path) -> None:

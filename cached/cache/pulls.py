@@ -77,6 +77,7 @@ class Pulls:
         except CachedError as error:
             error.fields.setdefault("name", model.name)
             self._services.failed(model, error)
+            self._services.registry.forget_if_unknown(model)
             raise
         await self._other_level(model.name, resolved.revision, level)
         plan = self._plan(model, resolved, level)
@@ -111,6 +112,7 @@ class Pulls:
                 except ObjectChangedError:
                     if restart == _RESTARTS_ON_CHANGE:
                         raise
+                    await load.until_over()
         except CachedError as error:
             run.error = error
         except asyncio.CancelledError:
@@ -139,8 +141,7 @@ class Pulls:
                 hint="leave --source away, use another name, or change the catalog",
                 value=source,
             )
-        given = source or ref.uri
-        return self._services.registry.known(ref.name, source="" if catalogued else given)
+        return self._services.registry.known(ref.name)
 
     def _spec(self, model: Model, source: str) -> OriginSpec:
         uri = source or model.source
@@ -263,14 +264,33 @@ class Pulls:
     def _remember(self, model: Model, plan: LoadPlan, tier: Tier | None) -> None:
         """What a restarted daemon needs to go on with this pull."""
         registry = self._services.registry
+        if model.catalog is None:
+            registry.update(model, source=plan.source, origin_options=plan.origin_options)
         if tier is not None:
             registry.update(model, operator_tier=tier)
-        if not plan.orders:
-            return
-        pending = PendingPull(
-            name=plan.name, revision=plan.revision, source=plan.source, level=plan.level, ingests=tuple(plan.orders)
-        )
-        registry.write(lambda: registry.index.put_pending(pending))
+        earlier = [pull for pull in registry.index.pending() if pull.name == plan.name]
+        if plan.orders:
+            ingests = dict.fromkeys([*plan.orders, *self._landed(plan, earlier)])
+            pending = PendingPull(
+                name=plan.name, revision=plan.revision, source=plan.source, level=plan.level, ingests=tuple(ingests)
+            )
+            registry.write(lambda: registry.index.put_pending(pending))
+        self._supersede(plan, earlier)
+
+    def _landed(self, plan: LoadPlan, earlier: list[PendingPull]) -> list[str]:
+        """Ingests of earlier tries that became blobs of this plan: they stay known until the revision is recorded."""
+        wanted = {file.digest for file in plan.files if file.digest}
+        return [
+            ingest for pull in earlier for ingest in pull.ingests if self._services.journal_digest(ingest) in wanted
+        ]
+
+    def _supersede(self, plan: LoadPlan, earlier: list[PendingPull]) -> None:
+        """A pull of what the origin had before, which failed, is not taken up again."""
+        registry, loader = self._services.registry, self._loader
+        for pull in earlier:
+            if pull.revision != plan.revision and not loader.is_loading(pull.name, pull.revision):
+                registry.write(lambda pull=pull: registry.index.delete_pending(pull.name, pull.revision))  # type: ignore[misc]
+                loader.sweep()
 
     async def stop(self) -> None:
         """Ends every pull; what was verified stays resumable."""

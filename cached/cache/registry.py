@@ -49,8 +49,6 @@ class Model:
     record: ModelRecord
     catalog: CatalogModel | None = None
     manifests: dict[str, Manifest] = field(default_factory=dict)
-    quarantined: dict[str, str] = field(default_factory=dict)
-    """Revision → what is damaged and could not be mended."""
     last_used_s: float = float("-inf")
     """On the monotonic clock, for the policy."""
 
@@ -98,11 +96,13 @@ class Registry:
         self._on_fault = on_fault
         self.models: dict[str, Model] = {}
         self.blobs: dict[str, Blob] = {}
+        self._quarantined: dict[str, str] = {}
+        """Digest → what of the blob is damaged and could not be mended."""
 
     def load(self) -> None:
-        """Reads the index. No blob is at any level until recovery says so."""
+        """Reads the index. No blob is at any level until recovery says so. What the catalog said before stays said."""
         for record in self._index.models():
-            self.models[record.name] = Model(record)
+            self._model(record.name).record = record
         for manifest in self._index.manifests():
             self._model(manifest.name).manifests[manifest.revision] = manifest
         for blob in self._index.blobs():
@@ -152,7 +152,7 @@ class Registry:
 
     def check_usable(self, manifest: Manifest) -> None:
         """Raises QuarantinedError if this revision is known to be damaged."""
-        why = self.models[manifest.name].quarantined.get(manifest.revision)
+        why = next((self._quarantined[entry.digest] for entry in manifest.files if entry.digest in self._quarantined), "")
         if why:
             raise QuarantinedError(
                 f"{manifest.name}@{manifest.revision} is quarantined: {why}",
@@ -160,12 +160,16 @@ class Registry:
                 ref=f"{manifest.name}@{manifest.revision}",
             )
 
-    def known(self, name: str, *, source: str = "", origin_options: dict[str, str] | None = None) -> Model:
-        """The model of this name, made known if it is new, with its source remembered if one is given."""
-        model = self._model(name)
-        if source and (source, origin_options or {}) != (model.record.source, dict(model.record.origin_options)):
-            self.update(model, source=source, origin_options=origin_options or {})
-        return model
+    def known(self, name: str) -> Model:
+        """The model of this name, made known if it is new."""
+        return self._model(name)
+
+    def forget_if_unknown(self, model: Model) -> None:
+        """Drops a name that a failed pull made known, and of which nothing else is known."""
+        record = model.record
+        if not any((model.catalog, model.manifests, record.source, record.operator_tier, record.pinned)):
+            self._write(lambda: self._index.delete_model(model.name))
+            self.models.pop(model.name, None)
 
     def update(self, model: Model, **changes: Any) -> None:
         """Changes fields of the model's record, in memory and in the index."""
@@ -176,7 +180,6 @@ class Registry:
         """Records a revision whose blobs are all known, and makes it the current one."""
         model = self._model(manifest.name)
         model.manifests[manifest.revision] = manifest
-        model.quarantined.pop(manifest.revision, None)
         self._write(lambda: self._index.put_manifest(manifest))
         self.update(model, current_revision=manifest.revision, last_error="")
 
@@ -184,7 +187,6 @@ class Registry:
         """Drops a revision that is at no level any more, and the blobs that only it had."""
         model = self.models[manifest.name]
         model.manifests.pop(manifest.revision, None)
-        model.quarantined.pop(manifest.revision, None)
         self._write(lambda: self._index.delete_manifest(manifest.name, manifest.revision))
         kept = {entry.digest for other in self.manifests() for entry in other.files}
         for digest in {entry.digest for entry in manifest.files} - kept:
@@ -195,6 +197,7 @@ class Registry:
         blob = self.blobs.get(digest)
         if blob is not None and not blob.at(Level.L1) and not blob.l2:
             del self.blobs[digest]
+            self._quarantined.pop(digest, None)
             self._write(lambda: self._index.delete_blob(digest))
 
     def forget_model(self, model: Model) -> None:
@@ -216,6 +219,8 @@ class Registry:
             blob.l1 = Presence.CONFIRMED
         else:
             blob.l2 = True
+        if level is Level.L1 or blob.l1 is Presence.ABSENT:
+            self.mended(record.digest)
 
     def lost(self, digest: str, level: Level) -> None:
         """A blob left a level."""
@@ -264,9 +269,17 @@ class Registry:
         names = {item.name for item in self.manifests() for entry in item.files if entry.digest == digest}
         return tuple(sorted(names - {but}))
 
-    def quarantine(self, manifest: Manifest, why: str) -> None:
-        """Marks a revision as damaged: no new lease on it."""
-        self.models[manifest.name].quarantined[manifest.revision] = why
+    def quarantine(self, digest: str, why: str) -> None:
+        """Marks a blob as damaged beyond repair for now: no new lease on the revisions that have it."""
+        self._quarantined[digest] = why
+
+    def mended(self, digest: str) -> None:
+        """Every byte of a blob was found right, or put right: it is out of quarantine."""
+        self._quarantined.pop(digest, None)
+
+    def is_quarantined(self, manifest: Manifest) -> bool:
+        """True if a blob of this revision is damaged and could not be mended."""
+        return any(entry.digest in self._quarantined for entry in manifest.files)
 
     def write(self, change: Callable[[], None]) -> None:
         """For other records of the index: a failing write is reported, not raised."""

@@ -48,12 +48,12 @@ def default_target() -> str:
     chosen = os.environ.get("CACHED_SOCKET")
     if chosen:
         return chosen
+    if os.path.exists(SYSTEM_SOCKET):
+        return SYSTEM_SOCKET
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
-    if not os.path.exists(SYSTEM_SOCKET) and runtime_dir:
-        own = os.path.join(runtime_dir, "cached", "cached.sock")
-        if os.path.exists(own):
-            return own
-    return SYSTEM_SOCKET
+    own_dir = os.path.join(runtime_dir, "cached") if runtime_dir else f"/tmp/cached-{os.getuid()}"  # noqa: S108
+    own = os.path.join(own_dir, "cached.sock")
+    return own if os.path.exists(own) else SYSTEM_SOCKET
 
 
 def socket_path(target: str) -> Path:

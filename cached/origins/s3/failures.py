@@ -168,7 +168,8 @@ class Failures:
         )
 
     def _where(self, path: str) -> str:
-        return f"{path} of {self._uri()}" if path else self._uri()
+        names_itself = not path or self._uri().endswith(f"/{path}")  # the URI of a single object
+        return self._uri() if names_itself else f"{path} of {self._uri()}"
 
     def _uri(self) -> str:
         return f"s3://{self._location.bucket}/{self._location.key}".rstrip("/")

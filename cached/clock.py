@@ -27,10 +27,13 @@ class SystemClock:
     """The machine's own clocks."""
 
     def monotonic_s(self) -> float:
+        """See Clock."""
         return time.monotonic()
 
     def wall_s(self) -> float:
+        """See Clock."""
         return time.time()
 
     async def sleep(self, delay_s: float) -> None:
+        """See Clock."""
         await asyncio.sleep(delay_s)

@@ -76,7 +76,7 @@ class InUseError(CachedError):
 
 
 class IntegrityError(CachedError):
-    """Bytes are not what they must be. Fields: ``name``, ``path``, ``check``, ``expected``, ``found``, range if known."""
+    """Bytes are not what they must be. Fields: ``name``, ``path``, ``check``, ``expected``, ``found``."""
 
     reason = "INTEGRITY"
 

@@ -10,7 +10,7 @@ GIB = 1024 * MIB
 TIB = 1024 * GIB
 
 CHUNK_BYTES = 16 * MIB
-"""The unit of transfer, verification, progress and repair. Part of the on-disk format: changing it needs a new layout."""
+"""The unit of transfer, verification, progress and repair. Part of the on-disk format."""
 
 _BYTE_UNITS = {
     "": 1, "B": 1,

@@ -69,8 +69,8 @@ class OriginSource:
 class Sources:
     """Where a blob's chunks may come from. ``expected`` holds the checksums known beforehand, by chunk.
 
-    ``on_disk`` names the chunks that ``disk`` has, when it is an ingest that does not have all. A chunk that is in place
-    or on disk must have an expected checksum.
+    ``on_disk`` names the chunks that ``disk`` has, when it is an ingest that does not have all. A chunk in place or on
+    disk must have an expected checksum.
     """
 
     in_place: frozenset[int] = frozenset()

@@ -65,8 +65,9 @@ class Checksum:
 class Hash:
     """Feeds a range into the running whole-content SHA-256 ``key``; ranges of a key come in order, to one mover.
 
-    ``offset_bytes == 0`` starts anew. With ``final`` the digest is in the answer and the state is dropped. A mover that does
-    not know the key at this offset (it was restarted) raises MoverError; the caller starts again from 0. Answer: Hashed.
+    ``offset_bytes == 0`` starts anew. With ``final`` the digest is in the answer and the state is dropped. A mover that
+    does not know the key at this offset (it was restarted) raises MoverError; the caller starts again from 0. Answer:
+    Hashed.
     """
 
     key: str
@@ -78,8 +79,10 @@ class Hash:
 
 @dataclass(frozen=True, slots=True)
 class PartDigests:
-    """Digests of consecutive parts of a local file with ``algorithm`` (see OriginChecksum), for composites and for
-    full-object checksums that are not CRC64-NVME or SHA-256 (one part then). Answer: Digests."""
+    """Digests of consecutive parts of a local file with ``algorithm`` (see OriginChecksum). Answer: Digests.
+
+    For composites, and for full-object checksums that are not CRC64-NVME or SHA-256 (one part then).
+    """
 
     source: FileRef
     algorithm: str

@@ -15,6 +15,7 @@ from cached_client.errors import (
     CacheError,
     DaemonUnavailableError,
     IntegrityError,
+    LeaseLostError,
     NotReadyError,
     daemon_unavailable,
     from_rpc_error,
@@ -63,7 +64,7 @@ class Lease:
         self._stream: grpc.Call | None = None
         self._delay_s = _FIRST_DELAY_S
         self.opened: pb.Opened | None = None
-        self.lost: CacheError | None = None
+        self.lost: LeaseLostError | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -78,9 +79,8 @@ class Lease:
 
     def stop(self) -> None:
         """Ends the lease; when it returns the daemon was told, if it lives. Idempotent."""
-        first = not self._stopping.is_set()
         opened = self.opened
-        if first and opened is not None and self.lost is None:
+        if opened is not None and self._thread.is_alive() and not self._stopping.is_set():
             request = pb.DetachRequest(lease_id=opened.lease_id, token=opened.token)
             try:
                 self._connection.call(self._connection.stub.Detach, request, timeout_s=_DETACH_TIMEOUT_S)
@@ -132,8 +132,14 @@ class Lease:
         if self._arrivals.report is None:
             self._arrivals.failed(error)
             return
-        _log.warning("the lease of %s is lost; the model goes on from its mappings: %s", self._ref(), error)
-        self.lost = error
+        lost = LeaseLostError(
+            f"the daemon was restarted and does not hold {self._ref()} any more: {error.message}",
+            hint="the model goes on from its mappings; attach again for a lease, and memory, that the daemon knows of",
+            ref=self._ref(),
+        )
+        lost.__cause__ = error
+        _log.warning("the lease is lost: %s", lost)
+        self.lost = lost
 
     def _next_delay_s(self) -> float:
         delay_s, self._delay_s = self._delay_s, min(2 * self._delay_s, _LONGEST_DELAY_S)

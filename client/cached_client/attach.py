@@ -14,7 +14,7 @@ from cached_client._index import TensorIndex
 from cached_client._lease import Lease
 from cached_client._proto import cached_pb2 as pb
 from cached_client._ranges import PendingTensors
-from cached_client.errors import CacheError, NotFoundError
+from cached_client.errors import CacheError, LeaseLostError, NotFoundError
 from cached_client.gpu import to_device
 from cached_client.types import DamagedRange, FileInfo, LoadReport
 
@@ -96,16 +96,17 @@ class Model:
         return self._arrivals.damage
 
     @property
-    def lease_lost(self) -> CacheError | None:
-        """Why the lease is lost, if it is: the daemon was restarted and does not have the content any more.
+    def lease_lost(self) -> LeaseLostError | None:
+        """That the lease is lost, if it is: the daemon was restarted and does not have the content any more.
 
-        The model goes on working from its mappings; only the daemon does not know of it.
+        Its ``__cause__`` is what the daemon said. The model goes on working from its mappings; only the daemon does not
+        know of it.
         """
         return self._lease.lost
 
     def wait(self, timeout_s: float | None = None) -> LoadReport:
         """Waits until the model is complete. Raises the load's error, or TimeoutExpiredError."""
-        return self._arrivals.wait_for(lambda: self._arrivals.report, Deadline(timeout_s), f"the model {self.name}")
+        return self._wait_complete(Deadline(timeout_s))
 
     # Files.
 
@@ -200,7 +201,7 @@ class Model:
         for index, info in self._arriving(None if names is None else set(names), deadline):
             view = self._wait_view(index, info.begin, info.end, deadline, info.name)
             yield info.name, to_device(tensor_from_view(view, info), device)
-        self.wait(deadline.left_s())
+        self._wait_complete(deadline)
 
     def state_dict(
         self, device: str | torch.device | None = None, timeout_s: float | None = None
@@ -209,9 +210,8 @@ class Model:
 
         Waits until the model is complete. Raises as `stream` does.
         """
-        deadline = Deadline(timeout_s)
         arrived = dict(self.stream(device, timeout_s=timeout_s))
-        return {name: arrived[name] for name in self.names(deadline.left_s())}
+        return {name: arrived[name] for name in self.names()}
 
     def load_into(
         self,
@@ -251,6 +251,9 @@ class Model:
     ) -> None:
         self.close()
 
+    def _wait_complete(self, deadline: Deadline) -> LoadReport:
+        return self._arrivals.wait_for(lambda: self._arrivals.report, deadline, f"the model {self.name}")
+
     def _wait_view(self, index: int, begin: int, end: int, deadline: Deadline, what: str) -> memoryview:
         return self._arrivals.wait_for(lambda: self._arrivals.view(index, begin, end), deadline, what)
 
@@ -281,15 +284,19 @@ def attach(
     connection: Connection,
     request: pb.AttachRequest,
     *,
-    timeout_s: float | None,
-    on_damaged: Callable[[DamagedRange], None] | None,
+    timeout_s: float | None = None,
+    wait: bool = False,
+    on_damaged: Callable[[DamagedRange], None] | None = None,
 ) -> Model:
-    """Takes a lease and maps the model's files. Raises CacheError; then no lease is held."""
+    """What `Cache.attach` does: takes a lease and maps the model's files. If it raises, no lease is held."""
+    deadline = Deadline(timeout_s)
     arrivals = Arrivals()
     lease = Lease(connection, request, arrivals, on_damaged)
     lease.start()
     try:
-        arrivals.wait_for(arrivals.is_open, Deadline(timeout_s), f"the attach of {request.ref}")
+        arrivals.wait_for(arrivals.is_open, deadline, f"the attach of {request.ref}")
+        if wait:
+            arrivals.wait_for(lambda: arrivals.report, deadline, f"the model {request.ref}")
         return Model(connection, lease, arrivals)
     except BaseException:
         lease.stop()

@@ -71,14 +71,8 @@ class Cache:
             client_pid=os.getpid(),
             only_if_resident=only_if_resident,
         )
-        model = attach(self.connection, request, timeout_s=timeout_s, on_damaged=on_damaged)
+        model = attach(self.connection, request, timeout_s=timeout_s, wait=wait, on_damaged=on_damaged)
         self._models.add(model)
-        if wait:
-            try:
-                model.wait(None if timeout_s is None else max(0.0, timeout_s - model.timings["opened"]))
-            except BaseException:
-                model.close()
-                raise
         return model
 
     def pull(

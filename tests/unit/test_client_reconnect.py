@@ -12,7 +12,7 @@ import torch
 
 import cached_client
 from cached_client import _lease
-from cached_client.errors import CacheError, IntegrityError, NotFoundError
+from cached_client.errors import CacheError, IntegrityError, LeaseLostError, NotFoundError
 from cached_client.safetensors_header import parse_header
 from cached_client.testing import FakeDaemon
 from tests.unit.client_support import eventually, two_shards
@@ -77,7 +77,8 @@ def test_the_model_goes_on_without_a_lease_when_the_content_is_gone(daemon, cach
         daemon.remove("m")
         daemon.start()
         lost = eventually(lambda: model.lease_lost, "the lease was lost")
-        assert isinstance(lost, NotFoundError)
+        assert isinstance(lost, LeaseLostError)
+        assert isinstance(lost.__cause__, NotFoundError)
         assert "goes on from its mappings" in caplog.text
         assert all(torch.equal(model.tensor(name), tensors[name]) for name in tensors)
         assert model.complete

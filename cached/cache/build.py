@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import hashlib
 import os
@@ -74,6 +75,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         view=DirectoryView(Path(config.daemon.models_dir)),
         retry=RetryPolicy(max_attempts=config.transfer.max_attempts, budget_s=config.transfer.retry_budget_s),
         width=pool.capacity + config.transfer.threads_per_mover,
+        write_slots=asyncio.Semaphore(max(1, pool.capacity // 4)),
         journal_dir=journal_dir,
         degraded=degraded,
     )

@@ -48,7 +48,7 @@ class Describer:
         return ModelSummary(
             name=model.name,
             revision=manifest.revision if manifest else loads[0].plan.revision if loads else "",
-            state=self._state(model, manifest, loads),
+            state=self._state(manifest, loads),
             tier=tier,
             tier_from=tier_from,
             pinned=model.pinned,
@@ -64,9 +64,9 @@ class Describer:
             priority=model.priority,
         )
 
-    def _state(self, model: Model, manifest: Manifest | None, loads: list[Load]) -> RevisionState:
+    def _state(self, manifest: Manifest | None, loads: list[Load]) -> RevisionState:
         registry = self._services.registry
-        if manifest is not None and manifest.revision in model.quarantined:
+        if manifest is not None and registry.is_quarantined(manifest):
             return RevisionState.QUARANTINED
         if manifest is not None and (registry.whole_at(manifest, Level.L1) or registry.whole_at(manifest, Level.L2)):
             return RevisionState.READY

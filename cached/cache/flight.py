@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -12,14 +12,22 @@ import structlog
 from cached.cache.checks import confirm_origin_checksum, confirm_sha256
 from cached.cache.persist import Persist
 from cached.cache.services import Services
-from cached.errors import CachedError, IntegrityError, ObjectChangedError
+from cached.errors import (
+    CachedError,
+    IntegrityError,
+    NotFoundError,
+    ObjectChangedError,
+    OriginError,
+    QuarantinedError,
+)
 from cached.levels.base import FileRef
-from cached.levels.journal import IngestJournal
+from cached.levels.journal import IngestJournal, JournalChunk
 from cached.manifest import BlobRecord
 from cached.signals import Signal, run_all
 from cached.transfer.fill import Fill, Observer, OriginSource, Sources
-from cached.transfer.jobs import Moved
+from cached.transfer.jobs import Copy, Moved
 from cached.types import CheckedBy, Level
+from cached.units import CHUNK_BYTES, chunk_length
 
 _log = structlog.get_logger(__name__)
 
@@ -87,6 +95,7 @@ class Flight:
         self.users = 0
         self._services = services
         self._journal: IngestJournal | None = None
+        self._damaged: dict[int, Level] = {}
         level = services.storage.level(order.level)
         self.target: FileRef = level.blob(order.digest) if order.adopt else level.ingest(order.ingest_id)
         self._persist = self._make_persist() if order.persist else None
@@ -141,6 +150,7 @@ class Flight:
             await run_all(self.fill.run(), self._check_early())
             record = await self._named()
             await self._land(record)
+            await self._mend_disk(record)
             if self._persist is not None and persisting is not None:
                 await persisting
                 await self._persist.finish(record)
@@ -207,10 +217,51 @@ class Flight:
         self.record = record
         self.signal.notify()
 
+    async def _mend_disk(self, record: BlobRecord) -> None:
+        """Writes the chunks again that were found damaged in the L2 blob; what came instead of them was verified."""
+        services = self._services
+        damaged = [index for index, level in sorted(self._damaged.items()) if level is Level.L2]
+        disk = services.storage.disk_copy(record.digest, record.size_bytes) if damaged else None
+        if disk is None or self.order.record is None:
+            return
+        for index in damaged:
+            offset, length = index * CHUNK_BYTES, chunk_length(record.size_bytes, index)
+            try:
+                await services.runner.run(Copy(self.target, disk, offset, length, record.crc64[index]))
+            except CachedError as error:
+                services.degraded["l2"] = f"a damaged chunk could not be written again: {error.message}"
+                _log.warning("flight.not_mended", path=self.order.path, chunk=index, cause=error.message)
+                return
+            services.metrics.repaired_chunks.labels(level="l2").inc()
+            services.events.emit(
+                "damage.repaired", f"chunk {index} of {self.order.path} was written again in l2",
+                name=self.order.name, path=self.order.path, level="l2", chunk=index,
+            )  # fmt: skip
+
     def _fail(self, error: CachedError) -> None:
+        beyond_repair = isinstance(error, OriginError | NotFoundError | IntegrityError)
+        if beyond_repair and self.order.record is not None and self._damaged:
+            error = self._quarantined(min(self._damaged), error)
         error.fields.setdefault("name", self.order.name)
         error.fields.setdefault("path", self.order.path)
         self.error = error
+
+    def _quarantined(self, index: int, error: CachedError) -> QuarantinedError:
+        """What is damaged here cannot be had again now: nobody gets it, until a later try brings it whole."""
+        order, offset_bytes = self.order, index * CHUNK_BYTES
+        length_bytes = chunk_length(order.size_bytes, index)
+        where = f"bytes {offset_bytes} to {offset_bytes + length_bytes - 1} of {order.path}"
+        self._services.registry.quarantine(order.digest, f"{where} are damaged: {error.message}")
+        return QuarantinedError(
+            f"{where} are damaged here, and cannot be fetched again: {error.message}",
+            hint="it is tried again with the next attach or pull, and by `cached verify --repair`",
+            ref=order.name,
+            path=order.path,
+            chunk=index,
+            offset_bytes=offset_bytes,
+            length_bytes=length_bytes,
+            cause=error.reason,
+        )
 
     def _settle(self) -> None:
         """Leaves every level either with a committed blob, a resumable ingest, or nothing."""
@@ -254,7 +305,7 @@ class Flight:
         order, storage = self.order, self._services.storage
         expected = dict(enumerate(order.record.crc64)) if order.record else {}
         in_place = frozenset(expected) if order.adopt else frozenset[int]()
-        disk, on_disk = storage.disk_copy(order.digest) if order.level is Level.L1 else None, None
+        disk, on_disk = storage.disk_copy(order.digest, order.size_bytes) if order.level is Level.L1 else None, None
         if order.journalled:
             self._journal = IngestJournal.open(
                 self._services.journal_dir / order.ingest_id, source_key=order.digest or order.source_key,
@@ -262,11 +313,17 @@ class Flight:
             )  # fmt: skip
             kept = self._journal.chunks
             expected = {index: chunk.crc64 for index, chunk in kept.items()} | expected
-            in_place = frozenset(index for index, chunk in kept.items() if order.level in chunk.levels)
+            in_place = self._kept_at(order.level, kept)
             if order.level is Level.L1 and disk is None and order.persist:
                 disk = storage.level(Level.L2).ingest(order.ingest_id)
-                on_disk = frozenset(index for index, chunk in kept.items() if Level.L2 in chunk.levels)
+                on_disk = self._kept_at(Level.L2, kept)
         return Sources(in_place=in_place, disk=disk, on_disk=on_disk, origin=order.origin, expected=expected)
+
+    def _kept_at(self, level: Level, kept: Mapping[int, JournalChunk]) -> frozenset[int]:
+        """Chunks that an earlier try left at a level; none where its ingest went since (a reboot, a lack of room)."""
+        if not self._services.storage.is_resumed(level, self.order.ingest_id):
+            return frozenset()
+        return frozenset(index for index, chunk in kept.items() if level in chunk.levels)
 
     def _on_chunk(self, index: int, crc64: int, level: Level) -> None:
         self._note(index, crc64, self.order.level)
@@ -296,6 +353,7 @@ class Flight:
             "damage.found", f"chunk {index} of {self.order.path} is damaged in {level.value}: {why}",
             name=self.order.name, path=self.order.path, level=level.value, chunk=index,
         )  # fmt: skip
+        self._damaged[index] = level
 
     def _on_retry(self, error: CachedError) -> None:
         self._services.metrics.retries.labels(reason=error.reason).inc()

@@ -96,6 +96,7 @@ class Loader:
         if error is None or isinstance(error, IntegrityError):
             services.registry.write(lambda: services.registry.index.delete_pending(plan.name, plan.revision))
         if error is not None:
+            self.sweep()
             load.error = error
             services.failed(services.registry.models[plan.name], error)
             return
@@ -221,6 +222,16 @@ class Loader:
             if flight.users == 0:
                 await flight.cancel()
                 self._flights.pop((flight.order.level, flight.order.ingest_id), None)
+
+    def sweep(self) -> None:
+        """Drops ingests and journals that no pending pull would take up again."""
+        services = self._services
+        wanted = {ingest for pull in services.registry.index.pending() for ingest in pull.ingests}
+        wanted |= {ingest_id for _, ingest_id in self._flights}
+        for level in services.storage.levels:
+            for ingest_id in set(services.storage.kept_ingests(level)) - wanted:
+                services.storage.discard(level, ingest_id)
+        services.remove_journals(keep=wanted)
 
 
 async def _landed(flight: Flight) -> None:

@@ -153,11 +153,10 @@ class ModelCache:
         registry = services.registry
         model = registry.find(ref)
         manifest = registry.manifest_of(model, ref) if model else None
-        if manifest is not None:
+        if manifest is not None and registry.whole_at(manifest, Level.L1):
             registry.check_usable(manifest)
-            if registry.whole_at(manifest, Level.L1):
-                services.metrics.hits.labels(level="l1").inc()
-                return manifest
+            services.metrics.hits.labels(level="l1").inc()
+            return manifest
         services.metrics.misses.labels(level="l1").inc()
         if manifest is not None and registry.resident(manifest, Level.L1):
             return pulls.promote(manifest)  # only its checksums have to be confirmed

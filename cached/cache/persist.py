@@ -112,9 +112,10 @@ class Persist:
         while True:
             source = self._source()
             try:
-                answer = await self._services.runner.run(
-                    Copy(source, self.target, offset, length, crc64), priority=_PRIORITY_BEHIND
-                )
+                async with self._services.write_slots:
+                    answer = await self._services.runner.run(
+                        Copy(source, self.target, offset, length, crc64), priority=_PRIORITY_BEHIND
+                    )
                 break
             except (LevelError, NotFoundError):
                 # The segment gets its final name while we copy: look where it is now.

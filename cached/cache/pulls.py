@@ -112,7 +112,6 @@ class Pulls:
                 except ObjectChangedError:
                     if restart == _RESTARTS_ON_CHANGE:
                         raise
-                    await load.until_over()
         except CachedError as error:
             run.error = error
         except asyncio.CancelledError:

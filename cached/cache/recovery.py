@@ -40,7 +40,7 @@ class Recovery:
                 self._services.degraded[level.value] = f"{level} could not be read: {error.message}"
                 _log.exception("recovery.level_failed", level=level.value, cause=error.message)
         self._forget_what_is_nowhere(registry)
-        self._remove_journals(pending)
+        self._services.remove_journals(keep=pending)
         self._services.view.clear()
         for manifest in registry.manifests():
             self._services.publish(manifest)
@@ -77,12 +77,6 @@ class Recovery:
             nowhere = not any(registry.bytes_at(manifest, level) for level in (Level.L1, Level.L2))
             if nowhere and registry.models[manifest.name].record.current_revision != manifest.revision:
                 registry.forget_revision(manifest)
-
-    def _remove_journals(self, pending: set[str]) -> None:
-        folder = self._services.journal_dir
-        for path in folder.iterdir():
-            if path.name not in pending:
-                path.unlink()
 
     async def resume(self) -> None:
         """Confirms what is in L1, the hottest first, and begins interrupted pulls again."""

@@ -152,7 +152,9 @@ class Registry:
 
     def check_usable(self, manifest: Manifest) -> None:
         """Raises QuarantinedError if this revision is known to be damaged."""
-        why = next((self._quarantined[entry.digest] for entry in manifest.files if entry.digest in self._quarantined), "")
+        why = "; ".join(
+            self._quarantined[entry.digest] for entry in manifest.files if entry.digest in self._quarantined
+        )
         if why:
             raise QuarantinedError(
                 f"{manifest.name}@{manifest.revision} is quarantined: {why}",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +35,8 @@ class Services:
     retry: RetryPolicy
     width: int
     """Chunks of one blob in flight at the same time."""
+    write_slots: asyncio.Semaphore
+    """Chunks being written to L2 at the same time, of all blobs: a slow disk must not take the movers from the pulls."""
     journal_dir: Path
     degraded: dict[str, str] = field(default_factory=dict)
     """What does not work as it should → why, for health; empty when all is well."""
@@ -49,6 +54,13 @@ class Services:
         """The blob that an interrupted pull's ingest became before its revision could be recorded, or empty."""
         state = read_journal(self.journal_dir / ingest_id)
         return state.landed_digest if state else ""
+
+    def remove_journals(self, *, keep: AbstractSet[str]) -> None:
+        """Removes the journals of all other ingests. One that cannot be removed costs nothing but its place."""
+        for path in self.journal_dir.iterdir():
+            if path.name not in keep:
+                with suppress(OSError):
+                    path.unlink()
 
     def moved(self, hop: str, length_bytes: int, busy_s: float, cpu_s: float) -> None:
         """Counts verified bytes over a hop."""

@@ -41,6 +41,7 @@ class Storage:
         self._levels: dict[Level, LocalLevel] = {Level.L1: l1} | ({Level.L2: l2} if l2 is not None else {})
         self._ledgers = {level: Ledger(level, 0) for level in self._levels}
         self._limits = dict.fromkeys(self._levels, Limit(0, "not looked at yet"))
+        self._resumed: dict[Level, set[str]] = {level: set() for level in self._levels}
         self._collecting = asyncio.Lock()
 
     @property
@@ -121,7 +122,10 @@ class Storage:
                     ledger.remove(_kept(ingest_id))
                 ledger.reserve(ingest_id, size_bytes)
                 opened.append(ingest_id)
-                if not kept:
+                if kept:
+                    self._resumed[level].add(ingest_id)
+                else:
+                    self._resumed[level].discard(ingest_id)
                     store.create(ingest_id, size_bytes)
         except CachedError:
             for ingest_id in opened:
@@ -129,6 +133,10 @@ class Storage:
             raise
         finally:
             self._settle()
+
+    def is_resumed(self, level: Level, ingest_id: str) -> bool:
+        """True for an open ingest that was taken up again with what it had, False for one that was made anew."""
+        return self.is_open(level, ingest_id) and ingest_id in self._resumed[level]
 
     def is_open(self, level: Level, ingest_id: str) -> bool:
         """True between ``open`` and ``commit``, ``suspend`` or ``discard``."""
@@ -173,14 +181,15 @@ class Storage:
 
     # Blobs
 
-    def disk_copy(self, digest: str) -> FileRef | None:
-        """The L2 blob of this content, or None."""
+    def disk_copy(self, digest: str, size_bytes: int) -> FileRef | None:
+        """The L2 blob of this content, or None; one of another length is damaged beyond use."""
         if not digest or Level.L2 not in self._levels:
             return None
         try:
-            return self._levels[Level.L2].blob(digest)
+            ref = self._levels[Level.L2].blob(digest)
         except NotFoundError:
             return None
+        return ref if ref.size_bytes == size_bytes else None
 
     def withdraw(self, digest: str) -> None:
         """Takes a blob out of L1. Its bytes count until ``collect`` has the proof that nobody maps them."""

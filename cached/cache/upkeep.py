@@ -56,9 +56,7 @@ class Upkeep:
             if model.tier[0] is not Tier.HOT or self._loader.active(model.name) or not self._due(f"hot {model.name}"):
                 continue
             manifest = model.current
-            if manifest is not None and (
-                manifest.revision in model.quarantined or registry.whole_at(manifest, Level.L1)
-            ):
+            if manifest is not None and (registry.is_quarantined(manifest) or registry.whole_at(manifest, Level.L1)):
                 continue
             self._later(f"hot {model.name}")
             self._bring(model, manifest)

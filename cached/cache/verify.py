@@ -64,10 +64,11 @@ class Verifier:
         yield VerifyProgress(total, done, None, True, damaged, repaired)
 
     def _settle(self, manifests: list[Manifest], damaged: int, repaired: int) -> None:
-        """A revision without damage left is out of quarantine."""
+        """What has no damage left is out of quarantine."""
         if damaged == repaired:
             for manifest in manifests:
-                self._services.registry.models[manifest.name].quarantined.pop(manifest.revision, None)
+                for entry in manifest.files:
+                    self._services.registry.mended(entry.digest)
 
     def _places(self, manifests: list[Manifest]) -> Iterator[_Place]:
         seen: set[tuple[str, Level]] = set()
@@ -119,7 +120,7 @@ class Verifier:
         if damage.repaired:
             services.metrics.repaired_chunks.labels(level=place.level.value).inc()
         elif repair:
-            services.registry.quarantine(place.manifest, f"chunk {place.index} of {place.entry.path}: {error}")
+            services.registry.quarantine(record.digest, f"chunk {place.index} of {place.entry.path}: {error}")
         if place.level is Level.L1:
             self.on_damage(place.manifest, place.entry, damage)
         return damage

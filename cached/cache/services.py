@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -242,6 +242,8 @@ class Flight:
         beyond_repair = isinstance(error, OriginError | NotFoundError | IntegrityError)
         if beyond_repair and self.order.record is not None and self._damaged:
             error = self._quarantined(min(self._damaged), error)
+        if isinstance(error, IntegrityError) and self.order.record is None:
+            self._services.metrics.checksum_failures.labels(level="l3").inc()
         error.fields.setdefault("name", self.order.name)
         error.fields.setdefault("path", self.order.path)
         self.error = error

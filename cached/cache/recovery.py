@@ -104,8 +104,16 @@ class Recovery:
         return _ORDER.index(model.tier[0]), -model.priority, -model.record.last_used_wall_s
 
     def _drop_unconfirmed(self) -> None:
-        """Segments of revisions that are not whole in L1: nobody will confirm them, so nobody may have them."""
-        registry, held = self._services.registry, self._loader.held_digests()
+        """Segments of revisions that are not whole in L1: nobody will confirm them, so nobody may have them.
+
+        Those of interrupted pulls stay: the pull that goes on confirms them.
+        """
+        registry, held = self._services.registry, set(self._loader.held_digests())
+        for pull in registry.index.pending():
+            held |= self._landed(set(pull.ingests))
+            model = registry.models.get(pull.name)
+            manifest = model.manifests.get(pull.revision) if model else None
+            held |= manifest.blobs.keys() if manifest else set()
         for digest, blob in registry.blobs.items():
             if blob.l1 is Presence.UNCONFIRMED and digest not in held:
                 registry.lost(digest, Level.L1)

@@ -224,6 +224,11 @@ class Registry:
         if level is Level.L1 or blob.l1 is Presence.ABSENT:
             self.mended(record.digest)
 
+    def doubt(self, digest: str) -> None:
+        """A blob in L1 is known to be damaged: whoever attaches next has it confirmed again, and so mended."""
+        if self.blobs[digest].l1 is Presence.CONFIRMED:
+            self.blobs[digest].l1 = Presence.UNCONFIRMED
+
     def lost(self, digest: str, level: Level) -> None:
         """A blob left a level."""
         blob = self.blobs[digest]

@@ -121,6 +121,8 @@ class Verifier:
             services.metrics.repaired_chunks.labels(level=place.level.value).inc()
         elif repair:
             services.registry.quarantine(record.digest, f"chunk {place.index} of {place.entry.path}: {error}")
+        if place.level is Level.L1 and not damage.repaired:
+            services.registry.doubt(record.digest)
         if place.level is Level.L1:
             self.on_damage(place.manifest, place.entry, damage)
         return damage

@@ -36,7 +36,7 @@ class Services:
     width: int
     """Chunks of one blob in flight at the same time."""
     write_slots: asyncio.Semaphore
-    """Chunks being written to L2 at the same time, of all blobs: a slow disk must not take the movers from the pulls."""
+    """Chunks written to L2 at the same time, of all blobs: a slow disk must not take the movers from the pulls."""
     journal_dir: Path
     degraded: dict[str, str] = field(default_factory=dict)
     """What does not work as it should → why, for health; empty when all is well."""

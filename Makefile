@@ -78,6 +78,10 @@ LOCK_COMMAND = $(BIN)/uv pip compile --quiet --system-certs --universal --python
 proto: $(STAMP_PROTO) ## Generate client/cached_client/_proto from the .proto
 	$(VENV_PROTO)/bin/python proto/generate.py
 
+.PHONY: docs
+docs: $(STAMP) ## Write the parts of docs/ that come from the code
+	$(BIN)/python docs/generate.py
+
 .PHONY: wheels
 wheels: $(STAMP) ## Build both wheels into dist/
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist client
@@ -92,8 +96,7 @@ clean: ## Remove the environments, build output and caches
 ##@ Checks
 
 .PHONY: check
-check: lint types contracts wire locks ## Everything that needs no running daemon: lint, types, contracts, wire, locks, docs
-	if [ -d tests/docs ]; then $(BIN)/python -m pytest -q tests/docs; fi
+check: lint types contracts wire locks docs-check ## Everything that needs no running daemon: lint, types, contracts, wire, locks, docs
 
 .PHONY: lint
 lint: $(STAMP) ## ruff: rules and format
@@ -120,6 +123,11 @@ wire: $(STAMP) $(STAMP_PROTO) ## buf lint, the generated code is fresh, no break
 	$(BIN)/buf lint
 	$(VENV_PROTO)/bin/python proto/generate.py --check
 	if tag=$$(git describe --tags --abbrev=0 2>/dev/null); then $(BIN)/buf breaking --against ".git#tag=$$tag"; fi
+
+.PHONY: docs-check
+docs-check: $(STAMP) ## The documents are fresh, name what there is, and their links lead somewhere
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/python -m pytest -q tests/docs
 
 .PHONY: locks
 locks: ## The locks hold pins and hashes, no address, index or option

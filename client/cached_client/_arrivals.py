@@ -61,9 +61,11 @@ class Arrivals:
     def opened(self, infos: Sequence[FileInfo], mapped: Sequence[MappedFile]) -> None:
         """A lease was opened, and its files are mapped.
 
-        What an earlier lease announced is forgotten: its daemon is gone, and this one announces what it vouches for.
+        What an earlier lease announced is forgotten, damage too: its daemon is gone, and this one announces what it
+        vouches for.
         """
         with self._changed:
+            self._damaged.clear()
             self._files = [_File(info, file) for info, file in zip(infos, mapped, strict=True)]
             self._mark("opened")
 
@@ -93,7 +95,8 @@ class Arrivals:
     def failed(self, error: CacheError) -> None:
         """The end: everyone who waits or asks from now on gets this error. The first one counts."""
         with self._changed:
-            self._error = self._error or error
+            # Without its traceback, whose frames would keep the mappings alive (see Lease).
+            self._error = self._error or error.with_traceback(None)
             self._mark("failed")
 
     def close(self) -> None:

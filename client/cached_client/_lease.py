@@ -16,6 +16,7 @@ from cached_client.errors import (
     DaemonUnavailableError,
     IntegrityError,
     LeaseLostError,
+    NotFoundError,
     NotReadyError,
     daemon_unavailable,
     from_rpc_error,
@@ -34,6 +35,7 @@ _log = logging.getLogger("cached_client")
 _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 5.0
 _DETACH_TIMEOUT_S = 2.0
+_REASON_TIMEOUT_S = 2.0
 _BREAKS = (DaemonUnavailableError, NotReadyError)
 """The daemon is gone for a while; any other error is its answer."""
 
@@ -59,9 +61,10 @@ class Lease:
         self._arrivals = arrivals
         self._on_damaged = on_damaged
         self._thread = threading.Thread(target=self._run, name="cached-lease", daemon=True)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a garbage collection within it may call `cancel`
         self._stopping = threading.Event()
         self._stream: grpc.Call | None = None
+        self._held = False
         self._delay_s = _FIRST_DELAY_S
         self.opened: pb.Opened | None = None
         self.lost: LeaseLostError | None = None
@@ -80,7 +83,7 @@ class Lease:
     def stop(self) -> None:
         """Ends the lease; when it returns the daemon was told, if it lives. Idempotent."""
         opened = self.opened
-        if opened is not None and self._thread.is_alive() and not self._stopping.is_set():
+        if opened is not None and self._held and not self._stopping.is_set():
             request = pb.DetachRequest(lease_id=opened.lease_id, token=opened.token)
             try:
                 self._connection.call(self._connection.stub.Detach, request, timeout_s=_DETACH_TIMEOUT_S)
@@ -122,11 +125,24 @@ class Lease:
             for response in stream:
                 self._handle(response)
         except grpc.RpcError as error:
+            # The error is the stream itself: its traceback would tie this frame, and with it the mappings, into a cycle
+            # that only a garbage collection ends. Engines freeze or disable that.
+            error.__traceback__ = None
             return from_rpc_error(error, self._connection.target)
         except CacheError as error:
+            reason = self._reason_of_end(stream) if isinstance(error, NotFoundError) else None
             stream.cancel()
-            return error
+            return reason or error
+        finally:
+            self._held = False
         return daemon_unavailable(self._connection.target, "it ended the lease")
+
+    def _reason_of_end(self, stream: grpc.Call) -> CacheError | None:
+        """Why the daemon ended a lease that its descriptor socket did not know any more: it says so on the stream."""
+        ended = threading.Event()
+        if stream.add_callback(ended.set) and not ended.wait(_REASON_TIMEOUT_S):
+            return None
+        return None if stream.code() is grpc.StatusCode.OK else from_rpc_error(stream, self._connection.target)
 
     def _give_up(self, error: CacheError) -> None:
         if self._arrivals.report is None:
@@ -179,12 +195,17 @@ class Lease:
                     hint="attach again",
                 )
             mapped = self._map(opened)
-            self.opened = opened
+            self._take_up(opened)
             self._arrivals.opened(files, mapped)
-        self.opened = opened
-        self._delay_s = _FIRST_DELAY_S
+        else:
+            self._take_up(opened)
         if opened.HasField("complete"):
             self._handle_complete(opened.complete)
+
+    def _take_up(self, opened: pb.Opened) -> None:
+        self.opened = opened
+        self._held = True
+        self._delay_s = _FIRST_DELAY_S
 
     def _handle_complete(self, complete: pb.Complete) -> None:
         if self._arrivals.report is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from cached_client.connection import Connection
     from cached_client.safetensors_header import TensorInfo
+
+_DESCRIBE_TIMEOUT_S = 5.0
 
 
 class Model:
@@ -62,7 +65,7 @@ class Model:
         self._arrivals = arrivals
         self._index = TensorIndex(arrivals)
         self._file_indices = {info.path: index for index, info in enumerate(arrivals.infos())}
-        self._directory: Path | None = None
+        self._described = pb.DescribeResponse()
         # A model that is dropped without close() must not hold its lease until the process ends.
         self._finalizer = weakref.finalize(self, lease.cancel)
 
@@ -113,23 +116,24 @@ class Model:
     @property
     def files(self) -> Mapping[str, FileInfo]:
         """The files by path: size, SHA-256, and where the directory view shows them (see `directory`)."""
-        directory = self.directory
-        return MappingProxyType({info.path: _located(info, directory) for info in self._arrivals.infos()})
+        infos = {info.path: info for info in self._arrivals.infos()}
+        described = self._describe()
+        directory = _visible(described.path)
+        for file in described.files:
+            if file.path in infos:
+                path = directory / file.path if directory else None
+                local_path = path if path and path.is_file() else None
+                infos[file.path] = replace(infos[file.path], sha256=file.sha256, local_path=local_path)
+        return MappingProxyType(infos)
 
     @property
     def directory(self) -> Path | None:
-        """The model as an ordinary directory of links, for code that wants files.
+        """The model as an ordinary directory of links, for code that wants files. It stays for as long as the lease.
 
-        None until the model is complete, and where this process does not see the directory. Asks the daemon once.
+        None until the model is complete, while the daemon does not answer, and where this process does not see the
+        directory (a container without the mount).
         """
-        if self._directory is None and self.complete:
-            request = pb.DescribeRequest(ref=f"{self.name}@{self.revision}" if self.revision else self.name)
-            try:
-                path = self._connection.call(self._connection.stub.Describe, request).path
-            except CacheError:
-                return None  # it is a convenience: a model works without its daemon
-            self._directory = Path(path) if path and os.path.isdir(path) else None
-        return self._directory
+        return _visible(self._describe().path)
 
     def view(self, path: str, timeout_s: float | None = None) -> memoryview:
         """All bytes of a file, zero-copy and read-only. Raises NotFoundError for an unknown path."""
@@ -251,6 +255,21 @@ class Model:
     ) -> None:
         self.close()
 
+    def _describe(self) -> pb.DescribeResponse:
+        """What the daemon knows of the complete model; asked until it knows all, for some digests come late."""
+        if self.complete and not self._described.path:
+            request = pb.DescribeRequest(ref=f"{self.name}@{self.revision}" if self.revision else self.name)
+            try:
+                described = self._connection.call(
+                    self._connection.stub.Describe, request, timeout_s=_DESCRIBE_TIMEOUT_S
+                )
+            except CacheError:
+                return self._described  # only a convenience: a model works without its daemon
+            if not all(file.sha256 for file in described.files):
+                return described
+            self._described = described
+        return self._described
+
     def _wait_complete(self, deadline: Deadline) -> LoadReport:
         return self._arrivals.wait_for(lambda: self._arrivals.report, deadline, f"the model {self.name}")
 
@@ -303,7 +322,6 @@ def attach(
         raise
 
 
-def _located(info: FileInfo, directory: Path | None) -> FileInfo:
-    if directory is None or not (directory / info.path).is_file():
-        return info
-    return FileInfo(info.path, info.size_bytes, info.sha256, directory / info.path)
+def _visible(directory: str) -> Path | None:
+    """The directory of this revision, if the process sees it: the link by the model's name moves on to later ones."""
+    return Path(directory).resolve() if directory and os.path.isdir(directory) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -86,7 +87,8 @@ class Connection:
 
     def __init__(self, target: str | None = None) -> None:
         """``target``: a path or ``unix:///path``; by default `default_target`. Raises InvalidRequestError."""
-        self.path = socket_path(target or default_target())
+        self.path: Path = socket_path(target or default_target())
+        self._lock = threading.RLock()
         self._channel: grpc.Channel | None = None
         self._stub: cached_pb2_grpc.CacheServiceStub[grpc.Channel] | None = None
 
@@ -98,16 +100,18 @@ class Connection:
     @property
     def channel(self) -> grpc.Channel:
         """The channel, for services other than `stub`, such as grpc.health.v1."""
-        if self._channel is None:
-            self._channel = grpc.insecure_channel(f"unix://{quote(self.target)}", options=_CHANNEL_OPTIONS)
-        return self._channel
+        with self._lock:
+            if self._channel is None:
+                self._channel = grpc.insecure_channel(f"unix://{quote(self.target)}", options=_CHANNEL_OPTIONS)
+            return self._channel
 
     @property
     def stub(self) -> cached_pb2_grpc.CacheServiceStub[grpc.Channel]:
         """The methods of cached.v1. They raise grpc.RpcError: `call` and `stream` raise CacheError instead."""
-        if self._stub is None:
-            self._stub = cached_pb2_grpc.CacheServiceStub(self.channel)
-        return self._stub
+        with self._lock:
+            if self._stub is None:
+                self._stub = cached_pb2_grpc.CacheServiceStub(self.channel)
+            return self._stub
 
     def call(self, method: Callable[..., T], request: object, *, timeout_s: float | None = None) -> T:
         """One answer: ``connection.call(connection.stub.List, ListRequest())``. Raises CacheError."""
@@ -147,7 +151,8 @@ class Connection:
 
     def close(self) -> None:
         """Ends every call of this connection. Idempotent; the next use opens it again."""
-        channel, self._channel, self._stub = self._channel, None, None
+        with self._lock:
+            channel, self._channel, self._stub = self._channel, None, None
         if channel is not None:
             channel.close()
 

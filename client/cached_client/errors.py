@@ -29,7 +29,7 @@ class CacheError(Exception):
 
     def __init__(self, message: str, *, hint: str = "", reason: str = "", **fields: object) -> None:
         super().__init__(message)
-        self.reason = reason or self.kind_reason
+        self.reason: str = reason or self.kind_reason
         self.message = message
         self.hint = hint
         self.fields: dict[str, str] = {key: str(value) for key, value in fields.items()}
@@ -186,8 +186,8 @@ def daemon_unavailable(target: str, cause: str) -> DaemonUnavailableError:
     )
 
 
-def from_rpc_error(error: grpc.RpcError, target: str) -> CacheError:
-    """Translates what a call raised. ``target`` is the socket's path, for the message when nobody answers.
+def from_rpc_error(error: grpc.RpcError | grpc.Call, target: str) -> CacheError:
+    """Translates what a call raised or ended with. ``target`` is the socket's path, for the message when nobody answers.
 
     The daemon's own errors carry google.rpc.ErrorInfo: its reason chooses the kind, and its metadata becomes ``hint``
     and ``fields``. Errors of the transport have only a status code.

@@ -53,9 +53,9 @@ class FakeDaemon:
 
     def __init__(self, directory: Path) -> None:
         """Its sockets will be in ``directory``."""
-        self.socket = directory / "cached.sock"
-        self.descriptor_socket = directory / "descriptors.sock"
-        self.announced_descriptor_socket = str(self.descriptor_socket)
+        self.socket: Path = directory / "cached.sock"
+        self.descriptor_socket: Path = directory / "descriptors.sock"
+        self.announced_descriptor_socket: str = str(self.descriptor_socket)
         self.directory_view: Path | None = None
         self.attach_requests: list[pb.AttachRequest] = []
         self._changed = threading.Condition()
@@ -80,6 +80,8 @@ class FakeDaemon:
 
     def add(self, name: str, files: Mapping[str, bytes], *, arrived: bool = True) -> str:
         """Gives it a model, wholly there, or with nothing of it there yet; returns the revision."""
+        if name in self._models:
+            self.remove(name)
         contents = dict(files)
         digest = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()
         model = _Model(name, digest, contents)
@@ -126,7 +128,8 @@ class FakeDaemon:
 
     def remove(self, name: str) -> None:
         """It does not have the model any more."""
-        del self._models[name]
+        for descriptor in self._models.pop(name).segments.values():
+            os.close(descriptor)
 
     # Its life.
 
@@ -164,10 +167,8 @@ class FakeDaemon:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        for model in self._models.values():
-            for descriptor in model.segments.values():
-                os.close(descriptor)
-        self._models.clear()
+        for name in list(self._models):
+            self.remove(name)
 
     def _tell(self, model: _Model, news: pb.AttachResponse | CacheError) -> None:
         with self._changed:
@@ -203,8 +204,12 @@ class FakeDaemon:
     def _list(self, _: pb.ListRequest, __: grpc.ServicerContext) -> pb.ListResponse:
         return pb.ListResponse(models=[_summary(model) for model in self._models.values()])
 
-    def _describe(self, _: pb.DescribeRequest, __: grpc.ServicerContext) -> pb.DescribeResponse:
-        return pb.DescribeResponse(path=str(self.directory_view or ""))
+    def _describe(self, request: pb.DescribeRequest, _: grpc.ServicerContext) -> pb.DescribeResponse:
+        files = [
+            pb.FileDetail(path=path, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            for path, content in self._find(request.ref).contents.items()
+        ]
+        return pb.DescribeResponse(path=str(self.directory_view or ""), files=files)
 
     def _stats(self, _: pb.StatsRequest, __: grpc.ServicerContext) -> pb.StatsResponse:
         return pb.StatsResponse(version="fake")

@@ -63,6 +63,7 @@ class Fault:
     path: str = ""  # part of the decoded path
     query: str = ""  # part of the query
     ranged: bool | None = None  # only requests with (True) or without (False) a Range header
+    range: str = ""  # only requests with this very Range header
     after_bytes: int = 0
     status: int = 503
     message: str = "as told by the test"
@@ -83,6 +84,7 @@ class Fault:
             and self.path in unquote(parts.path)
             and self.query in parts.query
             and (self.ranged is None or self.ranged == bool(range_header))
+            and self.range in {"", range_header}
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import structlog
 
@@ -90,10 +90,13 @@ class Storage:
     def _allocated_bytes(self) -> int:
         """What our segments really take up now; one that is still arriving has only some of its pages."""
         prefix = f"cached.{self.l1.instance}."
+        total_bytes = 0
         with os.scandir(SHM_FOLDER) as entries:
-            return sum(
-                entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries if entry.name.startswith(prefix)
-            )
+            for entry in entries:
+                if entry.name.startswith(prefix):
+                    with suppress(FileNotFoundError):  # its memory is being given back in a thread
+                        total_bytes += entry.stat(follow_symlinks=False).st_blocks * 512
+        return total_bytes
 
     # Ingests
 

@@ -76,7 +76,7 @@ class Upkeep:
         for manifest in list(services.registry.manifests()):
             if not services.registry.whole_at(manifest, Level.L1) or not self._due(f"l2 {manifest.name}"):
                 continue
-            missing = [blob for blob in services.registry.blobs_of(manifest) if not blob.l2]
+            missing = [blob for blob in services.registry.blobs_of(manifest) if not blob.l2 and not blob.left_l2]
             if missing:
                 self._later(f"l2 {manifest.name}")
                 await self._copy(manifest, missing)

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import pytest
 
 import cached_client
 from cached.units import CHUNK_BYTES
@@ -48,7 +49,10 @@ def safetensors(size_bytes: int, seed: int, *, tensors: int = 3) -> bytes:
 
 def model_files(*sizes_bytes: int, seed: int = 1) -> dict[str, bytes]:
     """A small model as on a hub: config, tokenizer, and one safetensors shard for each size."""
-    files = {"config.json": json.dumps({"model_type": "test", "seed": seed}).encode(), "tokenizer.json": b'{"v": 1}'}
+    files = {
+        "config.json": json.dumps({"model_type": "test", "seed": seed}).encode(),
+        "tokenizer.json": json.dumps({"version": "1.0", "seed": seed}).encode(),
+    }
     if len(sizes_bytes) == 1:
         files["model.safetensors"] = safetensors(sizes_bytes[0], seed)
         return files
@@ -87,13 +91,11 @@ def flip_byte(path: Path, offset_bytes: int) -> None:
 def refused(reason: str) -> Iterator[dict[str, str]]:
     """The block must raise a CacheError of this reason; its fields, message and hint are in the dictionary after."""
     seen: dict[str, str] = {}
-    try:
+    with pytest.raises(cached_client.CacheError) as caught:
         yield seen
-    except cached_client.CacheError as error:
-        assert error.reason == reason, f"{error.reason}: {error}"
-        seen |= {**error.fields, "message": error.message, "hint": error.hint}
-        return
-    raise AssertionError(f"nothing was refused, expected {reason}")
+    error = caught.value
+    assert error.reason == reason, f"{error.reason}: {error}"
+    seen |= {**error.fields, "message": error.message, "hint": error.hint}
 
 
 class Worker:
@@ -161,8 +163,8 @@ def _named(fields: Mapping[str, str]) -> dict[str, str]:
 class Site:
     """An S3 server behind a proxy that counts, and a daemon that knows models of it by its catalog.
 
-    ``settings`` and ``models`` may be changed until ``start``; ``add`` publishes a model. ``close`` (the fixture does it)
-    checks the invariants, unless ``check`` is false.
+    ``settings`` and ``models`` may be changed until ``start``; ``add`` publishes a model. ``close`` (the fixture does
+    it) checks the invariants, unless ``check`` is false.
     """
 
     folder: Path

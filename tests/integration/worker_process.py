@@ -19,6 +19,7 @@ class _Worker:
     def __init__(self, target: str) -> None:
         self._cache = cached_client.connect(target)
         self._model: Any = None
+        self._kept: dict[str, memoryview] = {}
 
     def attach(self, ref: str, wait: bool = True, **options: Any) -> dict[str, Any]:
         self._model = self._cache.attach(ref, wait=wait, timeout_s=60, client_name="test worker", **options)
@@ -28,13 +29,19 @@ class _Worker:
         return {"from_level": self._model.wait(60).from_level}
 
     def digests(self) -> dict[str, str]:
-        return {path: hashlib.sha256(self._model.view(path, 60)).hexdigest() for path in self._model.files}
+        views = self._kept or {path: self._model.view(path, 60) for path in self._model.files}
+        return {path: hashlib.sha256(view).hexdigest() for path, view in views.items()}
 
     def damaged(self) -> list[tuple[str, int, int]]:
         return [(item.path, item.offset_bytes, item.length_bytes) for item in self._model.damaged]
 
     def lease_lost(self) -> str:
         return str(self._model.lease_lost or "")
+
+    def forget_lease(self) -> None:
+        """Gives the lease back and goes on reading from the mappings, as a tensor that outlives its model does."""
+        self._kept = {path: self._model.view(path) for path in self._model.files}
+        self.detach()
 
     def detach(self) -> None:
         self._model.close()

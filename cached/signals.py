@@ -23,14 +23,17 @@ class Signal:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def wait(self) -> None:
-        """Until the next ``notify``. Cancellation leaves nothing behind."""
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Until the next ``notify``; False if ``timeout_s`` passed first. Cancellation leaves nothing behind."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
-            await waiter
+            await asyncio.wait_for(waiter, timeout_s)
+        except TimeoutError:
+            return False
         finally:
             self._waiters.discard(waiter)
+        return True
 
 
 async def run_all(*works: Coroutine[Any, Any, None]) -> None:

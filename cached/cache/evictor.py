@@ -129,14 +129,9 @@ class Evictor:
         manifest = self._services.registry.models[victim.name].manifests[victim.revision]
         self._leave(manifest, victim.level, victim.reason)
 
-    async def evict(self, manifest: Manifest, level: Level, reason: str) -> int:
+    def evict(self, manifest: Manifest, level: Level, reason: str) -> int:
         """Takes a revision out of a level; the bytes that left it. The caller has made sure that nobody holds it."""
-        if not self._services.storage.has(level):
-            return 0
-        freed = self._leave(manifest, level, reason)
-        if level is Level.L1:
-            await self._services.storage.collect()
-        return freed
+        return self._leave(manifest, level, reason) if self._services.storage.has(level) else 0
 
     def _leave(self, manifest: Manifest, level: Level, reason: str) -> int:
         services, held = self._services, self.loads.held_digests()
@@ -148,6 +143,7 @@ class Evictor:
             if level is Level.L1:
                 services.storage.withdraw(blob.record.digest)
             else:
+                blob.left_l2 = True
                 services.storage.remove_from_disk(blob.record.digest)
         freed = sum(blob.record.size_bytes for blob in leaving)
         if leaving:

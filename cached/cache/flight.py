@@ -19,6 +19,7 @@ from cached.errors import (
     ObjectChangedError,
     OriginError,
     QuarantinedError,
+    UnavailableError,
 )
 from cached.levels.base import FileRef
 from cached.levels.journal import IngestJournal, JournalChunk
@@ -158,7 +159,7 @@ class Flight:
         except CachedError as error:
             self._fail(error)
         except asyncio.CancelledError:
-            self._fail(CachedError("the load was stopped", hint="it is resumed by the next pull of the model"))
+            self._fail(UnavailableError("the load was stopped", hint="it is resumed by the next pull of the model"))
             raise
         except Exception as error:  # noqa: BLE001 - logged, and told to whoever waits
             _log.exception("flight.bug", path=self.order.path)

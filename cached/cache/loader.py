@@ -46,7 +46,9 @@ class Loader:
 
     def held_digests(self) -> frozenset[str]:
         """Blobs that loads in flight count on."""
-        return frozenset(file.digest for load in self.loads.values() for file in load.plan.files if file.digest)
+        known = {file.digest for load in self.loads.values() for file in load.plan.files if file.digest}
+        landed = {flight.record.digest for flight in self._flights.values() if flight.record is not None}
+        return frozenset(known | landed)
 
     def begin(self, plan: LoadPlan) -> Load:
         """The load of this revision to this level: the one in flight, or a new one."""
@@ -75,7 +77,7 @@ class Loader:
         except CachedError as failure:
             error = failure
         except asyncio.CancelledError:
-            load.error = CachedError("the load was stopped", hint="it is resumed by the next pull of the model")
+            load.error = UnavailableError("the load was stopped", hint="it is resumed by the next pull of the model")
             raise
         except Exception as bug:  # noqa: BLE001 - logged, and told to whoever waits
             _log.exception("load.bug", model=load.plan.name)
@@ -98,7 +100,7 @@ class Loader:
         if error is not None:
             self.sweep()
             load.error = error
-            services.failed(services.registry.models[plan.name], error)
+            services.failed(services.registry.known(plan.name), error)
             return
         load.finished = True
         if load.bytes_from(Level.L3):
@@ -212,7 +214,7 @@ class Loader:
         )
 
     def _publish(self, load: Load) -> None:
-        manifest = self._services.registry.models[load.plan.name].manifests.get(load.plan.revision)
+        manifest = self._services.registry.known(load.plan.name).manifests.get(load.plan.revision)
         if manifest is not None:
             self._services.publish(manifest)
 

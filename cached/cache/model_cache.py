@@ -82,6 +82,7 @@ class ModelCache:
         await self._parts.pulls.stop()
         # Loads end when the movers do: what a mover still writes must not outlive the record of it.
         await asyncio.gather(self._parts.loader.stop(), self._parts.pool.close(_MOVERS_END_S))
+        await self._parts.services.storage.collect()
         await self._parts.services.storage.give_back_pool()
         self._parts.services.registry.close()
 
@@ -108,7 +109,7 @@ class ModelCache:
             load = run.load or load
             if not load.finished:
                 yield load.progress()
-            await asyncio.wait([asyncio.ensure_future(run.signal.wait())], timeout=_PROGRESS_S)
+            await run.signal.wait(_PROGRESS_S)
         if run.error is not None:
             raise run.error
         yield (run.load or load).progress()
@@ -129,12 +130,15 @@ class ModelCache:
         self._require_running()
         parsed = parse_ref(ref)
         content = await self._content(parsed, source, may_load=not (resume or only_if_resident))
+        while isinstance(content, Load) and content.finished:
+            # It ended before we could hold it, and what nobody holds may be gone already.
+            content = await self._content(parsed, source, may_load=not (resume or only_if_resident))
         name, revision = (
             (content.plan.name, content.plan.revision)
             if isinstance(content, Load)
             else (content.name, content.revision)
         )
-        clock, model = self._parts.services.clock, self._parts.services.registry.models[name]
+        clock, model = self._parts.services.clock, self._parts.services.registry.known(name)
         lease = self._parts.leases.open(
             name, revision, client or Client(), now_s=clock.monotonic_s(), wall_s=clock.wall_s()
         )
@@ -220,20 +224,24 @@ class ModelCache:
 
     async def evict(self, ref: str, level: Level | None) -> Freed:
         """Takes a model's revisions (or the one named) out of a level, or of all. Refused while leased or loading."""
-        manifests = self._unused(parse_ref(ref), level)
-        freed = Freed()
-        for manifest in manifests:
-            for each in (Level.L1, Level.L2) if level is None else (level,):
-                size = await self._parts.evictor.evict(manifest, each, "operator")
-                freed = _plus(freed, each, size)
+        freed = self._evict(parse_ref(ref), level)
+        await self._parts.services.storage.collect()
         return freed
 
     async def remove(self, ref: str) -> Freed:
         """Evicts from every level and forgets the model (its catalog entry, if any, stays)."""
-        name = parse_ref(ref).name
-        freed = await self.evict(name, None)
-        model = self._parts.services.registry.require(Ref(name))
-        self._parts.evictor.forget(model)
+        name = Ref(parse_ref(ref).name)
+        freed = self._evict(name, None)
+        self._parts.evictor.forget(self._parts.services.registry.require(name))
+        await self._parts.services.storage.collect()
+        return freed
+
+    def _evict(self, ref: Ref, level: Level | None) -> Freed:
+        """Without a pause between the look at who holds it and its going."""
+        freed = Freed()
+        for manifest in self._unused(ref, level):
+            for each in (Level.L1, Level.L2) if level is None else (level,):
+                freed = _plus(freed, each, self._parts.evictor.evict(manifest, each, "operator"))
         return freed
 
     def _unused(self, ref: Ref, level: Level | None) -> list[Manifest]:

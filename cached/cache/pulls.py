@@ -12,7 +12,14 @@ from cached.cache.load import Load, LoadFile, LoadPlan
 from cached.cache.loader import Loader
 from cached.cache.registry import Blob, Model, Presence
 from cached.cache.services import Services
-from cached.errors import CachedError, InvalidRequestError, MoverError, NoSourceError, ObjectChangedError
+from cached.errors import (
+    CachedError,
+    InvalidRequestError,
+    MoverError,
+    NoSourceError,
+    ObjectChangedError,
+    UnavailableError,
+)
 from cached.index import PendingPull
 from cached.manifest import BlobRecord, FileEntry, Manifest, revision_of
 from cached.origins.base import OriginObject, OriginSpec
@@ -115,7 +122,7 @@ class Pulls:
         except CachedError as error:
             run.error = error
         except asyncio.CancelledError:
-            run.error = CachedError("the pull was stopped", hint="it is resumed when the daemon starts again")
+            run.error = UnavailableError("the pull was stopped", hint="it is resumed when the daemon starts again")
             raise
         finally:
             run.finished = True

@@ -36,6 +36,8 @@ class Blob:
     record: BlobRecord
     l1: Presence = Presence.ABSENT
     l2: bool = False
+    left_l2: bool = False
+    """It was evicted from L2, so that it is not missing there."""
 
     def at(self, level: Level) -> bool:
         """True if its bytes are at ``level``, confirmed or not."""
@@ -103,10 +105,15 @@ class Registry:
         """Reads the index. No blob is at any level until recovery says so. What the catalog said before stays said."""
         for record in self._index.models():
             self._model(record.name).record = record
-        for manifest in self._index.manifests():
-            self._model(manifest.name).manifests[manifest.revision] = manifest
         for blob in self._index.blobs():
             self.blobs[blob.digest] = Blob(blob)
+        for manifest in self._index.manifests():
+            if manifest.blobs.keys() <= self.blobs.keys():
+                self._model(manifest.name).manifests[manifest.revision] = manifest
+            else:
+                # The index lost a damaged row: without its checksums nothing of the revision can be proven.
+                _log.warning("index.revision_forgotten", model=manifest.name, revision=manifest.revision)
+                self._write(lambda gone=manifest: self._index.delete_manifest(gone.name, gone.revision))  # type: ignore[misc]
 
     def close(self) -> None:
         """Closes the index."""
@@ -220,7 +227,7 @@ class Registry:
         if level is Level.L1:
             blob.l1 = Presence.CONFIRMED
         else:
-            blob.l2 = True
+            blob.l2, blob.left_l2 = True, False
         if level is Level.L1 or blob.l1 is Presence.ABSENT:
             self.mended(record.digest)
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from cached.cache.pulls import Pulls
 from cached.cache.registry import Blob
 from cached.cache.services import Services
-from cached.errors import CachedError, IntegrityError, LevelError, NotFoundError
+from cached.errors import CachedError, IntegrityError, LevelError, MoverError, NotFoundError
 from cached.levels.base import FileRef
 from cached.manifest import FileEntry, Manifest
 from cached.transfer.fill import Fill, Sources
 from cached.transfer.jobs import Checksum, Moved
 from cached.types import Damage, Level, VerifyProgress
 from cached.units import CHUNK_BYTES, chunk_count, chunk_length
+
+_LOOKS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +84,34 @@ class Verifier:
                             yield _Place(manifest, entry, blob, level, index)
 
     async def _look(self, place: _Place, *, repair: bool) -> Damage | None:
+        for _ in range(_LOOKS):
+            if not place.blob.at(place.level):
+                return None  # evicted while we were at other places
+            ref = self._ref(place)
+            if ref is None:
+                return await self._damaged(place, None, "the blob is gone", repair=repair)
+            why = await self._compare(place, ref)
+            if why and self._ref(place) != ref:
+                continue  # evicted, or brought again, while we looked
+            return await self._damaged(place, ref, why, repair=repair) if why else None
+        return None
+
+    def _ref(self, place: _Place) -> FileRef | None:
+        try:
+            return self._services.storage.level(place.level).blob(place.blob.record.digest)
+        except (NotFoundError, LevelError):
+            return None
+
+    async def _compare(self, place: _Place, ref: FileRef) -> str:
+        """What is wrong with the chunk, or nothing."""
         expected = place.blob.record.crc64[place.index]
         try:
-            ref = self._services.storage.level(place.level).blob(place.blob.record.digest)
             answer = await self._services.runner.run(Checksum(ref, place.offset_bytes, place.length_bytes))
-        except NotFoundError:
-            if not place.blob.at(place.level):
-                return None  # evicted while we looked
-            ref, found = None, "the blob is gone"
-        except LevelError as error:
-            ref, found = None, error.message
-        else:
-            if isinstance(answer, Moved) and answer.crc64 == expected:
-                return None
-            found = f"crc64 {answer.crc64:016x}" if isinstance(answer, Moved) else "nothing"
-        return await self._damaged(place, ref, f"expected crc64 {expected:016x}, found {found}", repair=repair)
+        except (NotFoundError, LevelError) as error:
+            return error.message
+        if not isinstance(answer, Moved):
+            raise MoverError("a mover answered a checksum with something else")
+        return "" if answer.crc64 == expected else f"expected crc64 {expected:016x}, found {answer.crc64:016x}"
 
     async def _damaged(self, place: _Place, ref: FileRef | None, why: str, *, repair: bool) -> Damage:
         services, record = self._services, place.blob.record

@@ -58,6 +58,10 @@ class Evictor:
         finally:
             self._busy[key] -= 1
 
+    def is_busy(self, manifest: Manifest) -> bool:
+        """True inside ``busy``."""
+        return self._busy[manifest.name, manifest.revision] > 0
+
     async def open(self, level: Level, sizes: Mapping[str, int], *, for_name: str) -> None:
         """Reserves and creates these ingests, evicting what the policy says. Raises NoRoomError.
 
@@ -280,7 +284,7 @@ class Evictor:
             tier=model.tier[0],
             pinned=model.pinned,
             leased=self._leases.count(*key) > 0,
-            busy=self._busy[key] > 0 or self.loads.is_loading(*key),
+            busy=self.is_busy(manifest) or self.loads.is_loading(*key),
             current=manifest.revision == model.record.current_revision,
             priority=model.priority,
             last_used_s=model.last_used_s,

@@ -47,8 +47,9 @@ class Loader:
     def held_digests(self) -> frozenset[str]:
         """Blobs that loads in flight count on."""
         known = {file.digest for load in self.loads.values() for file in load.plan.files if file.digest}
-        landed = {flight.record.digest for flight in self._flights.values() if flight.record is not None}
-        return frozenset(known | landed)
+        # Also while it is being committed: a blob of the same content must not leave under its feet.
+        arriving = {flight.order.digest or flight.fill.sha256 for flight in self._flights.values()}
+        return frozenset(known | arriving)
 
     def begin(self, plan: LoadPlan) -> Load:
         """The load of this revision to this level: the one in flight, or a new one."""

@@ -258,9 +258,9 @@ class ModelCache:
                 ref=str(ref),
                 holders="tier hot",
             )
-        holders = [holder for item in manifests for holder in self._parts.leases.holders(item.name, item.revision)] or [
-            f"a load to {load.plan.level}" for load in self._parts.loader.active(model.name)
-        ]
+        holders = [holder for item in manifests for holder in self._parts.leases.holders(item.name, item.revision)]
+        holders += [f"a load to {load.plan.level}" for load in self._parts.loader.active(model.name)]
+        holders += ["the copy to l2" for item in manifests if self._parts.evictor.is_busy(item)]
         if holders:
             raise InUseError(
                 f"{ref} is in use by {', '.join(holders)}",

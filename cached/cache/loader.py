@@ -33,6 +33,8 @@ class Loader:
         self._slots = asyncio.Semaphore(max_loads)
         self._flights: dict[tuple[Level, str], Flight] = {}
         self._sequence = 0
+        self.opening = asyncio.Lock()
+        """Held while room is made and taken: two that want the same blob, or the same room, do it one after the other."""
 
     def active(self, name: str, revision: str | None = None) -> list[Load]:
         """Loads in flight of a model, or of one of its revisions."""
@@ -73,7 +75,8 @@ class Loader:
         error: CachedError | None = None
         try:
             async with self._slots:
-                await self._open(load)
+                async with self.opening:
+                    await self._open(load)
                 await self._fly(load)
         except CachedError as failure:
             error = failure
@@ -98,8 +101,8 @@ class Loader:
         services, plan = self._services, load.plan
         if error is None or isinstance(error, IntegrityError):
             services.registry.write(lambda: services.registry.index.delete_pending(plan.name, plan.revision))
+        self.sweep()
         if error is not None:
-            self.sweep()
             load.error = error
             services.failed(services.registry.known(plan.name), error)
             return
@@ -123,17 +126,25 @@ class Loader:
             await self._evictor.open(plan.level, sizes, for_name=plan.name)
             persisted = await self._open_behind(new, plan)
             self._sequence += 1
-            for position, (key, order) in enumerate(plan.orders.items()):
-                if key not in load.flights and not self._join(load, key):
-                    priority = self._sequence * _PRIORITIES_PER_LOAD + position
-                    self._take_off(load, replace(order, persist=key in persisted), priority)
+            for position, (key, order) in enumerate(new.items()):
+                priority = self._sequence * _PRIORITIES_PER_LOAD + position
+                self._take_off(load, replace(order, persist=key in persisted), priority)
         finally:
             for key, order in new.items():
-                if (order.level, key) not in self._flights:
-                    self._services.storage.discard(order.level, key)
-                    self._services.storage.discard(Level.L2, key)
+                if key not in load.flights:
+                    self._give_back(order)
         load.opened = True
         load.signal.notify()
+
+    def _give_back(self, order: BlobOrder) -> None:
+        """What was opened for a flight that does not take off; what an earlier one left verified stays kept."""
+        storage, ingest_id = self._services.storage, order.ingest_id
+        kept = order.journalled and (self._services.journal_dir / ingest_id).exists()
+        for level in {order.level, Level.L2}:
+            if kept:
+                storage.suspend(level, ingest_id)
+            elif storage.is_open(level, ingest_id):
+                storage.discard(level, ingest_id)
 
     def _join(self, load: Load, key: str) -> bool:
         """Shares the flight that brings this blob already. False if there is none."""

@@ -187,7 +187,7 @@ def daemon_unavailable(target: str, cause: str) -> DaemonUnavailableError:
 
 
 def from_rpc_error(error: grpc.RpcError | grpc.Call, target: str) -> CacheError:
-    """Translates what a call raised or ended with. ``target`` is the socket's path, for the message when nobody answers.
+    """Translates what a call raised or ended with. ``target``, the socket's path, is named when nobody answers.
 
     The daemon's own errors carry google.rpc.ErrorInfo: its reason chooses the kind, and its metadata becomes ``hint``
     and ``fields``. Errors of the transport have only a status code.

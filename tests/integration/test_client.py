@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,6 +20,13 @@ from tests.integration.support import MB, Site, model_files, refused, sha256
 from tests.invariants import check_at_rest
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def collected(site: Site) -> Iterator[None]:
+    """A caught error's traceback ties the test's frame, and its tensors, into a cycle: ended before the checks."""
+    yield
+    gc.collect()
 
 
 def tensors_of(files: dict[str, bytes]) -> dict[str, bytes]:

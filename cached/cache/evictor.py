@@ -46,7 +46,8 @@ class Evictor:
         self._leases = leases
         self._grace_until_s = services.clock.monotonic_s() + grace_s
         self._busy: Counter[tuple[str, str]] = Counter()
-        self._opening = {level: asyncio.Lock() for level in _LEVELS}
+        self.opening = asyncio.Lock()
+        """Held while room is made and taken: those who want the same blob, or the same room, take turns."""
 
     @contextmanager
     def busy(self, manifest: Manifest) -> Iterator[None]:
@@ -63,25 +64,24 @@ class Evictor:
         return self._busy[manifest.name, manifest.revision] > 0
 
     async def open(self, level: Level, sizes: Mapping[str, int], *, for_name: str) -> None:
-        """Reserves and creates these ingests, evicting what the policy says. Raises NoRoomError.
+        """Reserves and creates these ingests, evicting what the policy says. The caller holds ``opening``.
 
-        One at a time for a level: room that was made for one load is not taken by another.
+        Raises NoRoomError; nothing is open then.
         """
         if not sizes:
             return
         storage = self._services.storage
-        async with self._opening[level]:
-            if storage.missing_bytes(level, sizes) > 0:
-                self._drop_leftovers(level, keep=sizes)
-                await self._until_free(level, sizes)
-            if storage.missing_bytes(level, sizes) > 0:
-                await self._evict_for(level, sizes, for_name)
-                await self._until_free(level, sizes)
-            if storage.missing_bytes(level, sizes) > 0:
-                self._refuse(level, sizes, for_name)
-            storage.open(level, sizes)
-            if level is Level.L1:
-                await storage.collect()
+        if storage.missing_bytes(level, sizes) > 0:
+            self._drop_leftovers(level, keep=sizes)
+            await self._until_free(level, sizes)
+        if storage.missing_bytes(level, sizes) > 0:
+            await self._evict_for(level, sizes, for_name)
+            await self._until_free(level, sizes)
+        if storage.missing_bytes(level, sizes) > 0:
+            self._refuse(level, sizes, for_name)
+        storage.open(level, sizes)
+        if level is Level.L1:
+            await storage.collect()
 
     async def _until_free(self, level: Level, sizes: Mapping[str, int]) -> None:
         """Waits a moment for movers and workers to let go of what was evicted."""
@@ -165,7 +165,7 @@ class Evictor:
         model = registry.models[manifest.name]
         if manifest.revision == model.record.current_revision:
             return
-        if not any(registry.bytes_at(manifest, level) for level in _LEVELS):
+        if not registry.is_here(manifest):
             registry.forget_revision(manifest)
 
     def forget(self, model: Model) -> None:

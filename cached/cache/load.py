@@ -47,6 +47,11 @@ class LoadPlan:
         return {file.order.ingest_id: file.order for file in self.files if file.order is not None}
 
     @property
+    def needs_no_room(self) -> bool:
+        """Everything is where it should be, and at most has to be confirmed."""
+        return all(order.adopt and not order.persist for order in self.orders.values())
+
+    @property
     def total_bytes(self) -> int:
         """Sum over the files."""
         return sum(file.size_bytes for file in self.files)

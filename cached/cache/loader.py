@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 
 import structlog
@@ -33,8 +34,6 @@ class Loader:
         self._slots = asyncio.Semaphore(max_loads)
         self._flights: dict[tuple[Level, str], Flight] = {}
         self._sequence = 0
-        self.opening = asyncio.Lock()
-        """Held while room is made and taken: two that want the same blob, or the same room, do it one after the other."""
 
     def active(self, name: str, revision: str | None = None) -> list[Load]:
         """Loads in flight of a model, or of one of its revisions."""
@@ -75,7 +74,7 @@ class Loader:
         error: CachedError | None = None
         try:
             async with self._slots:
-                async with self.opening:
+                async with nullcontext() if load.plan.needs_no_room else self._evictor.opening:
                     await self._open(load)
                 await self._fly(load)
         except CachedError as failure:
@@ -121,30 +120,30 @@ class Loader:
         """Reserves and creates everything at once, so that a load never starts what cannot be finished."""
         plan = load.plan
         new = {key: order for key, order in plan.orders.items() if not self._join(load, key)}
+        opened: list[tuple[Level, BlobOrder]] = []
         try:
             sizes = {key: order.size_bytes for key, order in new.items() if not order.adopt}
             await self._evictor.open(plan.level, sizes, for_name=plan.name)
+            opened += [(plan.level, new[key]) for key in sizes]
             persisted = await self._open_behind(new, plan)
+            opened += [(Level.L2, new[key]) for key in persisted]
             self._sequence += 1
             for position, (key, order) in enumerate(new.items()):
                 priority = self._sequence * _PRIORITIES_PER_LOAD + position
                 self._take_off(load, replace(order, persist=key in persisted), priority)
         finally:
-            for key, order in new.items():
-                if key not in load.flights:
-                    self._give_back(order)
+            for level, order in opened:
+                if order.ingest_id not in load.flights:
+                    self._give_back(level, order)
         load.opened = True
         load.signal.notify()
 
-    def _give_back(self, order: BlobOrder) -> None:
-        """What was opened for a flight that does not take off; what an earlier one left verified stays kept."""
-        storage, ingest_id = self._services.storage, order.ingest_id
-        kept = order.journalled and (self._services.journal_dir / ingest_id).exists()
-        for level in {order.level, Level.L2}:
-            if kept:
-                storage.suspend(level, ingest_id)
-            elif storage.is_open(level, ingest_id):
-                storage.discard(level, ingest_id)
+    def _give_back(self, level: Level, order: BlobOrder) -> None:
+        """An ingest whose flight does not take off; what an earlier one left verified in it stays kept."""
+        if order.journalled and (self._services.journal_dir / order.ingest_id).exists():
+            self._services.storage.suspend(level, order.ingest_id)
+        else:
+            self._services.storage.discard(level, order.ingest_id)
 
     def _join(self, load: Load, key: str) -> bool:
         """Shares the flight that brings this blob already. False if there is none."""

@@ -74,14 +74,15 @@ class Recovery:
     def _forget_what_is_nowhere(self, registry: Registry) -> None:
         """Old revisions that are at no level are of no use; the current one stays known by name."""
         for manifest in list(registry.manifests()):
-            nowhere = not any(registry.bytes_at(manifest, level) for level in (Level.L1, Level.L2))
-            if nowhere and registry.models[manifest.name].record.current_revision != manifest.revision:
+            if not registry.is_here(manifest) and registry.models[manifest.name].record.current_revision != manifest.revision:
                 registry.forget_revision(manifest)
 
     async def resume(self) -> None:
         """Confirms what is in L1, the hottest first, and begins interrupted pulls again."""
         registry = self._services.registry
         for manifest in sorted(registry.manifests(), key=self._urgency):
+            if manifest.revision not in registry.known(manifest.name).manifests:
+                continue  # forgotten while others were confirmed
             if registry.resident(manifest, Level.L1) and not registry.whole_at(manifest, Level.L1):
                 load = self._pulls.promote(manifest)
                 try:

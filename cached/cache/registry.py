@@ -263,6 +263,10 @@ class Registry:
             return all(blob.l1 is Presence.CONFIRMED for blob in self.blobs_of(manifest))
         return all(blob.l2 for blob in self.blobs_of(manifest))
 
+    def is_here(self, manifest: Manifest) -> bool:
+        """True if every blob of a revision is at some local level, so that it needs no origin."""
+        return all(blob.at(Level.L1) or blob.l2 for blob in self.blobs_of(manifest))
+
     def resident(self, manifest: Manifest, level: Level) -> bool:
         """True if every blob of a revision is at a level, confirmed or not."""
         return all(blob.at(level) for blob in self.blobs_of(manifest))

@@ -118,8 +118,6 @@ class Storage:
         opened: list[str] = []
         try:
             for ingest_id, size_bytes in sizes.items():
-                if ingest_id in ledger.reservations:
-                    continue  # another load was quicker; they share the flight
                 kept = _kept(ingest_id) in ledger.used
                 if kept:
                     ledger.remove(_kept(ingest_id))

@@ -39,6 +39,8 @@ class Upkeep:
                 await self._tick()
             except CachedError as error:
                 _log.warning("upkeep.failed", reason=error.reason, cause=error.message)
+            except Exception:
+                _log.exception("upkeep.bug")  # the next tick is worth a try: without upkeep nothing is ever freed
 
     async def _tick(self) -> None:
         storage = self._services.storage
@@ -85,14 +87,18 @@ class Upkeep:
         services = self._services
         sizes = {blob.record.digest[:32]: blob.record.size_bytes for blob in missing}
         with self._evictor.busy(manifest):
-            await self._evictor.open(Level.L2, sizes, for_name=manifest.name)
+            async with self._evictor.opening:
+                if any(services.storage.is_open(Level.L2, ingest_id) for ingest_id in sizes):
+                    return  # a load that began meanwhile writes it
+                await self._evictor.open(Level.L2, sizes, for_name=manifest.name)
             for blob in missing:
                 record = blob.record
                 ref = services.storage.level(Level.L1).blob(record.digest)
                 if not await persist_resident(services, record, lambda ref=ref: ref):  # type: ignore[misc]
                     break
             for ingest_id in sizes:
-                services.storage.discard(Level.L2, ingest_id)
+                if services.storage.is_open(Level.L2, ingest_id):
+                    services.storage.discard(Level.L2, ingest_id)
         services.publish(manifest)
 
     def _due(self, what: str) -> bool:

@@ -135,7 +135,10 @@ class Evictor:
 
     def evict(self, manifest: Manifest, level: Level, reason: str) -> int:
         """Takes a revision out of a level; the bytes that left it. The caller has made sure that nobody holds it."""
-        return self._leave(manifest, level, reason) if self._services.storage.has(level) else 0
+        known = manifest.revision in self._services.registry.known(manifest.name).manifests
+        if not known or not self._services.storage.has(level):
+            return 0  # a stale revision is forgotten as soon as it is at no level
+        return self._leave(manifest, level, reason)
 
     def _leave(self, manifest: Manifest, level: Level, reason: str) -> int:
         services, held = self._services, self.loads.held_digests()

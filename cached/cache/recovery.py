@@ -72,9 +72,10 @@ class Recovery:
             _log.warning("recovery.set_aside", level=level.value, name=name)
 
     def _forget_what_is_nowhere(self, registry: Registry) -> None:
-        """Old revisions that are at no level are of no use; the current one stays known by name."""
+        """Old revisions that are not whole here are of no use; the current one stays known by name."""
         for manifest in list(registry.manifests()):
-            if not registry.is_here(manifest) and registry.models[manifest.name].record.current_revision != manifest.revision:
+            current = registry.models[manifest.name].record.current_revision
+            if manifest.revision != current and not registry.is_here(manifest):
                 registry.forget_revision(manifest)
 
     async def resume(self) -> None:

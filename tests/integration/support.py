@@ -26,6 +26,7 @@ from tests.invariants import check_at_rest, check_stopped
 from tests.servers import CountingProxy, Fault, S3Server
 
 MB = 1_000_000
+SERVE = (sys.executable, "-c", "import sys; from cached.cli.main import main; sys.exit(main())")
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -175,6 +176,8 @@ class Site:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     check: bool = True
+    around: tuple[str, ...] = ()
+    """A program, with its arguments, that the daemon is started by."""
     _daemon: DaemonProcess | None = None
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -217,8 +220,9 @@ class Site:
         """Made with the first use, not started."""
         if self._daemon is None:
             self._daemon = DaemonProcess(
-                self.folder / "d", models=self.models, settings=self.settings, environment=self.environment()
-            )
+                self.folder / "d", models=self.models, settings=self.settings, environment=self.environment(),
+                command=(*self.around, *SERVE),
+            )  # fmt: skip
             self._stack.callback(self._daemon.close)
         return self._daemon
 

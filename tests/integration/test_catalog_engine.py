@@ -1,0 +1,78 @@
+"""What the catalog says, and what a change of it does to the models that are here."""
+
+from __future__ import annotations
+
+import signal
+
+from tests.integration.harness import wait_for
+from tests.integration.support import MB, Site, model_files, refused
+from tests.invariants import check_at_rest
+
+
+def test_a_model_added_to_the_file_can_be_pulled_without_a_signal(site: Site) -> None:
+    site.start()
+    with refused("NO_SOURCE"):
+        site.pull("m")
+    site.add("m", model_files(MB))
+    wait_for(lambda: any(event["models"] == 1 for event in site.daemon.log_events("catalog.loaded")), "the catalog")
+    site.pull("m")
+    site.check_served("m")
+
+
+def test_a_bad_catalog_keeps_the_old_one_and_says_what_is_wrong(site: Site) -> None:
+    site.add("m", model_files(MB))
+    site.start()
+    site.daemon.catalog_file.write_text('{"models": {"m": {"sorce": "s3://b/m"}}}')
+    site.daemon.signal(signal.SIGHUP)
+    refusal = site.daemon.wait_event("catalog.refused")
+    assert "sorce" in refusal["error"]
+    assert refusal["kept_old"] is True
+    site.pull("m")
+    site.check_served("m")
+
+
+def test_a_model_that_becomes_hot_is_brought_and_stays(site: Site) -> None:
+    site.add("m", model_files(MB))
+    site.start()
+    site.models["m"]["tier"] = "hot"
+    site.reload_catalog()
+    wait_for(lambda: site.summary("m").state == "ready", "the hot model to be brought")
+    assert (site.summary("m").tier, site.summary("m").l1_bytes > MB) == ("hot", True)
+    with refused("IN_USE"):
+        site.evict("m")
+    site.models["m"]["tier"] = "cold"
+    site.reload_catalog()
+    wait_for(lambda: site.summary("m").l1_bytes == 0, "the model that became cold to leave L1")
+
+
+def test_a_model_that_left_the_catalog_stays_and_can_be_removed(site: Site) -> None:
+    site.add("m", model_files(MB))
+    site.start()
+    site.pull("m")
+    del site.models["m"]
+    site.reload_catalog()
+    site.check_served("m")
+    site.evict("m", "all")
+    with refused("NO_SOURCE"):
+        site.pull("m")
+    check_at_rest(site.daemon)
+
+
+def test_the_catalogs_source_counts_and_its_patterns_choose(site: Site) -> None:
+    files = {**model_files(MB), "extra.json": b"{}", "model.gguf": b"GGUF" + bytes(100)}
+    site.add("m", files, include=["*.gguf", "*.json"], exclude=["extra.json"])
+    site.start()
+    with refused("INVALID_REQUEST") as seen:
+        site.pull("m", source="s3://elsewhere/m")
+    assert "catalog" in seen["message"]
+    site.pull("m")
+    assert {file.path for file in site.describe("m").files} == {"config.json", "tokenizer.json", "model.gguf"}
+
+
+def test_the_catalog_outlives_restarts_in_either_order(site: Site) -> None:
+    site.add("m", model_files(MB), tier="warm", priority=3)
+    site.start()
+    site.pull("m")
+    site.daemon.restart(kill=True)
+    summary = site.describe("m").summary
+    assert (summary.priority, site.summary("m").tier, summary.tier_from) == (3, "warm", "catalog")

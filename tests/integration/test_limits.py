@@ -1,0 +1,137 @@
+"""Shortages that are real: a full or read-only disk, a small or filled /dev/shm. Each in a mount namespace of its own."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cached.units import CHUNK_BYTES
+from tests.integration.harness import wait_for
+from tests.integration.support import MB, Site, model_files, refused, total_bytes
+
+_MOUNT = 'mount -t tmpfs -o "$0" none "$1" && shift && exec "$@"'
+
+
+@pytest.fixture(autouse=True)
+def _namespaces() -> None:
+    try:
+        probe = subprocess.run(
+            ["unshare", "--user", "--map-root-user", "--mount", "true"], capture_output=True, check=False
+        )
+    except FileNotFoundError:
+        pytest.skip("needs unshare(1) of util-linux")
+    if probe.returncode:
+        pytest.skip(f"needs a mount namespace of its own: {probe.stderr.decode().strip()}")
+
+
+@pytest.fixture
+def within(site: Site) -> Iterator[Site]:
+    """The daemon sees other mounts than the tests, so the tests ask it instead of looking."""
+    site.check = False
+    yield site
+    assert site.daemon.is_running, site.daemon.log()
+    wait_for(lambda: not site.daemon.stats().active_load_count, "loads to end")
+    assert {level.reserved_bytes for level in site.daemon.stats().levels} == {0}
+    assert site.daemon.terminate() == 0
+
+
+def mounted(site: Site, folder: Path, options: str) -> None:
+    """The daemon is to start with a tmpfs on ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    site.around = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _MOUNT, options, str(folder))
+
+
+def inside(site: Site, command: str) -> None:
+    """Runs a shell command in the daemon's namespaces."""
+    subprocess.run(
+        ["nsenter", "--preserve-credentials", "--user", "--mount", f"--target={site.daemon.pid}", "sh", "-c", command],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def l2(site: Site) -> Path:
+    return site.folder / "d" / "l2"
+
+
+def test_a_disk_too_small_keeps_the_model_in_memory(within: Site) -> None:
+    site = within
+    files = site.add("m", model_files(40 * MB))
+    site.add("small", model_files(5 * MB, seed=2))
+    mounted(site, l2(site), "size=20m,mode=0700")
+    site.start()
+    assert site.pull("m")[-1].phase == "ready"
+    assert site.check_served("m").from_level == "l1"
+    assert (site.summary("m").l1_bytes, site.summary("m").l2_bytes) == (total_bytes(files), 0)
+    with refused("NO_ROOM") as seen:
+        site.pull("m", level="l2")
+        site.evict("m")
+        site.pull("m", level="l2")
+    assert seen["level"] == "l2"
+    site.pull("small")
+    assert site.summary("small").l2_bytes == site.summary("small").l1_bytes > 0
+
+
+def test_a_disk_that_others_fill_is_no_room_and_not_a_failed_pull(within: Site) -> None:
+    site = within
+    site.add("m", model_files(20 * MB))
+    mounted(site, l2(site), "size=40m,mode=0700")
+    site.start()
+    inside(site, f"head -c 30000000 /dev/zero > {l2(site)}/others")
+    site.pull("m")
+    assert site.summary("m").l2_bytes == 0
+    site.check_served("m")
+
+
+def test_a_disk_that_becomes_read_only_is_reported_and_pulls_go_on_in_memory(within: Site) -> None:
+    site = within
+    site.add("before", model_files(3 * MB, seed=1))
+    site.add("m", model_files(20 * MB, seed=2))
+    mounted(site, l2(site), "size=200m,mode=0700")
+    site.start()
+    site.pull("before")
+    wait_for(lambda: site.summary("before").l2_bytes > 0, "the copy in L2")
+    site.evict("before", "l1")
+    inside(site, f"mount -o remount,ro {l2(site)}")
+    site.pull("m")
+    site.check_served("m")
+    assert any("l2" in problem.lower() for problem in site.daemon.stats().degraded), site.daemon.stats().degraded
+    assert site.check_served("before").from_level == "l2", "what is on it is served"
+
+
+def test_shared_memory_smaller_than_configured_bounds_l1(within: Site) -> None:
+    site = within
+    site.add("m", model_files(40 * MB))
+    site.add("small", model_files(10 * MB, seed=2))
+    mounted(site, Path("/dev/shm"), "size=30m,mode=1777")
+    site.start()
+    assert "free" in site.level("l1").limited_by
+    with refused("NO_ROOM") as seen:
+        site.pull("m")
+    assert seen["level"] == "l1"
+    site.pull("small")
+    site.check_served("small")
+    assert site.pull("m", level="l2")[-1].phase == "ready"
+
+
+def test_shared_memory_that_others_fill_under_the_pull_is_an_error_and_no_signal(within: Site) -> None:
+    site = within
+    site.add("m", model_files(2 * CHUNK_BYTES))
+    site.add("small", model_files(2 * MB, seed=2))
+    site.settings |= {"transfer": {"max_attempts": 2, "retry_budget_s": 2.0}}
+    mounted(site, Path("/dev/shm"), "size=40m,mode=1777")
+    site.start()
+    gate = site.hold("m/config.json", method="GET")
+    site.begin("m")
+    assert gate.reached.wait(60)
+    inside(site, "head -c 90000000 /dev/zero > /dev/shm/others || true")
+    gate.release()
+    wait_for(lambda: site.describe("m").last_error, "the pull to fail")
+    assert site.summary("m").state != "ready"
+    inside(site, "rm /dev/shm/others")
+    site.pull("small")
+    site.check_served("small")
+    site.pull("m")
+    site.check_served("m")

@@ -1,0 +1,174 @@
+"""Origins and movers that fail under a pull: borne, resumed, or refused with one clear error; never a wrong byte."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cached.units import CHUNK_BYTES
+from tests.integration.harness import wait_for
+from tests.integration.support import MB, Site, chunk_ranges, model_files, refused, total_bytes
+from tests.invariants import check_at_rest
+
+WEIGHTS = "model.safetensors"
+SIZE = 2 * CHUNK_BYTES + 3 * MB
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("status", {"status": 503, "times": 3}),
+        ("status", {"status": 429, "times": 2}),
+        ("status", {"status": 500, "times": 2, "query": "list-type"}),
+        ("status", {"status": 503, "times": 2, "method": "HEAD"}),
+        ("reset", {"times": 2, "after_bytes": 3 * MB}),
+        ("truncate", {"times": 2, "after_bytes": 3 * MB}),
+        ("short_length", {"times": 2, "after_bytes": 1000}),
+        ("wrong_range", {"times": 2}),
+        ("whole", {"times": 2}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_a_passing_failure_of_the_origin_is_borne(site: Site, kind: Any, settings: dict[str, Any]) -> None:
+    site.add("m", model_files(SIZE))
+    if "query" not in settings:
+        settings = {**settings, "path": WEIGHTS}
+    fault = site.proxy.inject(kind, **settings)
+    site.start()
+    assert site.pull("m")[-1].phase == "ready"
+    assert fault.hits == settings["times"]
+    site.check_served("m")
+    assert sum(v for k, v in site.daemon.stats().counters.items() if k.startswith("cached_retries_total")) >= 1
+
+
+def test_an_origin_that_hangs_is_left_after_its_stall_deadline(site: Site) -> None:
+    site.add("m", model_files(SIZE))
+    site.settings |= {"s3": {"read_timeout_s": 0.5}}
+    site.hold(WEIGHTS, after_bytes=2 * MB, times=2)
+    site.start()
+    assert site.pull("m")[-1].phase == "ready"
+    site.check_served("m")
+
+
+def test_a_slow_origin_is_no_failure_and_other_pulls_go_on(site: Site) -> None:
+    site.add("slow", model_files(SIZE))
+    site.add("quick", model_files(4 * MB, seed=2))
+    held = site.hold("slow/" + WEIGHTS, times=1, after_bytes=10)
+    site.proxy.inject("slow", path="slow/" + WEIGHTS, times=1, rate_bytes_per_s=20e6)
+    site.start()
+    site.begin("slow")
+    assert held.reached.wait(60)
+    assert site.pull("quick")[-1].phase == "ready"
+    held.release()
+    check_at_rest(site.daemon)
+    site.check_served("slow")
+
+
+def test_a_failure_that_stays_is_told_and_what_was_verified_is_kept(site: Site) -> None:
+    files = site.add("m", model_files(SIZE))
+    site.settings |= {"transfer": {"max_attempts": 2, "retry_budget_s": 2.0}}
+    offset, length = chunk_ranges(SIZE)[2]
+    broken = f"bytes={offset}-{offset + length - 1}"
+    site.proxy.inject("status", times=-1, range=broken, path=WEIGHTS)
+    site.start()
+    with refused("ORIGIN_UNAVAILABLE") as seen:
+        site.pull("m")
+    assert seen["path"] == WEIGHTS
+    assert "503" in seen["message"]
+    assert "503" in site.describe("m").last_error
+    check_at_rest(site.daemon, kept_ingests=True, content=False)
+    site.proxy.heal()
+    site.proxy.clear()
+    assert site.pull("m")[-1].phase == "ready"
+    asked = site.ranges(WEIGHTS)
+    assert broken in asked
+    assert site.proxy.get_bytes() < total_bytes(files) - CHUNK_BYTES, "what was verified is not fetched again"
+    site.check_served("m")
+
+
+def test_refused_credentials_in_the_middle_are_an_error_at_once(site: Site) -> None:
+    site.add("m", model_files(SIZE))
+    fault = site.proxy.inject("status", times=-1, status=403, path=WEIGHTS)
+    site.start()
+    with refused("ORIGIN_DENIED"):
+        site.pull("m")
+    assert fault.hits <= 16, "it is not tried again and again"
+    check_at_rest(site.daemon, kept_ingests=True, content=False)
+    site.proxy.heal()
+    site.pull("m")
+    site.check_served("m")
+
+
+@pytest.mark.parametrize("server", ["site", "moto_site"])
+def test_an_object_replaced_under_the_pull_restarts_that_blob(request: pytest.FixtureRequest, server: str) -> None:
+    site: Site = request.getfixturevalue(server)
+    size = CHUNK_BYTES + 3 * MB
+    site.settings |= {"transfer": {"max_attempts": 100}}
+    old = site.add("m", model_files(size, seed=1))
+    site.proxy.inject("status", times=-1, path=WEIGHTS, range=f"bytes={CHUNK_BYTES}-{size - 1}")
+    site.start()
+    site.begin("m")
+    wait_for(lambda: site.summary("m").progress * total_bytes(old) > CHUNK_BYTES, "the first chunk")
+    new = model_files(size, seed=2)
+    site.put(f"m/{WEIGHTS}", new[WEIGHTS])
+    site.proxy.heal()
+    wait_for(lambda: site.summary("m").state == "ready", "the pull to end")
+    check_at_rest(site.daemon)
+    site.files["m"] = {**old, WEIGHTS: new[WEIGHTS]}
+    site.check_served("m")
+
+
+def test_an_etag_that_changes_between_ranges_is_never_mixed(site: Site) -> None:
+    files = site.add("m", model_files(SIZE))
+    offset, length = chunk_ranges(SIZE)[1]
+    fault = site.proxy.inject("etag", path=WEIGHTS, range=f"bytes={offset}-{offset + length - 1}", times=1)
+    site.start()
+    site.pull("m")
+    assert fault.hits == 1
+    assert site.proxy.get_bytes(WEIGHTS) >= len(files[WEIGHTS]) + length, "the blob was begun anew"
+    site.check_served("m")
+    check_at_rest(site.daemon)
+
+
+def movers(site: Site) -> list[int]:
+    tasks = Path(f"/proc/{site.daemon.pid}/task").glob("*/children")
+    return [int(pid) for path in tasks for pid in path.read_text().split()]
+
+
+def test_a_mover_killed_under_a_pull_costs_only_its_ranges(site: Site) -> None:
+    site.add("m", model_files(SIZE))
+    held = site.hold(WEIGHTS, after_bytes=MB)
+    site.start()
+    site.begin("m")
+    assert held.reached.wait(60)
+    (mover,) = movers(site)
+    os.kill(mover, signal.SIGKILL)
+    held.release()
+    check_at_rest(site.daemon)
+    site.check_served("m")
+    assert site.daemon.stats().counters["cached_mover_restarts_total"] == 1
+
+
+@pytest.mark.slow
+def test_movers_that_keep_dying_become_one_clear_error(site: Site) -> None:
+    site.add("m", model_files(SIZE))
+    site.proxy.inject("hold", path=WEIGHTS, times=-1)
+    site.start()
+    site.begin("m")
+    killed: set[int] = set()
+    deadline_s = time.monotonic() + 60
+    while not site.describe("m").last_error:
+        assert time.monotonic() < deadline_s, "no error although every mover dies"
+        for mover in set(movers(site)) - killed:
+            wait_for(lambda: len(site.proxy.gets(WEIGHTS)) > len(killed), "a range to be asked for")
+            os.kill(mover, signal.SIGKILL)
+            killed.add(mover)
+    assert "mover died" in site.describe("m").last_error
+    site.proxy.heal()
+    site.pull("m")
+    site.check_served("m")

@@ -39,7 +39,7 @@ class Upkeep:
                 await self._tick()
             except CachedError as error:
                 _log.warning("upkeep.failed", reason=error.reason, cause=error.message)
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged
                 _log.exception("upkeep.bug")  # the next tick is worth a try: without upkeep nothing is ever freed
 
     async def _tick(self) -> None:

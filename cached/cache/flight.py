@@ -15,6 +15,7 @@ from cached.cache.services import Services
 from cached.errors import (
     CachedError,
     IntegrityError,
+    LevelError,
     NotFoundError,
     ObjectChangedError,
     OriginError,
@@ -114,6 +115,8 @@ class Flight:
             observer=Observer(self._on_chunk, self._on_moved, self._on_damage, self._on_retry),
         )
         self._task: asyncio.Task[None] | None = None
+        self._begun = False
+        """A task that is cancelled before its first step never runs, not even its ``finally``."""
 
     def start(self) -> None:
         """Takes off. Its outcome is in ``error`` and the milestones, never in an exception of the task."""
@@ -122,8 +125,12 @@ class Flight:
     async def cancel(self) -> None:
         """Stops; verified chunks of a pull are kept for its resume. Returns when nothing of it runs any more."""
         if self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            if self.error is None:  # one that is ending already must come to its end
+                self._task.cancel()
+            await asyncio.wait([self._task])
+        if not self._begun:
+            self._fail(UnavailableError("the load was stopped", hint="pull the model again"))
+            self._settle()
 
     async def until_verified(self) -> None:
         """Raises the flight's error."""
@@ -146,8 +153,11 @@ class Flight:
             await self.signal.wait()
 
     async def _run(self) -> None:
+        self._begun = True
         persisting = asyncio.ensure_future(self._persist.behind(self.fill)) if self._persist else None
         try:
+            if self.target.size_bytes != self.order.size_bytes:
+                raise LevelError(f"{self.target.path} is {self.target.size_bytes} bytes long", path=self.target.path)
             await run_all(self.fill.run(), self._check_early())
             record = await self._named()
             await self._land(record)

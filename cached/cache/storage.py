@@ -118,7 +118,7 @@ class Storage:
         opened: list[str] = []
         try:
             for ingest_id, size_bytes in sizes.items():
-                kept = _kept(ingest_id) in ledger.used
+                kept = self._is_whole(level, ingest_id, size_bytes)
                 if kept:
                     ledger.remove(_kept(ingest_id))
                 ledger.reserve(ingest_id, size_bytes)
@@ -135,6 +135,18 @@ class Storage:
         finally:
             self._settle()
 
+    def _is_whole(self, level: Level, ingest_id: str, size_bytes: int) -> bool:
+        """True for a kept ingest of this length. One of another (a crash came before it got its own) is dropped."""
+        if _kept(ingest_id) not in self._ledgers[level].used:
+            return False
+        try:
+            whole = self._levels[level].ingest(ingest_id).size_bytes == size_bytes
+        except NotFoundError:
+            whole = False
+        if not whole:
+            self.discard(level, ingest_id)
+        return whole
+
     def is_resumed(self, level: Level, ingest_id: str) -> bool:
         """True for an open ingest that was taken up again with what it had, False for one that was made anew."""
         return self.is_open(level, ingest_id) and ingest_id in self._resumed[level]
@@ -149,13 +161,24 @@ class Storage:
         if level is Level.L1:
             ref = store.commit(ingest_id, record.digest)
         else:
-            ref = await asyncio.to_thread(store.commit, ingest_id, record.digest)
+            ref = await self._commit_in_thread(store, ingest_id, record.digest, known=key in ledger.used)
         if key in ledger.used:
             ledger.release(ingest_id)
         else:
             ledger.commit(ingest_id, key)
         self._settle()
         return ref
+
+    async def _commit_in_thread(self, store: LocalLevel, ingest_id: str, digest: str, *, known: bool) -> FileRef:
+        """A thread cannot be cancelled: who is cancelled meanwhile waits for it, and takes back what it made."""
+        thread = asyncio.ensure_future(asyncio.to_thread(store.commit, ingest_id, digest))
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            await asyncio.wait([thread])
+            if thread.exception() is None and not known:
+                store.remove(digest)
+            raise
 
     def suspend(self, level: Level, ingest_id: str) -> None:
         """Keeps an open ingest for later: its bytes are used, no longer reserved."""
@@ -206,7 +229,7 @@ class Storage:
     async def collect(self) -> None:
         """Frees what is withdrawn and no longer mapped, into the pool where that may grow; shrinks it if it must."""
         async with self._collecting:
-            if self.l1.withdrawn_bytes:
+            if self.l1.has_withdrawn:
                 limit = self._pool_limit()
                 await asyncio.to_thread(
                     self.l1.collect,

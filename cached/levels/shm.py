@@ -106,6 +106,11 @@ class ShmLevel:
         return sum(segment.size_bytes for segment in segments.values())
 
     @property
+    def has_withdrawn(self) -> bool:
+        """True if ``collect`` may free something; empty segments count too."""
+        return bool(self._withdrawn)
+
+    @property
     def pool_bytes(self) -> int:
         """Bytes kept for the next blob, clean or not; they count as used."""
         return self._pool.bytes

@@ -221,13 +221,21 @@ class Site:
         if self._daemon is None:
             self._daemon = DaemonProcess(
                 self.folder / "d", models=self.models, settings=self.settings, environment=self.environment(),
-                command=(*self.around, *SERVE),
+                command=(*self.around, *SERVE) if self.around[:1] != (sys.executable,) else self.around,
             )  # fmt: skip
             self._stack.callback(self._daemon.close)
         return self._daemon
 
+    def started_by(self, *around: str) -> None:
+        """The next daemon, on the same state, is started by this program, or is it if it is Python's.
+
+        The one before must have ended.
+        """
+        assert self._daemon is None or not self._daemon.is_running
+        self.around, self._daemon = around, None
+
     def environment(self) -> dict[str, str]:
-        return self.server.env() | {"CACHED_S3_ENDPOINT_URL": self.proxy.endpoint_url}
+        return self.server.env() | {"CACHED_S3_ENDPOINT_URL": self.proxy.endpoint_url, "PYTHONPATH": str(ROOT)}
 
     def start(self) -> DaemonProcess:
         return self.daemon.start()

@@ -1,4 +1,4 @@
-"""Shortages that are real: a full or read-only disk, a small or filled /dev/shm. Each in a mount namespace of its own."""
+"""Shortages that are real: a full or read-only disk, a small or filled /dev/shm, each in its own mount namespace."""
 
 from __future__ import annotations
 

@@ -104,6 +104,17 @@ def test_a_chunk_that_was_damaged_between_is_fetched_again(site: Site) -> None:
     site.check_served("m")
 
 
+def test_an_ingest_that_never_got_its_length_is_begun_anew(site: Site) -> None:
+    """A crash between the making of a segment and the setting of its length leaves an empty one."""
+    interrupted(site, signal.SIGKILL)
+    paths = [*site.segments("ingest"), *site.daemon.l2_dir.glob("ingests/*/data")]
+    assert paths
+    for path in paths:
+        os.truncate(path, 0)
+    finish(site)
+    site.check_served("m")
+
+
 def test_two_interruptions_lose_nothing(site: Site) -> None:
     interrupted(site, signal.SIGKILL)
     held = site.hold(WEIGHTS, range=range_of(HELD))

@@ -1,4 +1,4 @@
-"""Files that models share: stored once at each level, fetched once where it is known, and kept while anybody has them."""
+"""Files that models share: stored once at each level, fetched once if that is known, kept while anybody has them."""
 
 from __future__ import annotations
 

@@ -292,10 +292,14 @@ class CatalogWatch:
             self._engine.set_catalog(catalog)
         except CachedError as error:
             self._problem = error.message
-            _log.error("catalog.refused", file=self._path, error=error.message, hint=error.hint, kept_old=self._loaded)
+            self._engine.tell(
+                "catalog.refused", f"the catalog cannot be used: {error.message}", wrong=True,
+                file=self._path, error=error.message, hint=error.hint, kept_old=self._loaded,
+            )  # fmt: skip
             return
         self._loaded, self._problem = True, ""
-        _log.info("catalog.loaded", file=self._path, models=len(catalog.models))
+        count = len(catalog.models)
+        self._engine.tell("catalog.loaded", f"the catalog names {count} models", file=self._path, models=count)
 
 
 def _identity(path: str) -> tuple[int, ...]:

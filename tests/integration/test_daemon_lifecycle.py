@@ -110,6 +110,11 @@ def test_the_catalog_is_reloaded_and_a_bad_one_keeps_the_old(daemon: DaemonProce
     assert refused["kept_old"]
     with daemon.stub() as stub:
         assert [model.name for model in stub.List(pb.ListRequest()).models] == ["first"]
+        watch = stub.Watch(pb.WatchRequest(replay=True), timeout=60)
+        seen = next(response.event for response in watch if response.event.kind == "catalog.refused")
+        watch.cancel()
+        assert seen.fields["kept_old"] == "True"
+    assert refused["level"] == "error"
     assert get(daemon.http + "/readyz")[0] == 200
     before = len(daemon.log_events("catalog.refused"))
     daemon.signal(signal.SIGHUP)

@@ -41,7 +41,8 @@ class CatalogModel:
     """What the catalog says of one model. Of all values but ``name`` and ``source``, empty or None means: nothing said.
 
     ``hot``: weekly windows such as ``mon-fri 08:00-20:00``, of which only the form was checked. ``sha256``: path within
-    the model → digest. ``origin``: options of its origin, by name, as text. A higher ``priority`` is loaded earlier.
+    the model → digest. ``origin``: options of its origin, by name, as text. A model of higher ``priority`` is
+    evicted later within its tier, and confirmed earlier after a restart.
     """
 
     name: str

@@ -64,7 +64,14 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     instance = instance_of(config.daemon.state_dir)
     pool = _movers(config, metrics, clock)
     degraded: dict[str, str] = {}
-    registry = Registry(Index(state_dir / "index"), lambda why: degraded.__setitem__("index", why))
+
+    def on_index_fault(why: str) -> None:
+        if why:
+            degraded["index"] = f"the index cannot be written: {why}"
+        else:
+            degraded.pop("index", None)
+
+    registry = Registry(Index(state_dir / "index"), on_index_fault)
     services = Services(
         clock=clock,
         runner=pool,

@@ -91,7 +91,10 @@ class Model:
 
 
 class Registry:
-    """All of it. Writes go through to the index; where that fails, memory goes on and ``on_fault`` hears."""
+    """All of it. Writes go through to the index; where that fails, memory goes on.
+
+    ``on_fault`` hears what is wrong with the index, and an empty text when a write succeeds.
+    """
 
     def __init__(self, index: Index, on_fault: Callable[[str], None]) -> None:
         self._index = index
@@ -311,6 +314,7 @@ class Registry:
     def _write(self, change: Callable[[], None]) -> None:
         try:
             change()
+            self._on_fault("")
         except LevelError as error:
             _log.error("index.write_failed", cause=error.message)
             self._on_fault(error.message)

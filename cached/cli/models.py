@@ -163,8 +163,9 @@ def _print_files(detail: pb.DescribeResponse) -> None:
 def tier(options: Globals, ref: str, wanted: str, output: str) -> None:
     """Set how soon a model is wanted.
 
-    hot: always in memory; warm: in memory while it earns its place, else on disk; cold: in memory only while it is
-    leased; auto: computed from demand.
+    hot: always in memory. warm: in memory until the room is needed and it was not used for longest, then on disk. cold:
+    in memory only while it is leased, and the first to leave. auto: for now as warm. The stronger of this and the
+    catalog's tier counts.
 
     Example: cached tier llama-13b hot
     """

@@ -251,7 +251,7 @@ def catalog_validate(file: Path, output: str) -> None:
         for model in models
     ]
     print_table(("MODEL", "TIER", "SIZE", "SHA-256", "SOURCE"), rows, right=("SIZE",))
-    click.echo(f"\n{file} is valid: {len(rows)} models")
+    click.echo(f"\n{file} is valid: {len(rows)} model{'' if len(rows) == 1 else 's'}")
 
 
 def _catalog_data(model: object) -> dict[str, object]:

@@ -20,7 +20,7 @@ from cached.errors import UnavailableError
 from cached.units import format_duration, format_size
 from cached_client._proto import cached_pb2 as pb
 
-_FROM_WORDS = {"l1": "memory (it was there)", "l2": "disk", "l3": "the origin"}
+_FROM_WORDS = {"l2": "disk", "l3": "the origin"}
 
 
 @click.command()
@@ -86,9 +86,10 @@ def _told(last: pb.PullProgress) -> str:
     speed = rate(last.total_bytes, last.elapsed_s)
     where = _FROM_WORDS.get(enum_word(last, "from_level"), "")
     parts = [f"{named}: {format_size(last.total_bytes)}"]
-    if where != _FROM_WORDS["l1"]:
-        parts.append(f" in {format_duration(last.elapsed_s)}" + (f" ({speed})" if speed else ""))
-    parts.append(f" from {where}" if where else "")
+    if where:
+        parts.append(f" in {format_duration(last.elapsed_s)}" + (f" ({speed})" if speed else "") + f" from {where}")
+    else:
+        parts.append(", there already")
     parts.append(f", checked by {last.checked_by}" if last.checked_by else "")
     return "".join(parts)
 

@@ -50,9 +50,7 @@ class ShmLevel:
 
     level = Level.L1
 
-    def __init__(
-        self, instance: str, *, mode: int = _PRIVATE, group: int | None = None
-    ) -> None:
+    def __init__(self, instance: str, *, mode: int = _PRIVATE, group: int | None = None) -> None:
         if not _INSTANCE.fullmatch(instance):
             raise InvalidRequestError(f"{instance!r} cannot name an instance", value=instance)
         self.instance = instance

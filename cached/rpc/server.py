@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -60,7 +62,7 @@ class RpcServer:
         sockets.remove_stale(self.socket)
         await self._set_health(serving=False)
         try:
-            self._server.add_insecure_port(f"unix:{self.socket}")
+            self._server.add_insecure_port(f"unix:{quote(str(self.socket))}")  # gRPC decodes %20 and its like
         except RuntimeError as error:
             msg = f"cannot listen on {self.socket}: {error}"
             hint = "check the folder's owner and mode, or set daemon.socket"

@@ -129,6 +129,7 @@ class Fill:
         self._with_sha256 = with_sha256
         self._observer = observer or Observer()
         self._restat = asyncio.Lock()
+        self._followed = False
 
     @property
     def done_bytes(self) -> int:
@@ -213,35 +214,40 @@ class Fill:
                 await self._clock.sleep(self._retry.delay_s(attempt))
 
     async def _fetch(self, index: int) -> int:
-        source = self._sources.origin
-        assert source is not None  # noqa: S101 - _bring has looked
         offset, length = index * CHUNK_BYTES, chunk_length(self.size_bytes, index)
         expected = self._sources.expected.get(index)
+        source = self._origin()
         try:
             moved = await self._moved(Fetch(source.spec, source.item, offset, length, self.target), Level.L3)
         except ObjectChangedError:
             # Where the checksum is known, the same bytes under a new version (an object uploaded again) will do.
             if expected is None or not await self._follow_new_version(source):
                 raise
-            moved = await self._fetch_as_it_is_now(offset, length)
+            source = self._origin()
+            moved = await self._moved(Fetch(source.spec, source.item, offset, length, self.target), Level.L3)
         if expected is not None and moved.crc64 != expected:
-            raise IntegrityError(
-                "the origin's bytes are not those of this revision",
-                hint="the object was replaced: pull the model again to get the new revision",
-                uri=source.spec.uri,
-                path=source.item.path,
-                check="chunk-crc64nvme",
-                expected=f"{expected:016x}",
-                found=f"{moved.crc64:016x}",
-                offset_bytes=offset,
-                length_bytes=length,
-            )
+            raise self._not_this_revision(source, index, expected, moved.crc64)
         return moved.crc64
 
-    async def _fetch_as_it_is_now(self, offset: int, length: int) -> Moved:
+    def _origin(self) -> OriginSource:
         source = self._sources.origin
-        assert source is not None  # noqa: S101 - _follow_new_version has set it
-        return await self._moved(Fetch(source.spec, source.item, offset, length, self.target), Level.L3)
+        assert source is not None  # noqa: S101 - _bring has looked
+        return source
+
+    def _not_this_revision(self, source: OriginSource, index: int, expected: int, found: int) -> CachedError:
+        """A new version with other bytes is a change of the object; the same version with other bytes is damage."""
+        kind = ObjectChangedError if self._followed else IntegrityError
+        return kind(
+            "the origin's bytes are not those of this revision",
+            hint="the object was replaced: pull the model again to get the new revision",
+            uri=source.spec.uri,
+            path=source.item.path,
+            check="chunk-crc64nvme",
+            expected=f"{expected:016x}",
+            found=f"{found:016x}",
+            offset_bytes=index * CHUNK_BYTES,
+            length_bytes=chunk_length(self.size_bytes, index),
+        )
 
     async def _follow_new_version(self, stale: OriginSource) -> bool:
         """True when the origin has the object, of the same size, at another version, which is used from now on."""
@@ -256,6 +262,7 @@ class Fill:
             if item.version == stale.item.version or item.size_bytes != self.size_bytes:
                 return False
             self._sources = replace(self._sources, origin=OriginSource(stale.spec, item))
+            self._followed = True
             return True
 
     async def _moved(self, job: Fetch | Copy | Checksum, level: Level) -> Moved:

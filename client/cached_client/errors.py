@@ -203,6 +203,9 @@ def from_rpc_error(error: grpc.RpcError | grpc.Call, target: str) -> CacheError:
         return error_of_reason(reason, details, hint=fields.pop("hint", ""), fields=fields)
     if code.name in _BROKEN_STATUS:
         return daemon_unavailable(target, details or code.name)
+    if code.name == "DEADLINE_EXCEEDED":
+        hint = "what was begun goes on in the daemon: `cached ls` shows how far it is"
+        return error_of_reason("TIMED_OUT", "no answer within the time limit", hint=hint, fields={"status": code.name})
     reason = _REASON_OF_STATUS.get(code.name, CacheError.kind_reason)
     return error_of_reason(reason, details or f"the call failed with {code.name}", fields={"status": code.name})
 
@@ -218,7 +221,6 @@ _REASON_OF_STATUS = {
     "DATA_LOSS": "INTEGRITY",
     "PERMISSION_DENIED": "PERMISSION_DENIED",
     "UNAUTHENTICATED": "PERMISSION_DENIED",
-    "DEADLINE_EXCEEDED": "TIMED_OUT",
 }
 
 

@@ -173,14 +173,14 @@ class CacheServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Evict(self, request, context):
-        """Takes a model's bytes out of a level. Refused while it is leased.
+        """Takes a model's bytes out of a level. Refused while it is leased, loading, pinned or (in L1) hot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Remove(self, request, context):
-        """Evicts from every level and forgets the model (its request history stays). Refused while it is leased.
+        """Evicts from every level and forgets the model. Refused as Evict is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,13 +43,13 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("cached_repaired_chunks_total", "counter", ("level",), "Damaged chunks that were mended at a level."),
     MetricInfo("cached_evictions_total", "counter", ("level", "reason"), "Revisions evicted from a level."),
     MetricInfo("cached_evicted_bytes_total", "counter", ("level",), "Bytes that evictions took out of a level."),
-    MetricInfo("cached_pulls_total", "counter", ("outcome",), "Loads that ended: ok for those from an origin, else the error's reason."),
+    MetricInfo("cached_pulls_total", "counter", ("outcome",), "Loads: ok for those from an origin, else the error."),
     MetricInfo("cached_retries_total", "counter", ("reason",), "Transfers tried again, by the error's reason."),
     MetricInfo("cached_mover_restarts_total", "counter", (), "Mover processes that died and were replaced."),
     MetricInfo("cached_rpc_total", "counter", ("method", "code"), "Finished RPCs by method and gRPC status code."),
     MetricInfo("cached_adopted_bytes_total", "counter", (), "L1 bytes taken over, verified, from an earlier daemon."),
     MetricInfo(
-        "cached_load_seconds", "histogram", ("from_level",), "Time until a load was ready to use, by where most of it came from."
+        "cached_load_seconds", "histogram", ("from_level",), "Time until a load was ready, by where it came from."
     ),
     MetricInfo(
         "cached_level_bytes", "gauge", ("level", "kind"),

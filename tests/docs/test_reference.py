@@ -94,7 +94,11 @@ def emitted_kinds() -> set[str]:
     kinds = set()
     for path in (ROOT / "cached").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in {"emit", "tell"}:
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in {"emit", "tell"}
+            ):
                 kinds |= {str(item.value) for item in ast.walk(node.args[0]) if isinstance(item, ast.Constant)}
     return kinds
 

@@ -293,7 +293,7 @@ class CatalogWatch:
         except CachedError as error:
             self._problem = error.message
             self._engine.tell(
-                "catalog.refused", f"the catalog cannot be used: {error.message}", wrong=True,
+                "catalog.refused", f"the catalog cannot be used: {error.message}",
                 file=self._path, error=error.message, hint=error.hint, kept_old=self._loaded,
             )  # fmt: skip
             return

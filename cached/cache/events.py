@@ -15,6 +15,7 @@ _log = structlog.get_logger("cached.events")
 
 _REMEMBERED = 500
 _QUEUE = 1000
+_WRONG = frozenset({"catalog.refused", "damage.found", "l2.write_failed", "load.failed"})
 
 
 class EventBus:
@@ -25,10 +26,8 @@ class EventBus:
         self._recent: deque[Event] = deque(maxlen=_REMEMBERED)
         self._watchers: set[asyncio.Queue[Event]] = set()
 
-    def emit(
-        self, kind: str, message: str, *, name: str = "", revision: str = "", wrong: bool = False, **fields: object
-    ) -> None:
-        """Logs the event (as an error if something is ``wrong``) and hands it to every watcher."""
+    def emit(self, kind: str, message: str, *, name: str = "", revision: str = "", **fields: object) -> None:
+        """Logs the event, as an error if it is one that went wrong, and hands it to every watcher."""
         event = Event(
             time_s=self._clock.wall_s(),
             kind=kind,
@@ -39,7 +38,7 @@ class EventBus:
         )
         # A log line has a level of its own.
         shown = {"at" if key == "level" else key: value for key, value in fields.items()}
-        log = _log.error if wrong else _log.info
+        log = _log.error if kind in _WRONG else _log.info
         log(kind, model=name, revision=revision, message=message, **shown)
         self._recent.append(event)
         for queue in self._watchers:

@@ -90,9 +90,9 @@ class ModelCache:
         """Replaces the catalog; the upkeep brings hot models that are not in L1."""
         self._parts.services.registry.set_catalog(catalog)
 
-    def tell(self, kind: str, message: str, *, wrong: bool = False, **fields: object) -> None:
+    def tell(self, kind: str, message: str, **fields: object) -> None:
         """Logs an event that began outside of the engine, and hands it to everyone who watches."""
-        self._parts.services.events.emit(kind, message, name="", revision="", wrong=wrong, **fields)
+        self._parts.services.events.emit(kind, message, name="", revision="", **fields)
 
     async def pull(
         self, ref: str, *, source: str = "", tier: Tier | None = None, level: Level = Level.L1, wait: bool = True

@@ -1,8 +1,8 @@
 """The daemon, killed by SIGKILL just before or after its Nth step that changes what outlives it.
 
 ``python -m tests.crash.kill_at_step N TRACE serve --config FILE``: steps are counted from 1; an odd N dies before its
-step, an even one after it. Each step is written to the file TRACE. The code of the daemon knows nothing of this: the
-functions that it calls to change the disk, shared memory and the index are wrapped from outside.
+step, an even one after it, and 0 never. Each step is written to the file TRACE. The code of the daemon knows nothing of
+this: the functions that it calls to change the disk, shared memory and the index are wrapped from outside.
 """
 
 from __future__ import annotations
@@ -15,52 +15,67 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-OS_STEPS = (
-    "chmod", "fchmod", "fsync", "ftruncate", "link", "mkdir", "rename", "replace", "rmdir", "symlink", "truncate", "unlink",
-    "write",
+import posix_ipc
+
+from cached.cli.main import main as run
+from cached.index.store import Store
+from cached.levels import shm
+
+_OS_STEPS = (
+    "chmod", "fchmod", "fsync", "ftruncate", "link", "mkdir", "rename", "replace", "rmdir", "symlink", "truncate",
+    "unlink", "write",
 )  # fmt: skip
-_lock = threading.Lock()
-_count = 0
+_OTHER_STEPS: tuple[tuple[Any, str], ...] = (
+    (posix_ipc, "SharedMemory"),
+    (posix_ipc, "unlink_shared_memory"),
+    (shm, "rename_new"),
+    (Store, "write"),
+)
 
 
-def main() -> int:
-    last, trace = int(sys.argv[1]), os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    write = os.write
+class Steps:
+    """Counts steps, from any thread, and dies at one of them."""
 
-    def step(name: str, *, after: bool) -> None:
-        global _count
-        with _lock:
-            if not after:
-                _count += 1
-                write(trace, f"{_count} {name}\n".encode())
-            if _count == last and after == (last % 2 == 0):
-                os.kill(os.getpid(), signal.SIGKILL)
+    def __init__(self, last: int, trace_path: str) -> None:
+        self._last = last
+        self._write = os.write
+        self._trace = os.open(trace_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
+        self._lock = threading.Lock()
+        self._count = 0
 
-    def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(self, where: Any, name: str) -> None:
+        """Calls of ``where.name`` are steps from now on."""
+        function: Callable[..., Any] = getattr(where, name)
+
         @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            step(name, after=False)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            self._before(name)
             result = function(*args, **kwargs)
-            step(name, after=True)
+            self._after()
             return result
 
-        return call
+        setattr(where, name, step)
 
-    import posix_ipc
+    def _before(self, name: str) -> None:
+        with self._lock:
+            self._count += 1
+            self._write(self._trace, f"{self._count} {name}\n".encode())
+            self._die_if(odd=True)
 
-    from cached.cli.main import main as run
-    from cached.index.store import Store
-    from cached.levels import shm
+    def _after(self) -> None:
+        with self._lock:
+            self._die_if(odd=False)
 
-    for name in OS_STEPS:
-        setattr(os, name, wrapped(name, getattr(os, name)))
-    posix_ipc.SharedMemory = wrapped("shm_open", posix_ipc.SharedMemory)
-    posix_ipc.unlink_shared_memory = wrapped("shm_unlink", posix_ipc.unlink_shared_memory)
-    shm.rename_new = wrapped("rename_new", shm.rename_new)
-    Store.write = wrapped("index", Store.write)  # type: ignore[method-assign]
-    del sys.argv[1:3]
-    return run()
+    def _die_if(self, *, odd: bool) -> None:
+        if self._count == self._last and self._last % 2 == odd:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    steps = Steps(int(sys.argv[1]), sys.argv[2])
+    for os_name in _OS_STEPS:
+        steps.wrap(os, os_name)
+    for place, other_name in _OTHER_STEPS:
+        steps.wrap(place, other_name)
+    del sys.argv[1:3]
+    sys.exit(run())

@@ -69,6 +69,11 @@ def live(site: Site, chance: random.Random) -> None:
             ask(site, lambda: set_tier(site, name, chance.choice([pb.TIER_COLD, pb.TIER_WARM])))
 
 
+def live_until(site: Site, chance: random.Random, ended: threading.Event) -> None:
+    while not ended.is_set():
+        live(site, chance)
+
+
 def set_tier(site: Site, name: str, tier: pb.Tier) -> None:
     with site.rpc() as stub:
         stub.SetTier(pb.SetTierRequest(ref=name, tier=tier))
@@ -94,11 +99,8 @@ def test_kills_at_random_instants(site: Site) -> None:
         print(f"seed {SEED}, kill {kill}")
         ended = threading.Event()
 
-        def work(chance: random.Random = random.Random(chance.random()), ended: threading.Event = ended) -> None:
-            while not ended.is_set():
-                live(site, chance)
-
-        workers = [threading.Thread(target=work) for _ in range(2)]
+        chances = [random.Random(chance.random()) for _ in range(2)]
+        workers = [threading.Thread(target=live_until, args=(site, own, ended)) for own in chances]
         for worker in workers:
             worker.start()
         # Instants early in an operation are as likely as late ones, whatever the machine's speed.
@@ -117,33 +119,34 @@ def test_kills_at_random_instants(site: Site) -> None:
 def test_kills_at_exact_steps(site: Site) -> None:
     """Before or after a rename, fsync, unlink, write, index write, ...: evenly over a whole life."""
     publish(site)
-    trace = site.folder / "steps"
-    died = 0
-    for last in [NEVER, *_chosen_steps()]:
-        number = last if isinstance(last, int) else max(1, round(last * total))
-        site.started_by(sys.executable, "-m", "tests.crash.kill_at_step", str(number), str(trace))
-        live_once(site)
-        steps = trace.read_text().splitlines()
-        if number == NEVER:
-            total = len(steps)
-            assert total > 50, "the steps are no longer seen"
-        else:
-            print(f"killed {'after' if number % 2 == 0 else 'before'} step {number}: {steps[-1]}")
-            died += len(steps) == number
-        site.started_by()
-        site.start()
-        check_after_crash(site)
-        clear(site)
-    assert died >= len(_chosen_steps()) // 2, "most of the chosen steps must be reached"
+    total = len(life(site, NEVER))
+    assert total > 50, "the steps are no longer seen"
+    numbers = [int(os.environ["CRASH_STEP"])] if "CRASH_STEP" in os.environ else _spread(total)
+    reached = 0
+    for number in numbers:
+        steps = life(site, number)
+        print(f"killed {'after' if number % 2 == 0 else 'before'} step {number}: {steps[-1]}")
+        reached += len(steps) == number
+    assert reached >= len(numbers) // 2, "most of the chosen steps must be reached"
     site.started_by()
     site.start()
 
 
-def _chosen_steps() -> list[float | int]:
-    """Shares of a whole life; or the step of ``CRASH_STEP``."""
-    if "CRASH_STEP" in os.environ:
-        return [int(os.environ["CRASH_STEP"])]
-    return [(number + 0.5) / STEPS for number in range(STEPS)]
+def _spread(total: int) -> list[int]:
+    """Numbers of STEPS steps of ``total``, before some and after others."""
+    return [max(1, round((number + 0.5) * total / STEPS)) for number in range(STEPS)]
+
+
+def life(site: Site, number: int) -> list[str]:
+    """From empty levels to a death at a step, and the check of what is left; the steps until then."""
+    trace = site.folder / "steps"
+    site.started_by(sys.executable, "-m", "tests.crash.kill_at_step", str(number), str(trace))
+    live_once(site)
+    site.started_by()
+    site.start()
+    check_after_crash(site)
+    clear(site)
+    return trace.read_text().splitlines()
 
 
 def live_once(site: Site) -> None:

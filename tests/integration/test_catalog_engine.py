@@ -69,6 +69,18 @@ def test_the_catalogs_source_counts_and_its_patterns_choose(site: Site) -> None:
     assert {file.path for file in site.describe("m").files} == {"config.json", "tokenizer.json", "model.gguf"}
 
 
+def test_the_operators_tier_outlives_a_restart_and_the_stronger_one_counts(site: Site) -> None:
+    site.add("m", model_files(MB), tier="cold")
+    site.start()
+    site.pull("m", tier="warm")
+    assert site.describe("m").summary.tier_from == "operator"
+    site.daemon.restart(kill=True)
+    assert (site.summary("m").tier, site.describe("m").summary.tier_from) == ("warm", "operator")
+    site.models["m"]["tier"] = "hot"
+    site.reload_catalog()
+    assert (site.summary("m").tier, site.describe("m").summary.tier_from) == ("hot", "catalog")
+
+
 def test_the_catalog_outlives_restarts_in_either_order(site: Site) -> None:
     site.add("m", model_files(MB), tier="warm", priority=3)
     site.start()

@@ -171,6 +171,38 @@ def test_a_worker_keeps_its_tensors_and_its_lease_over_a_kill(site: Site) -> Non
     wait_for(lambda: not site.leases(), "the lease to end")
 
 
+def test_a_worker_that_waits_for_a_pull_gets_it_from_the_next_daemon(site: Site) -> None:
+    files = site.add("m", model_files(SIZE))
+    held = site.hold(WEIGHTS, range=range_of(HELD))
+    site.start()
+    worker = site.worker()
+    worker.ask("attach", ref="m", wait=False)
+    assert held.reached.wait(60)
+    site.daemon.kill()
+    site.proxy.heal()
+    site.start()
+    assert worker.ask("wait")["from_level"] in {"l1", "l3"}
+    assert worker.ask("digests") == {path: sha256(data) for path, data in files.items()}
+    assert worker.ask("lease_lost") == ""
+
+
+def test_a_quick_pull_is_finished_before_the_daemon_ends(site: Site) -> None:
+    site.add("m", model_files(2 * MB))
+    site.settings |= {"daemon": {"drain_timeout_s": 30.0}}
+    held = site.hold(WEIGHTS, after_bytes=1000)
+    site.start()
+    site.begin("m")
+    assert held.reached.wait(60)
+    site.daemon.signal(signal.SIGTERM)
+    site.daemon.wait_event("daemon.draining")
+    held.release()
+    assert site.daemon.wait() == 0
+    site.proxy.clear()
+    site.start()
+    assert site.check_served("m").from_level == "l1"
+    assert not site.proxy.requests()
+
+
 def test_a_flipped_byte_in_memory_is_found_at_adoption_and_mended_from_l2(site: Site) -> None:
     site.add("m", model_files(2 * CHUNK_BYTES))
     site.start()

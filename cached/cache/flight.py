@@ -152,12 +152,15 @@ class Flight:
                 raise self.error
             await self.signal.wait()
 
+    def _check_length(self) -> None:
+        if self.target.size_bytes != self.order.size_bytes:
+            raise LevelError(f"{self.target.path} is {self.target.size_bytes} bytes long", path=self.target.path)
+
     async def _run(self) -> None:
         self._begun = True
         persisting = asyncio.ensure_future(self._persist.behind(self.fill)) if self._persist else None
         try:
-            if self.target.size_bytes != self.order.size_bytes:
-                raise LevelError(f"{self.target.path} is {self.target.size_bytes} bytes long", path=self.target.path)
+            self._check_length()
             await run_all(self.fill.run(), self._check_early())
             record = await self._named()
             await self._land(record)

@@ -310,7 +310,7 @@ def test_catalog_validate(tmp_path, capfd):
     file = tmp_path / "c.json"
     file.write_text('{"models": {"m": {"source": "s3://b/m", "tier": "hot", "size": "26GB"}}}')
     assert main(["catalog", "validate", str(file)]) == 0
-    assert "is valid: 1 models" in capfd.readouterr().out
+    assert "is valid: 1 model\n" in capfd.readouterr().out
     assert main(["catalog", "validate", str(file), "-o", "json"]) == 0
     assert json.loads(capfd.readouterr().out)[0]["size_bytes"] == 26 * 10**9
     file.write_text('{"models": {"m": {"source": "s3://b/m", "tier": "hott", "sise": 1}}}')

@@ -95,7 +95,6 @@ class Refusal(grpc.RpcError, grpc.Call):
     [
         (grpc.StatusCode.UNAVAILABLE, errors.DaemonUnavailableError),
         (grpc.StatusCode.CANCELLED, errors.DaemonUnavailableError),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, errors.TimeoutExpiredError),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.NoRoomError),
         (grpc.StatusCode.PERMISSION_DENIED, errors.PermissionDeniedError),
         (grpc.StatusCode.DATA_LOSS, errors.IntegrityError),
@@ -107,6 +106,13 @@ def test_without_details_the_status_decides(code, kind, trailing) -> None:
     error = from_rpc_error(Refusal(code, trailing), "/run/x.sock")
     assert type(error) is kind
     assert "said the transport" in error.message
+
+
+def test_a_deadline_that_passed_says_that_the_work_goes_on() -> None:
+    error = from_rpc_error(Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, ()), "/run/x.sock")
+    assert type(error) is errors.TimeoutExpiredError
+    assert str(error).startswith("no answer within the time limit")
+    assert "cached ls" in error.hint
 
 
 def test_a_missing_daemon_is_named_with_its_socket(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 from cached import __version__
@@ -14,7 +15,7 @@ from cached.cache.registry import Model
 from cached.catalog_file import Catalog
 from cached.clock import Clock, SystemClock
 from cached.config import Config
-from cached.errors import InUseError, NotFoundError, UnavailableError
+from cached.errors import CachedError, InUseError, NotFoundError, UnavailableError
 from cached.manifest import FileEntry, Manifest
 from cached.metrics import Metrics
 from cached.refs import Ref, parse_ref
@@ -228,17 +229,27 @@ class ModelCache:
 
     async def evict(self, ref: str, level: Level | None) -> Freed:
         """Takes a model's revisions (or the one named) out of a level, or of all. Refused while leased or loading."""
-        freed = self._evict(parse_ref(ref), level)
+        parsed = parse_ref(ref)
+        await self._written_behind(parsed)
+        freed = self._evict(parsed, level)
         await self._parts.services.storage.collect()
         return freed
 
     async def remove(self, ref: str) -> Freed:
         """Evicts from every level and forgets the model (its catalog entry, if any, stays)."""
         name = Ref(parse_ref(ref).name)
+        await self._written_behind(name)
         freed = self._evict(name, None)
         self._parts.evictor.forget(self._parts.services.registry.require(name))
         await self._parts.services.storage.collect()
         return freed
+
+    async def _written_behind(self, ref: Ref) -> None:
+        """Waits for loads that are ready and only write to L2 any more: nobody has to know of them to evict."""
+        for load in self._parts.loader.active(ref.name):
+            if load.ready_as is not None:
+                with suppress(CachedError):  # it tells those who wait for it
+                    await load.until(lambda load=load: load.finished)  # type: ignore[misc]
 
     def _evict(self, ref: Ref, level: Level | None) -> Freed:
         """Without a pause between the look at who holds it and its going."""
@@ -268,7 +279,7 @@ class ModelCache:
         if holders:
             raise InUseError(
                 f"{ref} is in use by {', '.join(holders)}",
-                hint="`cached ps` shows the leases; stop the workers first",
+                hint="`cached ps` shows the leases, `cached ls` the loads; stop the workers, or wait",
                 ref=str(ref),
                 holders=", ".join(holders),
             )

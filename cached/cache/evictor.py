@@ -109,7 +109,9 @@ class Evictor:
         need = Need(level, self._needed(level, sizes), for_name)
         planned = plan(self._snapshot(need), self._services.clock.monotonic_s())
         if planned.shortfall is not None:
-            raise planned.shortfall.error()
+            error = planned.shortfall.error()
+            error.fields["limited_by"] = self._services.storage.limited_by(level)
+            raise error
         return [action for action in planned.actions if isinstance(action, Evict)]
 
     def _needed(self, level: Level, sizes: Mapping[str, int]) -> int:

@@ -41,7 +41,10 @@ class Recovery:
                 _log.exception("recovery.level_failed", level=level.value, cause=error.message)
         self._forget_what_is_nowhere(registry)
         self._services.remove_journals(keep=pending)
-        self._services.view.clear()
+        try:
+            self._services.view.clear()
+        except LevelError as error:
+            self._services.degraded["view"] = error.message
         for manifest in registry.manifests():
             self._services.publish(manifest)
 

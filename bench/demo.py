@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,11 +171,10 @@ class Demo:
         shown = [argument.replace(str(self.folder), "…") for argument in arguments]
         _console.print(f"[dim]$ cached {' '.join(shown)}{f' > …/{into}' if into else ''}[/dim]")
         sys.stdout.flush()
-        if not into:
-            subprocess.run([_CACHED, *arguments], env=self.environment, check=True)
-            return
-        with (self.folder / into).open("wb") as file:
-            subprocess.run([_CACHED, *arguments], env=self.environment, check=True, stdout=file)
+        with (self.folder / into).open("wb") if into else nullcontext() as file:
+            status = subprocess.run([_CACHED, *arguments], env=self.environment, stdout=file, check=False).returncode
+        if status:
+            sys.exit(f"cached {arguments[0]} ended with status {status}; the demonstration cannot go on")
 
     def _write_config(self, s3: RcloneS3) -> None:
         self.config = {

@@ -54,7 +54,15 @@ def default_target() -> str:
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
     own_dir = os.path.join(runtime_dir, "cached") if runtime_dir else f"/tmp/cached-{os.getuid()}"  # noqa: S108
     own = os.path.join(own_dir, "cached.sock")
-    return own if os.path.exists(own) else SYSTEM_SOCKET
+    return own if _is_ours(own) else SYSTEM_SOCKET
+
+
+def _is_ours(path: str) -> bool:
+    """Whether it is there and this user made it: in /tmp anybody could put a socket."""
+    try:
+        return os.lstat(path).st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 def socket_path(target: str) -> Path:

@@ -23,8 +23,8 @@ from tests.integration.harness import wait_for
 from tests.integration.support import MB, Site, model_files, safetensors, sha256
 from tests.invariants import check_at_rest
 
-KILLS = int(os.environ.get("CRASH_KILLS", "12"))
-STEPS = int(os.environ.get("CRASH_STEPS", "12"))
+KILLS = int(os.environ.get("CRASH_KILLS", "10"))
+STEPS = int(os.environ.get("CRASH_STEPS", "10"))
 SEED = int(os.environ.get("CRASH_SEED", "1"))
 NEVER = 0
 SHARED = safetensors(CHUNK_BYTES + MB, 99)
@@ -121,7 +121,8 @@ def test_kills_at_exact_steps(site: Site) -> None:
     publish(site)
     total = len(life(site, NEVER))
     assert total > 50, "the steps are no longer seen"
-    numbers = [int(os.environ["CRASH_STEP"])] if "CRASH_STEP" in os.environ else _spread(total)
+    # Later lives have fewer steps: folders and the index are there already.
+    numbers = [int(os.environ["CRASH_STEP"])] if "CRASH_STEP" in os.environ else _spread(total * 3 // 4)
     reached = 0
     for number in numbers:
         steps = life(site, number)

@@ -16,8 +16,8 @@ from tests.integration.support import MB, Site, chunk_ranges, flip_byte, model_f
 from tests.invariants import check_at_rest
 
 WEIGHTS = "model.safetensors"
-SIZE = 5 * CHUNK_BYTES + 3 * MB
-HELD = 3
+SIZE = 3 * CHUNK_BYTES + 3 * MB
+HELD = 2
 """The chunk that the origin does not answer before the daemon ends."""
 
 

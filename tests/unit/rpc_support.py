@@ -98,6 +98,8 @@ class FakeEngine:
     progress: list[PullProgress] = field(default_factory=list)
     verify_progress: list[VerifyProgress] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    keeps_watching: bool = False
+    """Whether a watch goes on after ``events``, as a real one does."""
     files: list[Path] = field(default_factory=list)
     opened: list[int] = field(default_factory=list)
 
@@ -174,6 +176,8 @@ class FakeEngine:
         self._called("watch", replay)
         for item in self.events:
             yield item
+        if self.keeps_watching:
+            await asyncio.Event().wait()
 
     def open_descriptors(self, token: str, file_indices: Sequence[int], peer: Peer) -> list[int]:
         self._called("open_descriptors", token, list(file_indices), peer)

@@ -283,6 +283,7 @@ def test_wrong_usage(cached, words):
 
 def test_an_interruption_ends_without_a_traceback(cached):
     cached.engine.events = [Event(5.0, "pull.ready", message="it is there")]
+    cached.engine.keeps_watching = True
     code = "import sys; from cached.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "--socket", str(cached.socket), "events", "--follow"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -10,6 +10,7 @@ from cached import __version__
 from cached.cli import models, ops, pull, push, run, serve
 from cached.cli.connect import Globals
 from cached.cli.failures import INTERRUPTED, exit_code, print_failure
+from cached.cli.interrupt import heard_interrupts
 from cached.errors import CachedError
 from cached_client.errors import CacheError
 
@@ -60,7 +61,8 @@ for _command in (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; expected errors are printed, not raised."""
     try:
-        result = cli.main(arguments, prog_name="cached", standalone_mode=False)
+        with heard_interrupts():
+            result = cli.main(arguments, prog_name="cached", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -29,5 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
             del os.environ[name]
     os.environ.update(_FIXED)
     # Two busy cores make any deadline flaky, and no test asserts on the wall clock.
-    hypothesis.settings.register_profile("project", deadline=None, print_blob=True)
+    # No judgement by the clock: not of an example's run (deadline), nor of its making (too_slow).
+    hypothesis.settings.register_profile(
+        "project", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
     hypothesis.settings.load_profile("project")

@@ -286,7 +286,10 @@ def test_an_interruption_ends_without_a_traceback(cached):
     cached.engine.keeps_watching = True
     code = "import sys; from cached.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "--socket", str(cached.socket), "events", "--follow"]
+    # Where the tests run in the background of a shell SIGINT is ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, before)
         assert "it is there" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)

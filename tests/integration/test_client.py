@@ -179,6 +179,8 @@ def test_a_worker_goes_on_when_the_content_is_gone_after_a_restart(site: Site) -
     site.start()
     with site.attach("m") as model:
         model.wait(60)
+        # A pull that was not through with L2 yet would go on after the restart, and bring the content again.
+        wait_for(lambda: site.daemon.stats().active_load_count == 0, "the load to be recorded")
         site.daemon.kill()
         for segment in site.daemon.segments():
             segment.unlink()

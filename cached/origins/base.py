@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -45,6 +47,43 @@ class OriginObject:
     checksums: tuple[OriginChecksum, ...] = ()
 
 
+class Abort:
+    """Asks one read to end early, from another thread. Once asked for, it stays so. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], None]] = []
+        self._aborted = False
+
+    @property
+    def aborted(self) -> bool:
+        """Whether it was asked for."""
+        return self._aborted
+
+    def abort(self) -> None:
+        """Asks for it. Callbacks run here, in this thread."""
+        with self._lock:
+            self._aborted = True
+            for callback in self._callbacks:
+                callback()
+
+    @contextmanager
+    def calling(self, callback: Callable[[], None]) -> Iterator[None]:
+        """In the block an abort calls ``callback``, and at once if it was asked for before.
+
+        It must be quick and not raise. Once the block was left it is not running, and never runs again.
+        """
+        with self._lock:
+            self._callbacks.append(callback)
+            if self._aborted:
+                callback()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._callbacks.remove(callback)
+
+
 class Origin(Protocol):
     """A place that models come from. Methods block, may be called from several threads at once, and run in movers.
 
@@ -59,11 +98,12 @@ class Origin(Protocol):
         """One object with its version and every usable full-content checksum."""
         ...
 
-    def read_into(self, item: OriginObject, offset_bytes: int, view: memoryview) -> None:
+    def read_into(self, item: OriginObject, offset_bytes: int, view: memoryview, abort: Abort | None = None) -> None:
         """Fills ``view`` with the bytes from ``offset_bytes`` of exactly ``item.version``; if it raises, with junk.
 
         The length and the range of the answer are checked against what was asked for, and its version against
-        ``item.version`` (else ObjectChangedError). Does not retry: the planner does, with its own budget.
+        ``item.version`` (else ObjectChangedError). Does not retry: the planner does, with its own budget. After an
+        ``abort`` it soon raises any error at all, whatever it waits for, unless it is through already.
         """
         ...
 

@@ -22,7 +22,7 @@ from cached.errors import (
     OriginProtocolError,
     OriginUnavailableError,
 )
-from cached.origins.base import OriginObject, OriginSpec
+from cached.origins.base import Abort, OriginObject, OriginSpec
 from cached.refs import check_path
 
 _COPY_BYTES = 4 << 20
@@ -72,12 +72,12 @@ class LocalOrigin:
         with self._opened(path) as descriptor:
             return _described(path, os.fstat(descriptor))
 
-    def read_into(self, item: OriginObject, offset_bytes: int, view: memoryview) -> None:
+    def read_into(self, item: OriginObject, offset_bytes: int, view: memoryview, abort: Abort | None = None) -> None:
         """See Origin. The version is looked at before and after reading."""
         with self._opened(item.path) as descriptor:
             self._check_version(item, descriptor)
             done_bytes = 0
-            while done_bytes < len(view):
+            while done_bytes < len(view) and not (abort and abort.aborted):
                 count = os.preadv(descriptor, [view[done_bytes:]], offset_bytes + done_bytes)
                 if count == 0:
                     break

@@ -12,6 +12,8 @@ import botocore.exceptions
 from botocore.config import Config
 
 from cached.errors import InvalidRequestError
+from cached.origins.s3.addresses import Addresses
+from cached.origins.s3.connections import pool_classes
 from cached.origins.s3.options import S3Options
 
 # With botocore's default, when_supported, a ranged GET of an object with a full-object checksum can raise
@@ -25,6 +27,7 @@ class Connection:
 
     def __init__(self, options: S3Options) -> None:
         self._options = options
+        self._pool_classes = pool_classes(Addresses())
         try:
             self._session = boto3.Session(profile_name=options.profile or None, region_name=options.region or None)
             self.client = self._make(attempts=1)
@@ -105,12 +108,15 @@ class Connection:
         )
         if options.ca_bundle and not os.path.isfile(options.ca_bundle):
             raise ValueError(f"there is no CA bundle {options.ca_bundle!r}")
-        return self._session.client(
+        client = self._session.client(
             "s3",
             endpoint_url=options.endpoint_url or None,
             verify=options.ca_bundle or None,
             config=config,
         )
+        # Its own pool of direct connections; those through a proxy are made by others.
+        client._endpoint.http_session._manager.pool_classes_by_scheme = self._pool_classes  # noqa: SLF001
+        return client
 
 
 _SOURCES = {

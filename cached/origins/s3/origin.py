@@ -16,9 +16,10 @@ from cached.errors import (
     OriginError,
     OriginProtocolError,
 )
-from cached.origins.base import OriginChecksum, OriginObject, OriginSpec
+from cached.origins.base import Abort, OriginChecksum, OriginObject, OriginSpec
 from cached.origins.s3.body import range_problem, read_body
 from cached.origins.s3.client import Connection
+from cached.origins.s3.connections import interruptible
 from cached.origins.s3.failures import Failures
 from cached.origins.s3.options import parse_location, parse_options
 from cached.origins.s3.upload import compare_upload, send_file
@@ -77,7 +78,7 @@ class S3Origin:
                 checksums.append(usable)
         return _described(path, fields, tuple(checksums))
 
-    def read_into(self, item: OriginObject, offset_bytes: int, view: memoryview) -> None:
+    def read_into(self, item: OriginObject, offset_bytes: int, view: memoryview, abort: Abort | None = None) -> None:
         """See Origin. An empty ``view`` costs a HEAD, for the version."""
         connection, failures = self._connected()
         if not view:
@@ -91,7 +92,7 @@ class S3Origin:
             "Range": f"bytes={offset_bytes}-{offset_bytes + len(view) - 1}",
             **request_condition(item.version),
         }
-        with failures.typed(item.path, expected_version=item.version):
+        with interruptible(abort), failures.typed(item.path, expected_version=item.version):
             answer = connection.client.get_object(**request)
             if not same_version(item.version, answer):
                 answer["Body"].close()

@@ -22,6 +22,7 @@ from cached_client._version import __version__
 from cached_client.errors import (
     CacheError,
     DaemonUnavailableError,
+    DeviceError,
     FormatError,
     IntegrityError,
     InUseError,
@@ -43,6 +44,7 @@ from cached_client.errors import (
 if TYPE_CHECKING:
     from cached_client.attach import Model
     from cached_client.cache import Cache, connect
+    from cached_client.gpu.options import DeviceReport, GpuOptions
     from cached_client.types import DamagedRange, FileInfo, LoadReport, ModelSummary, PullProgress
 
 __all__ = [
@@ -50,8 +52,11 @@ __all__ = [
     "CacheError",
     "DaemonUnavailableError",
     "DamagedRange",
+    "DeviceError",
+    "DeviceReport",
     "FileInfo",
     "FormatError",
+    "GpuOptions",
     "InUseError",
     "IntegrityError",
     "InvalidRequestError",
@@ -80,7 +85,9 @@ _LAZY = {
     "connect": "cache",
     "Model": "attach",
     "DamagedRange": "types",
+    "DeviceReport": "gpu.options",
     "FileInfo": "types",
+    "GpuOptions": "gpu.options",
     "LoadReport": "types",
     "ModelSummary": "types",
     "PullProgress": "types",

@@ -124,6 +124,12 @@ class Arrivals:
             self._raise_error()
             return self._version
 
+    def wake(self) -> None:
+        """Has everyone who waits try again, for a reason that is not an arrival: somebody stops, or made room."""
+        with self._changed:
+            self._version += 1
+            self._changed.notify_all()
+
     def is_open(self) -> bool | None:
         """True once the files are known, None before (for `wait_for`)."""
         return True if self._files is not None else None

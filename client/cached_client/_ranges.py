@@ -37,6 +37,19 @@ class RangeSet:
         at = bisect_right(self._begins, begin) - 1
         return at >= 0 and self._ends[at] >= end
 
+    def gaps(self, begin: int, end: int) -> list[tuple[int, int]]:
+        """What of ``[begin, end)`` is not in the set, in order."""
+        gaps: list[tuple[int, int]] = []
+        at = bisect_right(self._ends, begin)
+        while begin < end and at < len(self._begins) and self._begins[at] < end:
+            if begin < self._begins[at]:
+                gaps.append((begin, self._begins[at]))
+            begin = self._ends[at]
+            at += 1
+        if begin < end:
+            gaps.append((begin, end))
+        return gaps
+
     def spans(self) -> tuple[tuple[int, int], ...]:
         """The ranges, in order."""
         return tuple(zip(self._begins, self._ends, strict=True))

@@ -153,6 +153,12 @@ class UnsupportedDtypeError(CacheError):
     kind_reason = "UNSUPPORTED_DTYPE"
 
 
+class DeviceError(CacheError):
+    """A device cannot be used, has no room, or failed during a copy. Fields: ``device``, ``cause``."""
+
+    kind_reason = "DEVICE_FAILED"
+
+
 _KINDS: dict[str, type[CacheError]] = {
     kind.kind_reason: kind
     for kind in (

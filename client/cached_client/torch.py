@@ -26,8 +26,8 @@ def tensor_from_view(view: memoryview, info: TensorInfo) -> torch.Tensor:
     """
     import torch
 
-    dtype = _torch_dtype(info)
-    shape = _torch_shape(info)
+    dtype = torch_dtype(info)
+    shape = torch_shape(info)
     if not view:
         return torch.empty(shape, dtype=dtype)
     aligned = info.begin % DTYPES[info.dtype].item_bytes == 0
@@ -43,7 +43,8 @@ def load_state_dict(module: torch.nn.Module, tensors: dict[str, torch.Tensor], *
     return module.load_state_dict(tensors, strict=strict, assign=any(tensor.is_meta for tensor in owned))
 
 
-def _torch_dtype(info: TensorInfo) -> torch.dtype:
+def torch_dtype(info: TensorInfo) -> torch.dtype:
+    """torch's type for a tensor. Raises UnsupportedDtypeError where it has none."""
     import torch
 
     dtype = getattr(torch, DTYPES[info.dtype].torch_name or "-", None)
@@ -57,7 +58,8 @@ def _torch_dtype(info: TensorInfo) -> torch.dtype:
     return dtype
 
 
-def _torch_shape(info: TensorInfo) -> tuple[int, ...]:
+def torch_shape(info: TensorInfo) -> tuple[int, ...]:
+    """The shape in torch, which packs F4. Raises UnsupportedDtypeError where it cannot."""
     packed = DTYPES[info.dtype].packed
     if packed == 1:
         return info.shape

@@ -67,6 +67,7 @@ SYSTEM_CONFIG_FILE = "/etc/cached/config.toml"
 
 _NOT_SETTINGS = re.compile(r"CACHED_(CONFIG|MODEL_PATH|SERVICE_.*|PORT|PORT_.*)")
 """Variables of ours that are no settings, and those that Kubernetes sets in every pod beside a Service named cached."""
+_LISTS: dict[Any, type] = {tuple[int, ...]: int, tuple[str, ...]: str}
 _SHORT_NAMES = {"CACHED_SOCKET": "daemon.socket"}
 _ENTRY = re.compile(r"""\s*["']?([\w-]+)["']?\s*=""")
 _SECTION = re.compile(r"\s*\[\s*([\w-]+)\s*\]")
@@ -127,6 +128,7 @@ def load_config(
     _read_environment(env, found)
     for key, text in overrides.items():
         found.text(key, text, f"flag {flag_name(key)}")
+    found.require_one_of("l2.path", "l2.paths")
     report_problems(found.problems, file=file)
     config = _with_places(_build(found.values), env, place)
     origin = {item.key: found.origin.get(item.key, "default") for item in describe_settings()}
@@ -154,7 +156,7 @@ class _Found:
         kind = setting_type(*key.split("."))
         if kind is float and type(value) is int:
             value = float(value)
-        elif isinstance(value, list) and kind == tuple[int, ...] and all(type(item) is int for item in value):
+        elif isinstance(value, list) and kind in _LISTS and all(type(item) is _LISTS[kind] for item in value):
             value = tuple(value)
         elif type(value) is not kind:
             self._refuse(key, value, where, f"write {TYPE_WORDS[kind]}, such as {self._known[key].default}")
@@ -172,12 +174,17 @@ class _Found:
             self._refuse(key, text, where, f"write {TYPE_WORDS[kind]}, such as {self._known[key].default}")
             return
         if text and _metadata(key)["check"] in PATH_CHECKS:
-            value = os.path.abspath(os.path.expanduser(text))
+            value = tuple(map(_absolute, value)) if isinstance(value, tuple) else _absolute(value)
         self._take(key, value, where, where)
 
     def unknown(self, where: str, name: str, value: str, known: Sequence[str]) -> None:
         """Something that is no setting."""
         self.problems.append(Problem(where, name, value, "there is no such setting", nearest(name, known)))
+
+    def require_one_of(self, first: str, second: str) -> None:
+        """Two settings that say the same thing in different ways."""
+        if self.values.get(first) and self.values.get(second):
+            self._refuse(second, self.values[second], self.origin[second], f"one of {first} and {second}, not both")
 
     def _is_known(self, key: str, value: object, where: str) -> bool:
         if key in self._known:
@@ -208,7 +215,13 @@ def _from_text(text: str, kind: Any) -> Any:
         return _BOOLEANS[text.strip().lower()]
     if kind == tuple[int, ...]:
         return tuple(int(part) for part in text.replace(",", " ").split())
+    if kind == tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
     return kind(text)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _config_file(path: Path | None, env: Mapping[str, str], place: Place) -> str:
@@ -280,10 +293,11 @@ def _with_places(config: Config, env: Mapping[str, str], place: Place) -> Config
     socket = daemon.socket or default_socket(env, place)
     state_dir = daemon.state_dir or _default_state_dir(env, place)
     models_dir = daemon.models_dir or os.path.join(os.path.dirname(socket), "models")
+    default_l2 = os.path.join(state_dir, "l2")
     return dataclasses.replace(
         config,
         daemon=dataclasses.replace(daemon, socket=socket, state_dir=state_dir, models_dir=models_dir),
-        l2=dataclasses.replace(config.l2, path=config.l2.path or os.path.join(state_dir, "l2")),
+        l2=config.l2 if config.l2.paths else dataclasses.replace(config.l2, path=config.l2.path or default_l2),
     )
 
 

@@ -71,6 +71,12 @@ def _path(value: str) -> str:
     return "" if not value or os.path.isabs(value) else "an absolute path"
 
 
+def _paths(value: tuple[str, ...]) -> str:
+    if len(set(map(os.path.normpath, value))) < len(value):
+        return "each folder once"
+    return "" if all(map(os.path.isabs, value)) else "absolute paths"
+
+
 def _socket(value: str) -> str:
     if len(os.fsencode(value)) > _MAX_SOCKET_BYTES:
         return f"a path of at most {_MAX_SOCKET_BYTES} bytes (the kernel's bound for sockets)"
@@ -85,7 +91,7 @@ def _any(_value: object) -> str:
     return ""
 
 
-PATH_CHECKS: tuple[_Check, ...] = (_path, _socket)
+PATH_CHECKS: tuple[_Check, ...] = (_path, _paths, _socket)
 """The checks of settings that are paths; an empty one is a default that depends on the host."""
 
 
@@ -148,7 +154,15 @@ class L2Config:
 
     enabled: bool = _setting(True, "Keep models on local disk.")
     path: str = _setting("", "Folder of L2. Empty: l2/ in the state folder.", _path)
-    capacity: str = _setting("80%", "Budget of L2: a size, or a share of its file system.", _capacity)
+    paths: tuple[str, ...] = _setting(
+        (), "Instead of path: folders on several drives, over which models are spread file by file.", _paths
+    )
+    capacity: str = _setting("80%", "Budget of L2: a size, or a share of its file systems.", _capacity)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Where L2 is: one folder, or one a drive."""
+        return self.paths or (self.path,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +216,7 @@ class AccessConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All settings. ``load_config`` leaves no path empty but ``daemon.catalog`` and ``s3.ca_bundle``."""
+    """All settings. ``load_config`` leaves no path empty but ``daemon.catalog``, ``s3.ca_bundle`` and, of L2, one."""
 
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     l1: L1Config = field(default_factory=L1Config)
@@ -234,6 +248,7 @@ TYPE_WORDS: dict[Any, str] = {
     int: "whole number",
     float: "number",
     tuple[int, ...]: "list of whole numbers",
+    tuple[str, ...]: "list of texts",
 }
 """What each type of setting is called for people."""
 
@@ -295,7 +310,7 @@ def sections() -> dict[str, type]:
 
 
 def setting_type(section: str, name: str) -> Any:
-    """The Python type of a setting: str, bool, int, float or tuple[int, ...]."""
+    """The Python type of a setting: a key of TYPE_WORDS."""
     return get_type_hints(sections()[section])[name]
 
 
@@ -312,7 +327,7 @@ def toml_text(value: object) -> str:
     """A value as the file holds it."""
     if isinstance(value, str):
         return json.dumps(value)
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else plain_text(value)
+    return f"[{', '.join(map(toml_text, value))}]" if isinstance(value, tuple) else plain_text(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,10 @@ from cached.config import Config, origin_options
 from cached.errors import ConfigError
 from cached.index import Index
 from cached.leases import LeaseTable
+from cached.levels.base import LocalLevel
 from cached.levels.disk import DiskLevel
 from cached.levels.shm import ShmLevel, huge_pages_allowed
+from cached.levels.striped import StripedDisk
 from cached.metrics import Metrics
 from cached.transfer.fill import RetryPolicy
 from cached.transfer.pool import MoverPool
@@ -125,8 +127,12 @@ def _storage(config: Config, instance: str) -> Storage:
         mode=int(config.l1.segment_mode, 8),
         group=_group_id(config.l1.segment_group, "l1.segment_group"),
     )
-    l2 = DiskLevel(Path(config.l2.path)) if config.l2.enabled else None
-    return Storage(config, l1, l2, l2_path=config.l2.path)
+    return Storage(config, l1, _disks(config) if config.l2.enabled else None)
+
+
+def _disks(config: Config) -> LocalLevel:
+    disks = [DiskLevel(Path(folder)) for folder in config.l2.folders]
+    return disks[0] if len(disks) == 1 else StripedDisk(disks)
 
 
 def _check_huge_pages(config: Config) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,16 +43,27 @@ def l1_limit(configured: str, *, reserve_bytes: int, ours_bytes: int, free_bytes
     return min(limits, key=lambda limit: limit.size_bytes)
 
 
-def l2_limit(configured: str, path: str, *, ours_bytes: int) -> Limit:
-    """The capacity of L2 in the folder ``path``: nothing where its file system cannot even be asked."""
-    try:
-        found = os.statvfs(path)
-    except OSError as error:
-        return Limit(0, f"{path} cannot be used: {error.strerror}")
-    total_bytes, free_bytes = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+def l2_limit(configured: str, folders: Sequence[str], *, ours_bytes: int) -> Limit:
+    """The capacity of L2 in these folders together; one whose file system cannot even be asked gives nothing."""
+    drives: dict[int, tuple[int, int]] = {}
+    problem = ""
+    for folder in folders:
+        try:
+            # Its own folder of blobs: where a drive is not mounted, the folder above would answer for another one.
+            blobs = os.path.join(folder, "blobs")
+            found = os.statvfs(blobs)
+            drives[os.stat(blobs).st_dev] = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+        except OSError as error:
+            problem = f"{folder} cannot be used: {error.strerror}"
+    if not drives:
+        return Limit(0, problem)
+    total_bytes, free_bytes = (sum(sizes) for sizes in zip(*drives.values(), strict=True))
     return min(
         Limit(resolve_capacity(configured, total_bytes), f"configured {configured}"),
-        Limit(ours_bytes + free_bytes, f"the file system has {format_size(free_bytes)} free"),
+        Limit(
+            ours_bytes + free_bytes,
+            f"the file {'system has' if len(drives) == 1 else 'systems have'} {format_size(free_bytes)} free",
+        ),
         key=lambda limit: limit.size_bytes,
     )
 

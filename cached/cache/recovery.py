@@ -71,6 +71,8 @@ class Recovery:
                 storage.keep_ingest(level, ingest_id, size_bytes)
             else:
                 storage.discard_unknown(level, ingest_id)
+        if found.failed:
+            services.degraded["l2_drives"] = "; ".join(found.failed)
         for name in found.set_aside:
             _log.warning("recovery.set_aside", level=level.value, name=name)
 

@@ -14,7 +14,6 @@ from cached.config import Config
 from cached.errors import CachedError, NotFoundError
 from cached.ledger import Ledger
 from cached.levels.base import FileRef, Found, LocalLevel
-from cached.levels.disk import DiskLevel
 from cached.levels.shm import SHM_FOLDER, ShmLevel
 from cached.manifest import BlobRecord
 from cached.transfer.fill import Runner
@@ -34,9 +33,8 @@ _SMALLEST_POOLED_BYTES = 2 * MIB
 class Storage:
     """Loop only. What may take long runs in a thread that touches the level alone, never the accounts."""
 
-    def __init__(self, config: Config, l1: ShmLevel, l2: DiskLevel | None, *, l2_path: str) -> None:
+    def __init__(self, config: Config, l1: ShmLevel, l2: LocalLevel | None) -> None:
         self.l1 = l1
-        self._l2_path = l2_path
         self._config = config
         self._levels: dict[Level, LocalLevel] = {Level.L1: l1} | ({Level.L2: l2} if l2 is not None else {})
         self._ledgers = {level: Ledger(level, 0) for level in self._levels}
@@ -83,7 +81,7 @@ class Storage:
         if Level.L2 in self._levels:
             ledger = self._ledgers[Level.L2]
             ours_bytes = ledger.used_bytes + ledger.reserved_bytes
-            self._limits[Level.L2] = l2_limit(self._config.l2.capacity, self._l2_path, ours_bytes=ours_bytes)
+            self._limits[Level.L2] = l2_limit(self._config.l2.capacity, self._config.l2.folders, ours_bytes=ours_bytes)
         for level, ledger in self._ledgers.items():
             ledger.capacity_bytes = self._limits[level].size_bytes
 

@@ -36,6 +36,8 @@ class Found:
     """Ingest id → size."""
     set_aside: tuple[str, ...]
     """Unknown names that were moved out of the way or left alone, with the reason, for the log."""
+    failed: tuple[str, ...] = ()
+    """Drives that cannot be used, with the reason, where a level has others."""
 
 
 class LocalLevel(Protocol):

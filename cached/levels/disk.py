@@ -1,7 +1,7 @@
 """L2: blobs as files on a local disk.
 
-Layout, below the root: ``FORMAT`` (the text "1"), ``blobs/ab/<sha256>``, ``ingests/<id>/data`` with ``journal`` beside
-it, and ``aside/``, where whatever we do not know is put: it is never deleted and never keeps the daemon from starting.
+Layout, below the root: ``FORMAT`` (the text "1"), ``blobs/ab/<sha256>``, ``ingests/<id>/data``, and ``aside/``, where
+whatever we do not know is put: it is never deleted and never keeps the daemon from starting.
 """
 
 from __future__ import annotations
@@ -87,10 +87,6 @@ class DiskLevel:
     def open_ingest(self, ingest_id: str) -> int:
         """See LocalLevel."""
         return open_checked(Level.L2, self._data_path(ingest_id))
-
-    def journal_path(self, ingest_id: str) -> Path:
-        """Where the journal of an ingest may be kept; it goes when the ingest does."""
-        return Path(self._ingests, checked_ingest_id(ingest_id), "journal")
 
     def free_bytes(self) -> int:
         """See LocalLevel."""
@@ -252,11 +248,11 @@ class DiskLevel:
         for entry in _listed(folder):
             found = entry.stat(follow_symlinks=False)
             problem = foreign(found)
-            if entry.name not in {"data", "journal"}:
+            if entry.name != "data":
                 problem = "it is no part of an ingest"
             if problem:
                 self._set_aside(entry.path, problem, aside)
-            elif entry.name == "data":
+            else:
                 size_bytes = found.st_size
         return size_bytes
 
@@ -316,9 +312,8 @@ def _fsync_or_unlink(path: str) -> None:
 
 
 def _remove_ingest(folder: str) -> None:
-    for name in ("data", "journal"):
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(folder, name))
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(folder, "data"))
     with suppress(FileNotFoundError):
         os.rmdir(folder)
 

@@ -19,6 +19,7 @@ from cached.levels.base import FileRef, Found, LocalLevel
 from cached.levels.disk import DiskLevel
 from cached.levels.memory import open_mapping
 from cached.levels.shm import SHM_FOLDER, ShmLevel
+from cached.levels.striped import StripedDisk
 
 CONTENT = b"weights " * 700 + b"tail"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -68,9 +69,21 @@ def _disk_place(tmp_path: Path) -> Iterator[Place]:
     )
 
 
-@pytest.fixture(params=["l1", "l2"])
+def _striped_place(tmp_path: Path) -> Iterator[Place]:
+    roots = [tmp_path / "drive0", tmp_path / "drive1"]
+    yield Place(
+        lambda: StripedDisk([DiskLevel(root) for root in roots]),
+        lambda digest: str(roots[1] / "blobs" / digest[:2] / digest),
+        lambda ingest_id: str(roots[1] / "ingests" / ingest_id / "data"),
+    )
+
+
+@pytest.fixture(params=["l1", "l2", "l2-striped"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    yield from _shm_place() if request.param == "l1" else _disk_place(tmp_path)
+    if request.param == "l1":
+        yield from _shm_place()
+    else:
+        yield from _disk_place(tmp_path) if request.param == "l2" else _striped_place(tmp_path)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -52,7 +53,10 @@ def test_every_setting_can_be_given_in_each_way(tmp_path):
         "s3.addressing": "path", "s3.endpoint_url": "http://127.0.0.1:9000", "http.listen": "[::1]:80",
         "access.socket_mode": "0600",
     }  # fmt: skip
-    kinds = {"true or false": True, "whole number": 7, "number": 7.5, "list of whole numbers": (3, 4), "text": "1GiB"}
+    kinds = {
+        "true or false": True, "whole number": 7, "number": 7.5, "list of whole numbers": (3, 4), "text": "1GiB",
+        "list of texts": ("/a/path", "/another"),
+    }  # fmt: skip
     for setting in describe_settings():
         is_path = setting.key.endswith((".socket", "_dir", ".catalog", ".path", "_bundle"))
         value = values.get(setting.key, "/a/path" if is_path else kinds[setting.type])
@@ -63,6 +67,20 @@ def test_every_setting_can_be_given_in_each_way(tmp_path):
         for loaded in (in_file, in_env, in_flag):
             assert getattr(getattr(loaded.config, section), name) == value, setting.key
             assert loaded.origin[setting.key] != "default"
+
+
+def test_l2_is_one_folder_or_several(tmp_path):
+    several = load('[l2]\npaths = ["/a/l2", "/b/l2"]\n', folder=tmp_path).config.l2
+    assert (several.path, several.folders) == ("", ("/a/l2", "/b/l2"))
+    assert load(overrides={"l2.path": "/a"}).config.l2.folders == ("/a",)
+    assert load(env=HOME | {"CACHED_L2_PATHS": "~/x, y"}).config.l2.folders == (
+        os.path.expanduser("~/x"),
+        os.path.abspath("y"),
+    )
+    for wrong in ('paths = ["/a", "b"]', 'paths = ["/a", "/a/"]', "paths = [1]", 'path = "/a"\npaths = ["/b"]'):
+        with pytest.raises(ConfigError) as caught:
+            load(f"[l2]\n{wrong}\n", folder=tmp_path)
+        assert caught.value.fields["key"] == "l2.paths"
 
 
 def test_problems_of_the_file_are_told_together_with_line_value_and_what_is_right(tmp_path):

@@ -35,7 +35,6 @@ def level(root: Path) -> DiskLevel:
 def ingest(level: DiskLevel, ingest_id: str = "one") -> None:
     ref = level.create(ingest_id, len(CONTENT))
     Path(ref.path).write_bytes(CONTENT)
-    level.journal_path(ingest_id).touch()
 
 
 def files(root: Path) -> list[str]:
@@ -44,7 +43,7 @@ def files(root: Path) -> list[str]:
 
 def test_the_layout_is_what_the_documents_say(root: Path, level: DiskLevel) -> None:
     ingest(level)
-    assert files(root) == ["FORMAT", "ingests/one/data", "ingests/one/journal"]
+    assert files(root) == ["FORMAT", "ingests/one/data"]
     level.commit("one", DIGEST)
     assert files(root) == ["FORMAT", f"blobs/{DIGEST[:2]}/{DIGEST}"]
     assert (root / "FORMAT").read_text() == "1\n"
@@ -127,7 +126,6 @@ def test_things_set_aside_twice_in_a_second_do_not_collide(root: Path, level: Di
 def test_an_ingest_that_was_torn_by_a_crash_is_removed(root: Path, level: DiskLevel) -> None:
     (root / "ingests" / "empty").mkdir()
     (root / "ingests" / "renamed").mkdir()
-    (root / "ingests" / "renamed" / "journal").touch()
     assert DiskLevel(root).scan().ingests == {}
     assert os.listdir(root / "ingests") == []
 
@@ -156,7 +154,7 @@ def test_a_commit_syncs_the_bytes_before_the_name_and_the_name_before_it_is_done
     ingest(level)
     seen = FailingCalls(monkeypatch, ["fsync", "mkdir", "rename", "unlink", "rmdir"], 0, 0)
     level.commit("one", DIGEST)
-    assert seen.calls == ["fsync", "mkdir", "fsync", "rename", "fsync", "unlink", "unlink", "rmdir"]
+    assert seen.calls == ["fsync", "mkdir", "fsync", "rename", "fsync", "unlink", "rmdir"]
 
 
 @pytest.mark.parametrize("fail_at", range(1, 6))

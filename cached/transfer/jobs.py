@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from cached.levels.base import FileRef
 from cached.origins.base import OriginObject, OriginSpec
@@ -36,6 +37,17 @@ class Fetch:
     offset_bytes: int
     length_bytes: int
     target: FileRef
+
+
+@dataclass(frozen=True, slots=True)
+class Hedge:
+    """The same range once more, for a fetch that stalls. Answer: ARRIVED, then Moved.
+
+    The bytes are read into a private buffer of the mover's thread. They go to the target after PROCEED and not before;
+    with ABORT they never do.
+    """
+
+    fetch: Fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +108,46 @@ class Clear:
     target: FileRef
 
 
-Job = ListObjects | StatObjects | Fetch | Copy | Checksum | Hash | PartDigests | Clear
+Job = ListObjects | StatObjects | Fetch | Hedge | Copy | Checksum | Hash | PartDigests | Clear
+
+
+class Word(StrEnum):
+    """What is said of a job while a mover works on it."""
+
+    ABORT = "abort"
+    """To the mover: end a Fetch or Hedge at once, whatever it waits for. It is answered as ever."""
+    PROCEED = "proceed"
+    """To the mover: a Hedge may write."""
+    ARRIVED = "arrived"
+    """From the mover: a Hedge has its bytes."""
+
+
+class Group(StrEnum):
+    """Jobs that share threads of a mover, so that none waits behind jobs of another kind."""
+
+    LOCAL = "local"
+    ORIGIN = "origin"
+    HEDGE = "hedge"
+
+
+def group_of(job: Job) -> Group:
+    """The group of a job."""
+    if isinstance(job, Hedge):
+        return Group.HEDGE
+    return Group.ORIGIN if isinstance(job, Fetch | ListObjects | StatObjects) else Group.LOCAL
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """How many jobs of each group a mover works on at the same time."""
+
+    local: int
+    origin: int
+    hedge: int
+
+    def of(self, group: Group) -> int:
+        """Those of a group."""
+        return {Group.LOCAL: self.local, Group.ORIGIN: self.origin, Group.HEDGE: self.hedge}[group]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from typing import BinaryIO
 
 from cached.errors import CachedError, MoverError
 from cached.transfer import wire
-from cached.transfer.jobs import Job
+from cached.transfer.control import Control
+from cached.transfer.jobs import Group, Job, Threads, Word, group_of
 from cached.transfer.worker import Worker
 
 _PR_SET_PDEATHSIG = 1
@@ -42,7 +43,8 @@ class _Answers:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until standard input ends; what was asked before is answered first."""
     parser = argparse.ArgumentParser(prog="cached-mover")
-    parser.add_argument("--threads", type=int, required=True)
+    for group in Group:
+        parser.add_argument(f"--{group.value}-threads", type=int, required=True)
     parser.add_argument("--nice", type=int, default=0)
     parser.add_argument("--parent", type=int, required=True, help="process id of the daemon")
     options = parser.parse_args(arguments)
@@ -55,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.nice(options.nice)
     questions, answers = _take_pipes()
     answers.write(wire.READY_LINE)
+    threads = Threads(options.local_threads, options.origin_threads, options.hedge_threads)
     with questions:
-        _serve(questions, answers, options.threads)
+        _Desk(answers, threads).serve(questions)
     return 0
 
 
@@ -83,32 +86,64 @@ def _take_pipes() -> tuple[BinaryIO, _Answers]:
     return os.fdopen(questions, "rb"), _Answers(answers)
 
 
-def _serve(questions: BinaryIO, answers: _Answers, threads: int) -> None:
-    worker = Worker()
-    executor = ThreadPoolExecutor(threads, thread_name_prefix="mover")
-    try:
-        for line in questions:
-            request_id, job = wire.decode_job(line)
-            executor.submit(_answer, worker, answers, request_id, job)
-    finally:
-        executor.shutdown(wait=True)
-        worker.close()
+class _Desk:
+    """Hands each job to a thread of its group, and what is said of it to whoever works on it."""
 
+    def __init__(self, answers: _Answers, threads: Threads) -> None:
+        self._answers = answers
+        self._worker = Worker()
+        self._controls: dict[int, Control] = {}
+        self._executors = {
+            group: ThreadPoolExecutor(threads.of(group), thread_name_prefix=group.value) for group in Group
+        }
 
-def _answer(worker: Worker, answers: _Answers, request_id: int, job: Job) -> None:
-    try:
-        line = wire.encode_result(request_id, worker.perform(job))
-    except CachedError as error:
-        line = wire.encode_error(request_id, error)
-    except Exception as error:  # noqa: BLE001 - the boundary of the process: logged here, reported to the daemon
-        traceback.print_exc()
-        failure = MoverError(f"{type(job).__name__} failed in a mover: {error!r}", hint="the log has its trace")
-        line = wire.encode_error(request_id, failure)
-    try:
-        answers.write(line)
-    except OSError:
-        # The daemon reads no more: nobody is left to answer.
-        os._exit(1)
+    def serve(self, questions: BinaryIO) -> None:
+        """Until the questions end; what was asked before is answered first."""
+        try:
+            for line in questions:
+                request_id, asked = wire.decode_job(line)
+                if isinstance(asked, Word):
+                    self._tell(request_id, asked)
+                else:
+                    self._start(request_id, asked)
+        finally:
+            for group in (Group.ORIGIN, Group.LOCAL):
+                self._executors[group].shutdown(wait=True)
+            # Hedges wait for a word that nobody can say any more.
+            for control in list(self._controls.values()):
+                control.abort.abort()
+            self._executors[Group.HEDGE].shutdown(wait=True)
+            self._worker.close()
+
+    def _start(self, request_id: int, job: Job) -> None:
+        control = Control(lambda: self._answers.write(wire.encode_word(request_id, Word.ARRIVED)))
+        self._controls[request_id] = control
+        self._executors[group_of(job)].submit(self._answer, request_id, job, control)
+
+    def _tell(self, request_id: int, word: Word) -> None:
+        control = self._controls.get(request_id)
+        if control is None:
+            return  # answered meanwhile
+        if word is Word.ABORT:
+            control.abort.abort()
+        else:
+            control.proceed()
+
+    def _answer(self, request_id: int, job: Job, control: Control) -> None:
+        try:
+            line = wire.encode_result(request_id, self._worker.perform(job, control))
+        except CachedError as error:
+            line = wire.encode_error(request_id, error)
+        except Exception as error:  # noqa: BLE001 - the boundary of the process: logged here, reported to the daemon
+            traceback.print_exc()
+            failure = MoverError(f"{type(job).__name__} failed in a mover: {error!r}", hint="the log has its trace")
+            line = wire.encode_error(request_id, failure)
+        del self._controls[request_id]
+        try:
+            self._answers.write(line)
+        except OSError:
+            # The daemon reads no more: nobody is left to answer.
+            os._exit(1)
 
 
 if __name__ == "__main__":

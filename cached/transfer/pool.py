@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import bisect
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -11,8 +10,23 @@ import structlog
 
 from cached.clock import Clock
 from cached.errors import CachedError, MoverError, UnavailableError
-from cached.transfer.jobs import Clear, Copy, Fetch, Hash, Hashed, Job, PartDigests, Result
+from cached.transfer.jobs import (
+    Clear,
+    Copy,
+    Fetch,
+    Group,
+    Hash,
+    Hashed,
+    Hedge,
+    Job,
+    PartDigests,
+    Result,
+    Threads,
+    Word,
+    group_of,
+)
 from cached.transfer.process import MoverProcess, Ticket, start_mover
+from cached.transfer.waiting import Waiting
 
 _log = structlog.get_logger(__name__)
 
@@ -24,14 +38,17 @@ _TEND_S = 1.0
 _SLOWEST_BYTES_PER_S = 20_000_000
 _KEYED_IDLE_FACTOR = 10
 _END_GRACE_S = 10.0
+_ABORT_S = 10.0
+_HEDGES_PER_MOVER = 2
 
 
 class MoverPool:
-    """Runs jobs on up to ``movers`` processes of ``threads`` threads each, niced by ``nice``.
+    """Runs jobs on up to ``movers`` processes, niced by ``nice``.
 
-    All methods are to be called in one running event loop, and ``close`` must be awaited before it ends. Processes
-    are started when there is work that those running cannot take at once, and ended after ``idle_timeout_s`` without
-    work. ``restarts`` counts those that died, and ``on_restart`` hears of each.
+    Each works on ``threads`` local jobs at a time, and all together on ``ranges`` jobs that wait for an origin (at
+    least on ``threads`` each). All methods are to be called in one running event loop, and ``close`` must be awaited
+    before it ends. Processes are started when those running have more than a few jobs each, and ended after
+    ``idle_timeout_s`` without work. ``restarts`` counts those that died, and ``on_restart`` hears of each.
     """
 
     def __init__(
@@ -42,20 +59,22 @@ class MoverPool:
         nice: int,
         idle_timeout_s: float,
         clock: Clock,
+        ranges: int = 0,
         job_timeout_s: float = 300.0,
         on_restart: Callable[[], None] = lambda: None,
     ) -> None:
         self.capacity = movers * threads
         self.restarts = 0
         self._max_movers = movers
-        self._threads = threads
+        self._spread = threads
+        self._threads = Threads(threads, max(threads, -(-ranges // movers)), _HEDGES_PER_MOVER)
         self._nice = nice
         self._idle_timeout_s = idle_timeout_s
         self._job_timeout_s = job_timeout_s
         self._clock = clock
         self._on_restart = on_restart
         self._numbers = 0
-        self._queue: list[Ticket] = []
+        self._waiting = Waiting()
         self._movers: list[MoverProcess] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._delays: set[asyncio.Task[None]] = set()
@@ -76,6 +95,11 @@ class MoverPool:
         return sum(len(mover.in_flight) for mover in self._movers)
 
     @property
+    def waiting(self) -> int:
+        """Jobs that no mover has yet."""
+        return len(self._waiting)
+
+    @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of all movers, those that are ending included."""
         return tuple(mover.pid for mover in self._movers)
@@ -86,22 +110,71 @@ class MoverPool:
         Jobs of one ``key`` go to one mover while it lives. A job whose mover dies is given to another one, twice at
         most, but for Hash, whose state is lost: then MoverError. After ``close``: UnavailableError.
 
-        Cancellation takes a waiting job away. One that a mover works on goes on, unheard: it may still write to its
-        target until ``settled`` of that path.
+        Cancellation takes a waiting job away. A mover that reads from an origin is asked to end that; what it works on
+        else goes on, unheard. Either may still write to its target until ``settled`` of that path.
+        """
+        ticket = self.submit(job, key=key, priority=priority)
+        try:
+            return await ticket.future
+        except asyncio.CancelledError:
+            self.withdraw(ticket)
+            raise
+
+    def submit(self, job: Job, *, key: str | None = None, priority: int = 0, avoid: Ticket | None = None) -> Ticket:
+        """``run``, but its result is awaited as the ticket's ``future``; never left to itself: withdraw what is not.
+
+        It goes to another mover than that of ``avoid``, if it can. A Hedge that lost its mover fails.
         """
         if self._closed:
             raise UnavailableError("the daemon is draining")
         self._numbers += 1
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        ticket = Ticket(priority, self._numbers, job, key, future)
-        self._enqueue(ticket)
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(
+            priority, self._numbers, job, key, loop.create_future(), loop.create_future(), group_of(job),
+            avoid=avoid.mover if avoid is not None else None,
+        )  # fmt: skip
+        self._waiting.add(ticket)
         self._dispatch()
+        return ticket
+
+    def age_s(self, ticket: Ticket) -> float:
+        """For how long a mover has been at work on it."""
+        if ticket.mover is None or not ticket.mover.ready:
+            return 0.0
+        return self._clock.monotonic_s() - max(ticket.sent_s, ticket.mover.ready_s)
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Nobody waits for it any more. A mover that reads from an origin for it is asked to end that."""
+        self._ask_to_end(ticket)
+        if not ticket.future.cancel() and not ticket.future.cancelled():
+            ticket.future.exception()  # it was heard
+
+    async def abort(self, ticket: Ticket) -> Result | None:
+        """Ends a Fetch or Hedge. When this returns, no mover works on it; the result, if that came first.
+
+        A mover that does not end it within seconds is killed. Cancellation leaves it to end, unheard.
+        """
+        self._ask_to_end(ticket)
+        ticket.deadline_s = min(ticket.deadline_s, self._clock.monotonic_s() + _ABORT_S)
         try:
-            return await future
-        except asyncio.CancelledError:
-            if ticket in self._queue:
-                self._queue.remove(ticket)
-            raise
+            await asyncio.wait({ticket.future})
+        finally:
+            ticket.future.cancel()
+        if ticket.future.cancelled() or ticket.future.exception() is not None:
+            return None
+        return ticket.future.result()
+
+    def proceed(self, ticket: Ticket) -> None:
+        """Lets a Hedge write."""
+        if ticket.mover is not None:
+            ticket.mover.say(ticket, Word.PROCEED)
+
+    def _ask_to_end(self, ticket: Ticket) -> None:
+        ticket.aborted = True
+        if self._waiting.remove(ticket):
+            ticket.future.cancel()
+        elif ticket.mover is not None and ticket.group is not Group.LOCAL:
+            ticket.mover.say(ticket, Word.ABORT)
 
     async def settled(self, path: str) -> None:
         """Returns when no mover writes to ``path``, not even for a caller that was cancelled."""
@@ -130,35 +203,37 @@ class MoverPool:
                 await self._tender
             self._tender = None
 
-    def _enqueue(self, ticket: Ticket) -> None:
-        bisect.insort(self._queue, ticket, key=lambda queued: queued.rank)
-
     def _fail_queue(self, error: CachedError) -> None:
-        queue, self._queue = self._queue, []
-        for ticket in queue:
+        for ticket in self._waiting.drain():
             if not ticket.future.done():
                 ticket.future.set_exception(error)
 
     def _dispatch(self) -> None:
-        """Gives what waits to movers with room; starts another mover when there is not enough room."""
-        waiting: list[Ticket] = []
-        for position, ticket in enumerate(self._queue):
-            room = [mover for mover in self._movers if not mover.ending and len(mover.in_flight) < self._threads]
-            if not room:
-                waiting += self._queue[position:]
-                break
-            home = self._home(ticket.key)
-            if home is None:
-                self._hand_over(ticket, min(room, key=lambda mover: len(mover.in_flight)))
-            elif home in room:
-                self._hand_over(ticket, home)
-            else:
-                waiting.append(ticket)
-        self._queue = waiting
-        homeless = sum(self._home(ticket.key) is None for ticket in waiting)
-        while homeless > self._starting * self._threads and self.active_movers + self._starting < self._max_movers:
+        """Gives what waits to movers with room; starts further movers when there is more than a few jobs for each."""
+        for group in Group:
+            self._hand_out(group)
+        while self.active_movers + self._starting < self._max_movers and self._crowded():
             self._starting += 1
             self._spawn()
+
+    def _hand_out(self, group: Group) -> None:
+        queue = self._waiting.of(group)
+        position, limit = 0, self._threads.of(group)
+        while position < len(queue):
+            room = [mover for mover in self._movers if not mover.ending and mover.loads[group] < limit]
+            if not room:
+                return
+            home = self._home(queue[position].key)
+            if home is None or home in room:
+                ticket = queue.pop(position)
+                self._hand_over(ticket, home or min(room, key=lambda mover: _reluctance(mover, ticket)))
+            else:
+                position += 1
+
+    def _crowded(self) -> bool:
+        jobs = sum(len(mover.in_flight) for mover in self._movers if not mover.ending)
+        jobs += sum(self._home(ticket.key) is None for group in Group for ticket in self._waiting.of(group))
+        return jobs > self._spread * (self.active_movers + self._starting)
 
     def _home(self, key: str | None) -> MoverProcess | None:
         if key is None:
@@ -167,7 +242,8 @@ class MoverPool:
 
     def _hand_over(self, ticket: Ticket, mover: MoverProcess) -> None:
         allowance_s = self._job_timeout_s + _size_bytes(ticket.job) / _SLOWEST_BYTES_PER_S
-        ticket.deadline_s = self._clock.monotonic_s() + allowance_s
+        ticket.sent_s = self._clock.monotonic_s()
+        ticket.deadline_s = ticket.sent_s + allowance_s
         if ticket.key is not None:
             mover.keys.add(ticket.key)
         mover.send(ticket)
@@ -198,7 +274,9 @@ class MoverPool:
             mover.finish()
         self._dispatch()
         try:
-            await mover.converse(lambda number, answer: self._answered(mover, number, answer), self._started)
+            await mover.converse(
+                lambda number, answer: self._answered(mover, number, answer), lambda: self._started(mover)
+            )
         finally:
             self._movers.remove(mover)
             self._buried(mover)
@@ -212,7 +290,8 @@ class MoverPool:
         await asyncio.wait({delay})
         self._delays.discard(delay)
 
-    def _started(self) -> None:
+    def _started(self, mover: MoverProcess) -> None:
+        mover.ready_s = self._clock.monotonic_s()
         self._start_failures = 0
 
     def _start_failed(self, why: str) -> None:
@@ -221,10 +300,15 @@ class MoverPool:
         if self._start_failures >= _START_FAILURES and not self.active_movers:
             self._fail_queue(MoverError(f"movers keep dying: {why}", hint="see the daemon's log; it goes on trying"))
 
-    def _answered(self, mover: MoverProcess, number: int, answer: Result | CachedError) -> None:
-        ticket = mover.in_flight.pop(number, None)
+    def _answered(self, mover: MoverProcess, number: int, answer: Result | CachedError | Word) -> None:
+        ticket = mover.in_flight.get(number)
         if ticket is None:
             raise MoverError(f"a mover answered request {number}, which it was not asked")
+        if isinstance(answer, Word):
+            if not ticket.arrived.done():
+                ticket.arrived.set_result(None)
+            return
+        mover.take_back(number)
         if not mover.in_flight:
             mover.idle_since_s = self._clock.monotonic_s()
         ended = isinstance(answer, CachedError) or (isinstance(answer, Hashed) and answer.sha256)
@@ -242,7 +326,8 @@ class MoverPool:
     def _buried(self, mover: MoverProcess) -> None:
         """After a mover's end: its jobs go to others, or fail."""
         tickets = sorted(mover.in_flight.values(), key=lambda ticket: ticket.rank)
-        mover.in_flight.clear()
+        for ticket in tickets:
+            mover.take_back(ticket.number)
         unexpected = not self._closed and (bool(tickets) or bool(mover.fault) or not mover.ending)
         cause = ": ".join([f"a mover died ({mover.death()})", *list(mover.last_lines)[-3:]])
         for ticket in tickets:
@@ -262,11 +347,12 @@ class MoverPool:
             return
         # One that died before it could take a job says nothing about its jobs; _start_failed bounds those deaths.
         ticket.attempts += mover.ready
-        if self._closed or isinstance(ticket.job, Hash) or ticket.attempts > _MAX_REQUEUES:
+        stays = isinstance(ticket.job, Hash | Hedge) or ticket.aborted
+        if self._closed or stays or ticket.attempts > _MAX_REQUEUES:
             kind = type(ticket.job).__name__
             ticket.future.set_exception(MoverError(f"{kind} was lost: {cause}", attempts=ticket.attempts))
         else:
-            self._enqueue(ticket)
+            self._waiting.add(ticket)
 
     def _settle(self, ticket: Ticket) -> None:
         path = _target(ticket.job)
@@ -291,11 +377,19 @@ class MoverPool:
                     mover.finish()
 
 
+def _reluctance(mover: MoverProcess, ticket: Ticket) -> tuple[bool, bool, int]:
+    return mover is ticket.avoid, not mover.ready, len(mover.in_flight)
+
+
 def _target(job: Job) -> str | None:
+    if isinstance(job, Hedge):
+        return job.fetch.target.path
     return job.target.path if isinstance(job, Fetch | Copy | Clear) else None
 
 
 def _size_bytes(job: Job) -> int:
+    if isinstance(job, Hedge):
+        return job.fetch.length_bytes
     if isinstance(job, Clear):
         return job.target.size_bytes
     if isinstance(job, PartDigests):

@@ -15,7 +15,7 @@ import structlog
 
 from cached.errors import CachedError, MoverError
 from cached.transfer import wire
-from cached.transfer.jobs import Job, Result
+from cached.transfer.jobs import Group, Job, Result, Threads, Word
 
 _log = structlog.get_logger(__name__)
 
@@ -29,15 +29,24 @@ _LAST_LINES = 12
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A job on its way. ``future`` is done when nobody waits any more, be it answered or cancelled."""
+    """A job on its way. ``future`` is done when nobody waits any more, be it answered or cancelled.
+
+    ``mover`` works on it since ``sent_s``, and it is no more than asked to end when it is ``aborted``.
+    """
 
     priority: int
     number: int
     job: Job
     key: str | None
     future: asyncio.Future[Result]
+    arrived: asyncio.Future[None]
+    group: Group
+    avoid: MoverProcess | None = None
+    mover: MoverProcess | None = None
+    sent_s: float = 0.0
     attempts: int = 0
     deadline_s: float = 0.0
+    aborted: bool = False
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -56,7 +65,9 @@ class MoverProcess:
         self.idle_since_s = now_s
         self.in_flight: dict[int, Ticket] = {}
         self.keys: set[str] = set()
+        self.loads = dict.fromkeys(Group, 0)
         self.ready = False
+        self.ready_s = 0.0
         self.ending = False
         self.fault = ""
         self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
@@ -86,9 +97,23 @@ class MoverProcess:
 
     def send(self, ticket: Ticket) -> None:
         """Hands it a job. A mover that is dead already loses it, which its end then shows."""
-        assert self._stdin is not None  # noqa: S101 - connected
         self.in_flight[ticket.number] = ticket
-        self._stdin.write(wire.encode_job(ticket.number, ticket.job))
+        self.loads[ticket.group] += 1
+        ticket.mover = self
+        self._write(wire.encode_job(ticket.number, ticket.job))
+
+    def take_back(self, number: int) -> Ticket | None:
+        """The job that was answered, which it does not work on any more."""
+        ticket = self.in_flight.pop(number, None)
+        if ticket is not None:
+            self.loads[ticket.group] -= 1
+            ticket.mover = None
+        return ticket
+
+    def say(self, ticket: Ticket, word: Word) -> None:
+        """Tells it something of a job that it works on; nothing once it was told to end."""
+        if not self.ending:
+            self._write(wire.encode_word(ticket.number, word))
 
     def finish(self) -> None:
         """Tells it to end, once what it works on is done."""
@@ -111,7 +136,7 @@ class MoverProcess:
         return f"killed by signal {-code}" if code is not None and code < 0 else f"exit status {code}"
 
     async def converse(
-        self, on_answer: Callable[[int, Result | CachedError], None], on_ready: Callable[[], None]
+        self, on_answer: Callable[[int, Result | CachedError | Word], None], on_ready: Callable[[], None]
     ) -> None:
         """Until it is gone and its last word was heard. Nonsense on its standard output kills it."""
         log = asyncio.create_task(self._log_errors())
@@ -133,6 +158,10 @@ class MoverProcess:
             await log
             for transport in self._transports:
                 transport.close()
+
+    def _write(self, line: bytes) -> None:
+        assert self._stdin is not None  # noqa: S101 - connected
+        self._stdin.write(line)
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)
@@ -171,11 +200,12 @@ class MoverProcess:
             _log.warning("mover.stderr", pid=self.pid, line=self.last_lines[-1])
 
 
-async def start_mover(threads: int, nice: int, now_s: float) -> MoverProcess:
+async def start_mover(threads: Threads, nice: int, now_s: float) -> MoverProcess:
     """Starts one. It inherits the environment (that is how credentials reach it). Raises OSError."""
     # -P: what happens to lie in the working directory is never imported.
     command = [sys.executable, "-P", "-m", "cached.transfer.mover"]
-    options = [f"--threads={threads}", f"--nice={nice}", f"--parent={os.getpid()}"]
+    options = [f"--nice={nice}", f"--parent={os.getpid()}"]
+    options += [f"--{group.value}-threads={threads.of(group)}" for group in Group]
     # It blocks for the milliseconds of a vfork, as asyncio's own way to start a process does.
     popen = subprocess.Popen(  # noqa: ASYNC220, S603
         [*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from cached.errors import CachedError, MoverError
-from cached.transfer.jobs import Job, Result
+from cached.transfer.jobs import Job, Result, Word
 
 _JOBS: dict[str, type] = {kind.__name__: kind for kind in get_args(Job)}
 _RESULTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Result)}
@@ -28,9 +28,16 @@ def encode_job(request_id: int, job: Job) -> bytes:
     return _line({"id": request_id, "kind": type(job).__name__, "job": _plain(job)})
 
 
-def decode_job(line: bytes) -> tuple[int, Job]:
-    """Request id and job of a line. Raises MoverError for anything else."""
-    data = _parse(line, {"id", "kind", "job"})
+def encode_word(request_id: int, word: Word) -> bytes:
+    """The line that says ``word`` of a request, to a mover or from it."""
+    return _line({"id": request_id, "word": word.value})
+
+
+def decode_job(line: bytes) -> tuple[int, Job | Word]:
+    """Request id, and the job or what is said of an earlier one. Raises MoverError for anything else."""
+    data = _parse(line, {"id", "kind", "job"}, {"id", "word"})
+    if "word" in data:
+        return _request_id(data, line), _word(data["word"], line, Word.ABORT, Word.PROCEED)
     kind = _JOBS.get(str(data["kind"]))
     if kind is None:
         raise _nonsense(f"unknown job {data['kind']!r}", line)
@@ -47,10 +54,15 @@ def encode_error(request_id: int, error: CachedError) -> bytes:
     return _line({"id": request_id, "error": error.to_dict()})
 
 
-def decode_answer(line: bytes) -> tuple[int, Result | CachedError]:
-    """Request id, and the result or the error of its own type (not raised). Raises MoverError for anything else."""
-    data = _parse(line, {"id", "kind", "result"}, {"id", "error"})
+def decode_answer(line: bytes) -> tuple[int, Result | CachedError | Word]:
+    """Request id, and the result, the error of its own type (not raised), or a word before either.
+
+    Raises MoverError for anything else.
+    """
+    data = _parse(line, {"id", "kind", "result"}, {"id", "error"}, {"id", "word"})
     request_id = _request_id(data, line)
+    if "word" in data:
+        return request_id, _word(data["word"], line, Word.ARRIVED)
     if "error" in data:
         return request_id, _error(data["error"], line)
     kind = _RESULTS.get(str(data["kind"]))
@@ -88,6 +100,13 @@ def _request_id(data: dict[str, Any], line: bytes) -> int:
     if type(value) is not int:
         raise _nonsense("the request id is no number", line)
     return value
+
+
+def _word(value: object, line: bytes, *allowed: Word) -> Word:
+    found = next((word for word in allowed if word.value == value), None)
+    if found is None:
+        raise _nonsense(f"unknown word {value!r:.80}", line)
+    return found
 
 
 def _error(data: object, line: bytes) -> CachedError:

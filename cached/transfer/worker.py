@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cached.checksum import RunningDigest, crc64nvme, new_digest
-from cached.errors import MoverError, OriginDeniedError
+from cached.errors import InvalidRequestError, MoverError, OriginDeniedError
 from cached.levels.memory import clear
-from cached.origins.base import Origin, OriginObject, OriginSpec
+from cached.origins.base import Abort, Origin, OriginObject, OriginSpec
 from cached.transfer import ranges
+from cached.transfer.control import Control
 from cached.transfer.jobs import (
     Checksum,
     Clear,
@@ -24,6 +25,7 @@ from cached.transfer.jobs import (
     Fetch,
     Hash,
     Hashed,
+    Hedge,
     Job,
     Listing,
     ListObjects,
@@ -47,9 +49,13 @@ class Worker:
         self._hashes = RunningHashes()
         self._slabs = ranges.Slabs()
 
-    def perform(self, job: Job) -> Result:
-        """The job's result; raises its CachedError. Other exceptions are faults of the code below."""
+    def perform(self, job: Job, control: Control | None = None) -> Result:
+        """The job's result; raises its CachedError. Other exceptions are faults of the code below.
+
+        After an abort by ``control`` a Fetch or Hedge raises MoverError, or another error that came of it.
+        """
         started_s, started_cpu_s = time.perf_counter(), time.thread_time()
+        control = control or Control()
         match job:
             case ListObjects():
                 with self._origins.use(job.origin) as origin:
@@ -61,8 +67,8 @@ class Worker:
                 return Hashed(digest, job.length_bytes, time.perf_counter() - started_s)
             case PartDigests():
                 return Digests(self._part_digests(job))
-            case Fetch() | Copy() | Checksum() | Clear():
-                crc64, length_bytes = self._move(job)
+            case Fetch() | Hedge() | Copy() | Checksum() | Clear():
+                crc64, length_bytes = self._move(job, control)
                 busy_s, cpu_s = time.perf_counter() - started_s, time.thread_time() - started_cpu_s
                 return Moved(crc64, length_bytes, busy_s, cpu_s)
 
@@ -70,11 +76,18 @@ class Worker:
         """Ends the origins' connections; no job may be running."""
         self._origins.close()
 
-    def _move(self, job: Fetch | Copy | Checksum | Clear) -> tuple[int, int]:
+    def _move(self, job: Fetch | Hedge | Copy | Checksum | Clear, control: Control) -> tuple[int, int]:
         match job:
             case Fetch():
                 ranges.check_range(job.target, job.offset_bytes, job.length_bytes)
-                return self._fetch(job), job.length_bytes
+                control.check()
+                crc64 = self._fetch(job, control.abort)
+                # What a broken read may have left is never taken for a result.
+                control.check()
+                return crc64, job.length_bytes
+            case Hedge():
+                ranges.check_range(job.fetch.target, job.fetch.offset_bytes, job.fetch.length_bytes)
+                return self._hedge(job.fetch, control), job.fetch.length_bytes
             case Copy():
                 ranges.check_range(job.source, job.offset_bytes, job.length_bytes)
                 ranges.check_range(job.target, job.offset_bytes, job.length_bytes)
@@ -88,20 +101,26 @@ class Worker:
                     clear(mapping)
                 return 0, job.target.size_bytes
 
-    def _fetch(self, job: Fetch) -> int:
-        with self._origins.use(job.origin) as origin:
-            if job.target.memory:
-                with ranges.pages_for(job.target, job.offset_bytes, job.length_bytes) as view:
-                    _read_into(origin, job.item, job.offset_bytes, view)
-                    return crc64nvme(view)
-            crc64 = 0
-            with ranges.LocalFile(job.target, writable=True) as disk:
-                for at in range(0, job.length_bytes, CHUNK_BYTES):
-                    with self._slabs.view()[: min(CHUNK_BYTES, job.length_bytes - at)] as view:
-                        _read_into(origin, job.item, job.offset_bytes + at, view)
-                        crc64 = crc64nvme(view, crc64)
-                        disk.write(job.offset_bytes + at, view)
+    def _hedge(self, job: Fetch, control: Control) -> int:
+        if job.length_bytes > CHUNK_BYTES:
+            raise InvalidRequestError(f"a range of {job.length_bytes} bytes cannot be hedged", value=job.item.path)
+        with self._slabs.view()[: job.length_bytes] as view:
+            control.check()
+            with self._origins.use(job.origin) as origin:
+                read_range(origin, job.item, job.offset_bytes, view, control.abort)
+            crc64 = crc64nvme(view)
+            control.check()
+            control.arrived()
+            with ranges.LocalFile(job.target, writable=True) as file:
+                file.write(job.offset_bytes, view)
             return crc64
+
+    def _fetch(self, job: Fetch, abort: Abort) -> int:
+        with (
+            self._origins.use(job.origin) as origin,
+            origin.open_range(job.item, job.offset_bytes, job.length_bytes, abort) as read_into,
+        ):
+            return ranges.fill(job.target, job.offset_bytes, job.length_bytes, read_into, self._slabs.view())
 
     def _copy(self, job: Copy) -> int:
         where = (job.source, job.target, job.offset_bytes, job.length_bytes)
@@ -129,23 +148,6 @@ class Worker:
             values_hex.append(digest.hexdigest())
             at += size_bytes
         return tuple(values_hex)
-
-
-def _read_into(origin: Origin, item: OriginObject, offset_bytes: int, view: memoryview) -> None:
-    try:
-        origin.read_into(item, offset_bytes, view)
-    except Exception as error:
-        # Slices of the view in the frames of the failed call would keep the mapping from being closed.
-        _clear_frames(error)
-        raise
-
-
-def _clear_frames(error: BaseException | None) -> None:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 class OpenOrigins:

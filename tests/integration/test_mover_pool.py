@@ -144,12 +144,12 @@ async def test_cancelled_jobs_leave_the_queue_and_their_late_answers_are_dropped
         os.kill(pool.pids[0], signal.SIGSTOP)
         flying = asyncio.create_task(pool.run(Copy(source, target, 0, MIB)))
         queued = asyncio.create_task(pool.run(Copy(source, target, 0, MIB)))
-        await until(lambda: pool.in_flight == 1 and len(pool._queue) == 1, "one in flight, one queued")
+        await until(lambda: pool.in_flight == 1 and pool.waiting == 1, "one in flight, one queued")
         for task in (queued, flying):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        assert (pool.in_flight, pool._queue) == (1, [])
+        assert (pool.in_flight, pool.waiting) == (1, 0)
         settled = asyncio.create_task(pool.settled(target.path))
         await pool.settled(source.path)
         await asyncio.sleep(0)
@@ -169,7 +169,7 @@ async def test_closing_refuses_what_waits_and_ends_what_hangs(files: Files) -> N
         os.kill(pool.pids[0], signal.SIGSTOP)
         flying = asyncio.create_task(pool.run(Checksum(source, 0, MIB)))
         queued = asyncio.create_task(pool.run(Checksum(source, 0, MIB)))
-        await until(lambda: pool.in_flight == 1 and len(pool._queue) == 1, "one in flight, one queued")
+        await until(lambda: pool.in_flight == 1 and pool.waiting == 1, "one in flight, one queued")
         await pool.close(0.1)
         with pytest.raises(UnavailableError):
             await queued

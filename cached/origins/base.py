@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -84,6 +84,10 @@ class Abort:
                 self._callbacks.remove(callback)
 
 
+ReadInto = Callable[[memoryview], None]
+"""Fills the view with the next bytes of a range; if it raises, with junk. The views may not exceed the range."""
+
+
 class Origin(Protocol):
     """A place that models come from. Methods block, may be called from several threads at once, and run in movers.
 
@@ -98,12 +102,15 @@ class Origin(Protocol):
         """One object with its version and every usable full-content checksum."""
         ...
 
-    def read_into(self, item: OriginObject, offset_bytes: int, view: memoryview, abort: Abort | None = None) -> None:
-        """Fills ``view`` with the bytes from ``offset_bytes`` of exactly ``item.version``; if it raises, with junk.
+    def open_range(
+        self, item: OriginObject, offset_bytes: int, length_bytes: int, abort: Abort | None = None
+    ) -> AbstractContextManager[ReadInto]:
+        """Reads the range of exactly ``item.version``: call what it gives with one view after the other.
 
         The length and the range of the answer are checked against what was asked for, and its version against
-        ``item.version`` (else ObjectChangedError). Does not retry: the planner does, with its own budget. After an
-        ``abort`` it soon raises any error at all, whatever it waits for, unless it is through already.
+        ``item.version`` (else ObjectChangedError): what was read counts only once the block was left without an error.
+        Does not retry: the planner does, with its own budget. After an ``abort`` it soon raises any error at all,
+        whatever it waits for, unless it is through already. A range without bytes is only checked.
         """
         ...
 
@@ -123,3 +130,11 @@ class WritableOrigin(Origin, Protocol):
         origin returns one: IntegrityError. On an error the object is absent, old, or whole, never partial.
         """
         ...
+
+
+def read_range(
+    origin: Origin, item: OriginObject, offset_bytes: int, view: memoryview, abort: Abort | None = None
+) -> None:
+    """Fills ``view`` with the bytes from ``offset_bytes``, or raises as ``Origin.open_range`` does."""
+    with origin.open_range(item, offset_bytes, len(view), abort) as read_into:
+        read_into(view)

@@ -22,7 +22,7 @@ from cached.errors import (
     OriginProtocolError,
     OriginUnavailableError,
 )
-from cached.origins.base import Abort, OriginObject, OriginSpec
+from cached.origins.base import Abort, OriginObject, OriginSpec, ReadInto
 from cached.refs import check_path
 
 _COPY_BYTES = 4 << 20
@@ -69,28 +69,29 @@ class LocalOrigin:
 
     def stat(self, path: str) -> OriginObject:
         """See Origin. Files have no checksums."""
-        with self._opened(path) as descriptor:
+        with self._opened(path) as descriptor, self._errors(path):
             return _described(path, os.fstat(descriptor))
 
-    def read_into(self, item: OriginObject, offset_bytes: int, view: memoryview, abort: Abort | None = None) -> None:
+    @contextmanager
+    def open_range(
+        self, item: OriginObject, offset_bytes: int, length_bytes: int, abort: Abort | None = None
+    ) -> Iterator[ReadInto]:
         """See Origin. The version is looked at before and after reading."""
+        del length_bytes  # a file is read as it is asked for
+        at_bytes = offset_bytes
+
+        def read_into(view: memoryview) -> None:
+            nonlocal at_bytes
+            with self._errors(item.path):
+                done_bytes = _fill(descriptor, view, at_bytes, abort)
+            at_bytes += done_bytes
+            if done_bytes < len(view):
+                raise self._ended(item, len(view) - done_bytes)
+
         with self._opened(item.path) as descriptor:
             self._check_version(item, descriptor)
-            done_bytes = 0
-            while done_bytes < len(view) and not (abort and abort.aborted):
-                count = os.preadv(descriptor, [view[done_bytes:]], offset_bytes + done_bytes)
-                if count == 0:
-                    break
-                done_bytes += count
+            yield read_into
             self._check_version(item, descriptor)
-        if done_bytes < len(view):
-            raise OriginProtocolError(
-                f"{item.path} ended {len(view) - done_bytes} bytes before the range that was asked for",
-                hint="the file is shorter than it was when it was listed",
-                uri=self._uri,
-                path=item.path,
-                cause="short read",
-            )
 
     def close(self) -> None:
         """See Origin; nothing is kept open."""
@@ -149,17 +150,18 @@ class LocalOrigin:
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[int]:
+        """Its descriptor. What goes wrong in the block is not taken for an error of this origin."""
         with self._errors(path):
             # Not blocking: a named pipe in the folder must be refused, not waited for.
             descriptor = os.open(self._resolve(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                if not stat_bits.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise InvalidRequestError(
-                        f"{path} in {self._top} is not a file", hint="name a file or a folder of files", value=path
-                    )
-                yield descriptor
-            finally:
-                os.close(descriptor)
+        try:
+            if not stat_bits.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InvalidRequestError(
+                    f"{path} in {self._top} is not a file", hint="name a file or a folder of files", value=path
+                )
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:
@@ -188,6 +190,15 @@ class LocalOrigin:
             value=path,
         )
 
+    def _ended(self, item: OriginObject, missing_bytes: int) -> OriginProtocolError:
+        return OriginProtocolError(
+            f"{item.path} ended {missing_bytes} bytes before the range that was asked for",
+            hint="the file is shorter than it was when it was listed",
+            uri=self._uri,
+            path=item.path,
+            cause="short read",
+        )
+
     def _check_version(self, item: OriginObject, descriptor: int) -> None:
         found = _version(os.fstat(descriptor))
         if found != item.version:
@@ -206,6 +217,18 @@ def _zones(top: str) -> tuple[str, ...]:
     if os.path.basename(parent) == "snapshots":
         return top, os.path.join(grandparent, "blobs")
     return (top,)
+
+
+def _fill(descriptor: int, view: memoryview, offset_bytes: int, abort: Abort | None) -> int:
+    """The count of bytes read: less than the view holds at the end of the file, or after an abort."""
+    done_bytes = 0
+    while done_bytes < len(view) and not (abort and abort.aborted):
+        with view[done_bytes:] as rest:
+            count = os.preadv(descriptor, [rest], offset_bytes + done_bytes)
+        if count == 0:
+            break
+        done_bytes += count
+    return done_bytes
 
 
 def _described(path: str, status: os.stat_result) -> OriginObject:

@@ -161,7 +161,7 @@ def checksum(source: FileRef, offset_bytes: int, length_bytes: int, slab: memory
 def copy_to_memory(source: FileRef, target: FileRef, offset_bytes: int, length_bytes: int, slab: memoryview) -> int:
     """Disk or memory → memory at the same offset; the CRC64-NVME of the bytes as read. Raises NoRoomError."""
     crc64 = 0
-    if _has_huge_pages(target):
+    if has_huge_pages(target):
         with pages_for(target, offset_bytes, length_bytes) as view, LocalFile(source) as reader:
             return _read_checksummed(reader, offset_bytes, view, crc64)
     at_bytes = offset_bytes
@@ -203,7 +203,7 @@ def _read_checksummed(reader: LocalFile, offset_bytes: int, view: memoryview, cr
     return crc64
 
 
-def _has_huge_pages(ref: FileRef) -> bool:
+def has_huge_pages(ref: FileRef) -> bool:
     """Whether the file system of a memory file gives huge pages to mappings that ask for them."""
     with _local_file(), level_errors(level_of(ref), ref.path, "stat"):
         device = os.stat(ref.path).st_dev

@@ -24,7 +24,7 @@ from cached.errors import (
     OriginProtocolError,
     OriginUnavailableError,
 )
-from cached.origins.base import OriginChecksum, OriginSpec
+from cached.origins.base import OriginChecksum, OriginSpec, read_range
 from cached.origins.registry import open_origin, open_writable
 from cached.origins.s3 import S3Origin
 from cached.origins.s3.body import range_problem
@@ -63,7 +63,7 @@ def new_bucket(server: S3Server) -> str:
 
 def read(origin: Any, item: Any, offset_bytes: int, length_bytes: int) -> bytes:
     buffer = bytearray(length_bytes)
-    origin.read_into(item, offset_bytes, memoryview(buffer))
+    read_range(origin, item, offset_bytes, memoryview(buffer))
     return bytes(buffer)
 
 

@@ -22,7 +22,7 @@ from cached.errors import (
     ObjectChangedError,
     OriginProtocolError,
 )
-from cached.origins.base import OriginSpec, WritableOrigin
+from cached.origins.base import OriginSpec, WritableOrigin, read_range
 from cached.origins.registry import open_origin, open_writable, redact, supported_schemes
 from tests.servers import S3Server, s3_env
 
@@ -71,7 +71,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 def read(origin: Any, item: Any, offset_bytes: int = 0, length_bytes: int | None = None) -> bytes:
     buffer = bytearray(item.size_bytes - offset_bytes if length_bytes is None else length_bytes)
-    origin.read_into(item, offset_bytes, memoryview(buffer))
+    read_range(origin, item, offset_bytes, memoryview(buffer))
     return bytes(buffer)
 
 
@@ -189,7 +189,7 @@ def test_paths_that_lead_out_are_refused(place: Place, path: str):
     with pytest.raises(InvalidRequestError):
         origin.stat(path)
     with pytest.raises(InvalidRequestError):
-        origin.read_into(replace(origin.stat("w"), path=path), 0, memoryview(bytearray(1)))
+        read_range(origin, replace(origin.stat("w"), path=path), 0, memoryview(bytearray(1)))
     origin.close()
 
 
@@ -217,7 +217,7 @@ def test_eight_threads_read_at_once(place: Place):
         start.wait(30)
         for number in range(thread, 64, 8):
             end = min((number + 1) * step, len(DATA))
-            origin.read_into(item, number * step, memoryview(target)[number * step : end])
+            read_range(origin, item, number * step, memoryview(target)[number * step : end])
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(fetch, range(8)))

@@ -30,27 +30,40 @@ def range_problem(fields: Mapping[str, Any], offset_bytes: int, length_bytes: in
     return ""
 
 
-def read_body(body: Any, view: memoryview) -> int:
-    """Fills ``view`` from a botocore body and gives the count of bytes, less than asked for if the body ends early.
+class Body:
+    """The body of a urllib3 response: ``begin`` it, read it, and ``end`` it in any case. Raises what sockets raise."""
 
-    Gives the connection back to its pool when the body was read to its end, else closes it. Raises what sockets raise.
-    """
-    raw = body._raw_stream  # noqa: SLF001 the public way copies every byte once more
-    finished = False
-    try:
+    def __init__(self) -> None:
+        self._raw: Any = None
+        self._source: Any = None
+        self._finished = False
+
+    def begin(self, raw: Any) -> None:
+        """The response is there, with nothing read of its body."""
+        self._raw = raw
         # urllib3's own readinto goes through its buffer; http.client's reads from the socket into the view.
         inner: Any = getattr(raw, "_fp", None)
-        source: Any = inner if hasattr(inner, "readinto") else raw
+        self._source = inner if hasattr(inner, "readinto") else raw
+
+    def read_into(self, view: memoryview) -> int:
+        """Fills ``view``; the count of bytes, less than asked for if the body ends early."""
         done_bytes = 0
         while done_bytes < len(view):
-            count = source.readinto(view[done_bytes:])
+            with view[done_bytes:] as rest:
+                count = self._source.readinto(rest)
             if not count:
                 break
             done_bytes += count
-        # A chunked body ends with a marker that has to be read too, before the connection can be used again.
-        finished = done_bytes == len(view) and not source.read(1)
         return done_bytes
-    finally:
-        if not finished:
-            raw.close()
-        raw.release_conn()
+
+    def finish(self) -> None:
+        """Everything was read: a chunked body ends with a marker that has to be read before the next request."""
+        self._finished = not self._source.read(1)
+
+    def end(self) -> None:
+        """Gives the connection back if the body was read to its end, else closes it."""
+        if self._raw is None:
+            return
+        if not self._finished:
+            self._raw.close()
+        self._raw.release_conn()

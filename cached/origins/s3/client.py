@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import boto3
 import botocore
 import botocore.exceptions
+from botocore.awsrequest import AWSPreparedRequest
 from botocore.config import Config
 
 from cached.errors import InvalidRequestError
@@ -20,6 +21,7 @@ from cached.origins.s3.options import S3Options
 # FlexibleChecksumError, and every upload carries a trailer that other servers refuse.
 _CHECKSUMS = "when_required"
 _UPLOAD_ATTEMPTS = 5
+_ALL_CONNECTIONS = 1024
 
 
 class Connection:
@@ -49,6 +51,15 @@ class Connection:
         """Where requests go, without user information."""
         parts = urlsplit(str(self.client.meta.endpoint_url))
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+    def credentials(self) -> Any:
+        """What to sign the next request with, refreshed where they expire; None when there are none."""
+        found = None if self._options.anonymous else self._session.get_credentials()
+        return found and found.get_frozen_credentials()
+
+    def send(self, request: AWSPreparedRequest) -> Any:
+        """A request over the client's own connections: an AWSResponse. Raises what the client raises."""
+        return self.client._endpoint.http_session.send(request)  # noqa: SLF001 the pools, proxies and TLS of the client
 
     def credential_source(self) -> str:
         """Where the credentials come from, in words; never the credentials."""
@@ -99,7 +110,7 @@ class Connection:
             signature_version=botocore.UNSIGNED if options.anonymous else None,
             connect_timeout=options.connect_timeout_s,
             read_timeout=options.read_timeout_s,
-            max_pool_connections=options.max_connections,
+            max_pool_connections=options.max_connections or _ALL_CONNECTIONS,
             retries={"mode": "standard", "total_max_attempts": attempts},
             tcp_keepalive=True,
             request_checksum_calculation=_CHECKSUMS,

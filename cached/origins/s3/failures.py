@@ -17,6 +17,7 @@ from cached.errors import (
     ObjectChangedError,
     OriginDeniedError,
     OriginError,
+    OriginProtocolError,
     OriginUnavailableError,
 )
 from cached.origins.s3.client import Connection
@@ -138,6 +139,13 @@ class Failures:
         )  # fmt: skip
         assert isinstance(error, ObjectChangedError)  # noqa: S101 `make` gives the kind that it is asked for
         return error
+
+    def wrong_range(self, path: str, asked: str, problem: str) -> OriginError:
+        """The answer is not the range that was asked for."""
+        return self.make(
+            OriginProtocolError, f"the answer to {asked} is wrong: {problem}", path, cause=problem,
+            hint="a server or proxy that does not keep to the protocol; try again, or look at the endpoint",
+        )  # fmt: skip
 
     def _denied(self, message: str, path: str, code: str) -> CachedError:
         source = self._connection.credential_source()

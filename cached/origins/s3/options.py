@@ -26,7 +26,8 @@ class S3Options:
     ca_bundle: str = ""
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 20.0
-    max_connections: int = 16
+    max_connections: int = 0
+    """Kept open between requests, by each process; 0: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def parse_options(spec: OriginSpec) -> S3Options:
         ca_bundle=given.get("ca_bundle", ""),
         connect_timeout_s=_number("connect_timeout_s", given.get("connect_timeout_s") or "5"),
         read_timeout_s=_number("read_timeout_s", given.get("read_timeout_s") or "20"),
-        max_connections=int(_number("max_connections", given.get("max_connections") or "16")),
+        max_connections=_count("max_connections", given.get("max_connections") or "0"),
     )
 
 
@@ -101,6 +102,12 @@ def _number(name: str, text: str) -> float:
     if not 0.05 <= value <= 86400:
         _refuse(name, f"{name} cannot be {text!r}", "write a number greater than 0")
     return value
+
+
+def _count(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) > 86400:
+        _refuse(name, f"{name} cannot be {text!r}", "write a whole number; 0 is no bound")
+    return int(text)
 
 
 def _refuse(name: str, message: str, hint: str) -> NoReturn:

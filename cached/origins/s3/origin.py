@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from cached.errors import (
     InvalidRequestError,
     NotFoundError,
     OriginError,
-    OriginProtocolError,
 )
-from cached.origins.base import Abort, OriginChecksum, OriginObject, OriginSpec
-from cached.origins.s3.body import range_problem, read_body
+from cached.origins.base import Abort, OriginChecksum, OriginObject, OriginSpec, ReadInto
+from cached.origins.s3.body import Body, range_problem
 from cached.origins.s3.client import Connection
 from cached.origins.s3.connections import interruptible
 from cached.origins.s3.failures import Failures
 from cached.origins.s3.options import parse_location, parse_options
+from cached.origins.s3.ranged import RangedGets
 from cached.origins.s3.upload import compare_upload, send_file
 from cached.origins.s3.versions import (
     checksum,
@@ -48,6 +49,7 @@ class S3Origin:
         self._options = parse_options(spec)
         self._lock = threading.Lock()
         self._connection: Connection | None = None
+        self._ranged: RangedGets | None = None
         self._upload_client: Any = None
         self._one_object: bool | None = False if self._location.only_prefix else None
 
@@ -78,38 +80,51 @@ class S3Origin:
                 checksums.append(usable)
         return _described(path, fields, tuple(checksums))
 
-    def read_into(self, item: OriginObject, offset_bytes: int, view: memoryview, abort: Abort | None = None) -> None:
-        """See Origin. An empty ``view`` costs a HEAD, for the version."""
+    @contextmanager
+    def open_range(
+        self, item: OriginObject, offset_bytes: int, length_bytes: int, abort: Abort | None = None
+    ) -> Iterator[ReadInto]:
+        """See Origin. A range without bytes costs a HEAD."""
         connection, failures = self._connected()
-        if not view:
-            fields = self._head(self._key(item.path), item.path)
-            if not same_version(item.version, fields):
-                raise failures.changed(item.path, item.version, marker(fields))
+        if not length_bytes:
+            self._check_version(item)
+            yield _read_nothing
             return
         request = {
             "Bucket": self._location.bucket,
             "Key": self._key(item.path),
-            "Range": f"bytes={offset_bytes}-{offset_bytes + len(view) - 1}",
+            "Range": f"bytes={offset_bytes}-{offset_bytes + length_bytes - 1}",
             **request_condition(item.version),
         }
-        with interruptible(abort), failures.typed(item.path, expected_version=item.version):
-            answer = connection.client.get_object(**request)
-            if not same_version(item.version, answer):
-                answer["Body"].close()
-                raise failures.changed(item.path, item.version, marker(answer))
-            problem = range_problem(answer, offset_bytes, len(view), item.size_bytes)
-            if problem:
-                answer["Body"].close()
-            elif (done_bytes := read_body(answer["Body"], view.cast("B"))) != len(view):
-                problem = f"the body ended after {done_bytes} of {len(view)} bytes"
-        if problem:
-            raise failures.make(
-                OriginProtocolError,
-                f"the answer to bytes {offset_bytes} to {offset_bytes + len(view) - 1} is wrong: {problem}",
-                item.path,
-                hint="a server or proxy that does not keep to the protocol; try again, or look at the endpoint",
-                cause=problem,
-            )
+        done_bytes = 0
+
+        body = Body()
+
+        def read_into(view: memoryview) -> None:
+            nonlocal done_bytes
+            with failures.typed(item.path):
+                done_bytes += (count := body.read_into(view))
+            if count != len(view):
+                problem = f"the body ended after {done_bytes} of {length_bytes} bytes"
+                raise failures.wrong_range(item.path, request["Range"], problem)
+
+        try:
+            # Left before the connection goes back to the pool: a late abort must not hit its next user.
+            with interruptible(abort):
+                with failures.typed(item.path, expected_version=item.version):
+                    answer = self._ranged_gets(connection).get(request)
+                body.begin(answer.raw)
+                if not same_version(item.version, answer.fields):
+                    raise failures.changed(item.path, item.version, marker(answer.fields))
+                problem = range_problem(answer.fields, offset_bytes, length_bytes, item.size_bytes)
+                if problem:
+                    raise failures.wrong_range(item.path, request["Range"], problem)
+                yield read_into
+                if done_bytes == length_bytes:
+                    with failures.typed(item.path):
+                        body.finish()
+        finally:
+            body.end()
 
     def upload_file(self, local_path: Path, path: str, progress: Callable[[int], None] | None = None) -> OriginObject:
         """See WritableOrigin. Sent with a CRC64-NVME where the server takes one."""
@@ -129,7 +144,7 @@ class S3Origin:
     def close(self) -> None:
         """See Origin. A later call connects anew."""
         with self._lock:
-            connection, self._connection = self._connection, None
+            connection, self._connection, self._ranged = self._connection, None, None
             upload_client, self._upload_client = self._upload_client, None
         if connection is not None:
             connection.client.close()
@@ -141,6 +156,17 @@ class S3Origin:
             if self._connection is None:
                 self._connection = Connection(self._options)
             return self._connection, Failures(self._location, self._connection)
+
+    def _ranged_gets(self, connection: Connection) -> RangedGets:
+        with self._lock:
+            if self._ranged is None:
+                self._ranged = RangedGets(connection)
+            return self._ranged
+
+    def _check_version(self, item: OriginObject) -> None:
+        fields = self._head(self._key(item.path), item.path)
+        if not same_version(item.version, fields):
+            raise self._connected()[1].changed(item.path, item.version, marker(fields))
 
     def _list(self, prefix: str, limit: int = 0) -> list[dict[str, Any]]:
         connection, failures = self._connected()
@@ -231,3 +257,9 @@ def _described(path: str, fields: dict[str, Any], checksums: tuple[OriginChecksu
             f"the server does not tell the size of {path}", hint="look at the endpoint", path=path, cause="no size"
         )
     return OriginObject(path=path, size_bytes=int(size), version=marker(fields), checksums=checksums)
+
+
+def _read_nothing(view: memoryview) -> None:
+    if view:
+        msg = "the range has no bytes"
+        raise ValueError(msg)

@@ -1,0 +1,65 @@
+"""Where bytes of an origin land: in a range of a local file, checksummed on their way. Runs in movers, from any thread.
+
+They are taken in small pieces that are still in the processor's cache when they are checksummed and written. Into small
+pages that write is a system call: on the way to memory of 4 KiB pages it costs half of what a mapping does, whose every
+page is a fault (0.27 against 0.56 CPU-s/GB, receiving included). Huge pages are filled in place.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cached.checksum import crc64nvme
+from cached.levels.base import FileRef
+from cached.origins.base import ReadInto
+from cached.transfer import ranges
+from cached.units import CHUNK_BYTES, MIB
+
+PIECE_BYTES = MIB // 4
+
+
+def land(target: FileRef, offset_bytes: int, length_bytes: int, read_into: ReadInto, slab: memoryview) -> int:
+    """Fills a range of ``target`` with what ``read_into`` gives; its CRC64-NVME.
+
+    Raises what ``read_into`` raises, NoRoomError and LevelError. ``slab`` is a private buffer of CHUNK_BYTES.
+    """
+    if target.memory and ranges.has_huge_pages(target):
+        with ranges.pages_for(target, offset_bytes, length_bytes) as view:
+            return _read(view, read_into, 0)
+    crc64 = 0
+    with ranges.LocalFile(target, writable=True) as file:
+        # A disk is written in large pieces, which it takes directly; memory while they are in the processor's cache.
+        step_bytes = PIECE_BYTES if target.memory else CHUNK_BYTES
+        for at in range(0, length_bytes, step_bytes):
+            with slab[: min(step_bytes, length_bytes - at)] as view:
+                crc64 = _read(view, read_into, crc64)
+                file.write(offset_bytes + at, view)
+    return crc64
+
+
+def _read(view: memoryview, read_into: ReadInto, crc64: int) -> int:
+    for at in range(0, len(view), PIECE_BYTES):
+        with view[at : at + PIECE_BYTES] as piece, views_released():
+            read_into(piece)
+            crc64 = crc64nvme(piece, crc64)
+    return crc64
+
+
+@contextmanager
+def views_released() -> Iterator[None]:
+    """An error that leaves the block holds no slice of a view: those would keep a mapping from being closed."""
+    try:
+        yield
+    except Exception as error:
+        _clear_frames(error)
+        raise
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from rich.table import Table
 
-from bench.synthetic import write_checkpoint
+from bench.checkpoints import write_checkpoint
 from cached.units import format_size, parse_size
 from tests.servers import RcloneS3
 

@@ -50,6 +50,7 @@ class Arrivals:
         self._started_s = time.monotonic()
         self._changed = threading.Condition()
         self._version = 0
+        self._revocations = 0
         self._files: list[_File] | None = None
         self._report: LoadReport | None = None
         self._error: CacheError | None = None
@@ -66,6 +67,7 @@ class Arrivals:
         """
         with self._changed:
             self._damaged.clear()
+            self._revocations += 1
             self._files = [_File(info, file) for info, file in zip(infos, mapped, strict=True)]
             self._mark("opened")
 
@@ -89,6 +91,7 @@ class Arrivals:
         with self._changed:
             damage = DamagedRange(self._file(index).info.path, offset_bytes, length_bytes)
             self._damaged.append(damage)
+            self._revocations += 1
             self._mark("damaged")
             return damage
 
@@ -97,6 +100,7 @@ class Arrivals:
         with self._changed:
             # Without its traceback, whose frames would keep the mappings alive (see Lease).
             self._error = self._error or error.with_traceback(None)
+            self._revocations += 1
             self._mark("failed")
 
     def close(self) -> None:
@@ -124,6 +128,11 @@ class Arrivals:
             self._raise_error()
             return self._version
 
+    def mark(self, phase: str) -> None:
+        """Notes in the timings that a moment has come, unless it came before."""
+        with self._changed:
+            self._mark(phase)
+
     def wake(self) -> None:
         """Has everyone who waits try again, for a reason that is not an arrival: somebody stops, or made room."""
         with self._changed:
@@ -133,6 +142,15 @@ class Arrivals:
     def is_open(self) -> bool | None:
         """True once the files are known, None before (for `wait_for`)."""
         return True if self._files is not None else None
+
+    @property
+    def revocations(self) -> int:
+        """How often bytes that could be read may have ceased to be: by damage, a failure, a lease that began anew.
+
+        While it is the same, what `view` handed out may still be handed on. Read without the lock, as it is asked for
+        each of thousands of tensors.
+        """
+        return self._revocations
 
     @property
     def report(self) -> LoadReport | None:

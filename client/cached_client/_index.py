@@ -30,7 +30,7 @@ class TensorIndex:
         self._lock = threading.Lock()
         self._weight_files: list[int] | None = None
         self._headers: dict[int, Header] = {}
-        self._tensors: dict[str, tuple[int, TensorInfo]] = {}
+        self._file_of: dict[str, int] = {}
 
     def weight_files(self) -> list[int] | None:
         """Indices of the weight files in the order of their paths; None while the model's index has not arrived."""
@@ -56,10 +56,16 @@ class TensorIndex:
         headers = self._arrivals.wait_for(self._all_headers, deadline, "the headers of the weight files")
         return {name: (index, info) for index, header in headers.items() for name, info in header.tensors.items()}
 
+    def names(self, deadline: Deadline) -> list[str]:
+        """The names of `tensors`."""
+        headers = self._arrivals.wait_for(self._all_headers, deadline, "the headers of the weight files")
+        return [name for header in headers.values() for name in header.tensors]
+
     def _try_find(self, name: str) -> tuple[int, TensorInfo] | None:
-        if name not in self._tensors and self._all_headers() is not None and name not in self._tensors:
+        if name not in self._file_of and self._all_headers() is not None and name not in self._file_of:
             raise NotFoundError(f"the model has no tensor {name!r}", hint="names() lists its tensors", tensor=name)
-        return self._tensors.get(name)
+        index = self._file_of.get(name)
+        return None if index is None else (index, self._headers[index].tensors[name])
 
     def _all_headers(self) -> dict[int, Header] | None:
         """The headers by file, or None while one is missing; those that have arrived are read in any case."""
@@ -83,17 +89,17 @@ class TensorIndex:
         with self._lock:
             if file_index in self._headers:
                 return
-            for name in header.tensors:
-                if name in self._tensors:
-                    first, second = self._paths[self._tensors[name][0]], self._paths[file_index]
-                    raise FormatError(
-                        f"the tensor {name!r} is in {first} and in {second}",
-                        hint="choose one set of weight files with include and exclude patterns in the catalog",
-                        path=second,
-                        tensor=name,
-                    )
-            self._tensors.update((name, (file_index, info)) for name, info in header.tensors.items())
+            if not self._file_of.keys().isdisjoint(header.tensors):
+                name = next(name for name in header.tensors if name in self._file_of)
+                first, second = self._paths[self._file_of[name]], self._paths[file_index]
+                raise FormatError(
+                    f"the tensor {name!r} is in {first} and in {second}",
+                    hint="choose one set of weight files with include and exclude patterns in the catalog",
+                    path=second,
+                    tensor=name,
+                )
             self._headers[file_index] = header
+            self._file_of.update(dict.fromkeys(header.tensors, file_index))
 
     def _choose(self) -> list[int] | None:
         weights = {path: index for index, path in enumerate(self._paths) if path.endswith(_SUFFIX)}

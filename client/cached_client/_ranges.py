@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class PendingTensors:
     """The tensors of a file that were not handed out yet. Cheap to ask often: an MoE model has 19,000 tensors."""
 
     def __init__(self, tensors: Iterable[TensorInfo]) -> None:
-        self._tensors = sorted(tensors, key=lambda info: (info.begin, info.end))
+        self._tensors = sorted(tensors, key=attrgetter("begin", "end"))
 
     def __len__(self) -> int:
         return len(self._tensors)

@@ -7,6 +7,10 @@ and also duplicate names, unknown keys and anything before the opening brace.
 
 A header may come from anywhere, so it is read by its own small grammar and not by a general JSON parser: nesting is
 three levels by construction, and memory stays in proportion to the tensors that the header describes.
+
+Each worker reads the headers anew, and those of a large model list 10,000 tensors and more. The libraries write them
+all alike, so such a list is first read in a few passes of C loops (`_read_plain`), which make every check that the
+grammar makes but cannot say what is wrong: at anything out of the ordinary the grammar reads the same text instead.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from json import JSONDecodeError, JSONDecoder
-from typing import TYPE_CHECKING, NoReturn
+from operator import itemgetter, sub
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from cached_client.dtypes import DTYPES
 from cached_client.errors import FormatError
@@ -40,9 +45,17 @@ _INTEGERS = re.compile(
 )
 _DECODER = JSONDecoder()
 
+_PLAIN_ENTRY = re.compile(
+    r'( ?"([^"\\\x00-\x1f]*)": ?\{"dtype": ?"([A-Z0-9_]+)", ?"shape": ?\[([0-9, ]*)\], ?'
+    rf'"data_offsets": ?\[({_INTEGER}), ?({_INTEGER})\]\}}(?:,|\}} *\Z))'
+)
+"""A tensor as libraries write it, and what ends it: a comma, or the header's closing brace and padding.
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+Every repetition in it ends where the next part begins, so a search takes time in proportion to the text.
+"""
+
+
+class TensorInfo(NamedTuple):
     """Where a tensor lies. ``begin`` and ``end`` are byte offsets from the start of the *file*.
 
     ``shape`` counts elements of ``dtype`` as the header does: a packed F4 tensor has twice as many as bytes.
@@ -122,6 +135,9 @@ def _refuse(path: str, what: str, **fields: str) -> NoReturn:
     )
 
 
+_PLACE = itemgetter(TensorInfo._fields.index("begin"), TensorInfo._fields.index("end"))
+
+
 class _Parser:
     """A cursor over the header's text that knows the format's grammar and no other JSON."""
 
@@ -136,16 +152,22 @@ class _Parser:
             self._fail("it does not begin with '{'")
         tensors: list[TensorInfo] = []
         metadata: dict[str, str] = {}
-        for name in self._members():
-            if name == _METADATA:
-                metadata = {key: self._string() for key in self._members()}
-            else:
+        plain = _read_plain(self._text, 1, header_bytes)
+        for name in self._members() if plain is None else ():
+            if name != _METADATA:
                 tensors.append(self._tensor(name, header_bytes))
-        self._skip_space()
-        if self._at != len(self._text):
-            self._fail("something follows the closing brace")
-        tensors.sort(key=lambda info: (info.begin, info.end))
-        return Header({info.name: info for info in tensors}, metadata, header_bytes)
+                continue
+            metadata = {key: self._string() for key in self._members()}
+            if not tensors and self._text.startswith(",", self._at):
+                plain = _read_plain(self._text, self._at + 1, header_bytes)
+                if plain is not None:
+                    break
+        if plain is None:
+            self._skip_space()
+            if self._at != len(self._text):
+                self._fail("something follows the closing brace")
+            tensors.sort(key=_PLACE)
+        return Header({info.name: info for info in plain or tensors}, metadata, header_bytes)
 
     def _tensor(self, name: str, header_bytes: int) -> TensorInfo:
         dtype = ""
@@ -173,17 +195,14 @@ class _Parser:
         return TensorInfo(name, dtype, shape, header_bytes + begin, header_bytes + end)
 
     def _check_size(self, name: str, dtype: str, shape: tuple[int, ...], size_bytes: int) -> None:
-        bits = DTYPES[dtype].bits
-        elements = 1
-        for extent in shape:
-            elements *= extent
-            if max(extent, elements * bits) > _MAX_U64:
-                self._fail(f"the size of tensor {name!r} overflows 64 bits", tensor=name, key="shape")
-        if elements * bits % 8:
+        bits = _size_bits(dtype, shape)
+        if bits is None:
+            self._fail(f"the size of tensor {name!r} overflows 64 bits", tensor=name, key="shape")
+        if bits % 8:
             self._fail(f"tensor {name!r} of {dtype} {list(shape)} does not fill whole bytes", tensor=name, key="shape")
-        if elements * bits // 8 != size_bytes:
+        if bits // 8 != size_bytes:
             self._fail(
-                f"tensor {name!r} of {dtype} {list(shape)} needs {elements * bits // 8} bytes, "
+                f"tensor {name!r} of {dtype} {list(shape)} needs {bits // 8} bytes, "
                 f"but its data_offsets span {size_bytes}",
                 tensor=name,
                 key="data_offsets",
@@ -247,6 +266,50 @@ class _Parser:
 
     def _fail(self, what: str, **fields: str) -> NoReturn:
         _refuse(self._path, f"in its header, {what}", **{key: value[:200] for key, value in fields.items()})
+
+
+def _size_bits(dtype: str, shape: tuple[int, ...]) -> int | None:
+    """Bits of a tensor; None where counting them overflows 64 bits, at any step and whatever follows."""
+    bits, elements = DTYPES[dtype].bits, 1
+    for extent in shape:
+        elements *= extent
+        if max(extent, elements * bits) > _MAX_U64:
+            return None
+    return elements * bits
+
+
+def _read_plain(text: str, at: int, header_bytes: int) -> list[TensorInfo] | None:
+    """The tensors, in the order of their bytes, if all of ``text`` from ``at`` is a list of plain and valid entries."""
+    if _PLAIN_ENTRY.match(text, at) is None:
+        return None
+    entries, names, dtypes, shapes, *offsets = zip(*_PLAIN_ENTRY.findall(text, at), strict=True)
+    # Entries that are together as long as the text have nothing between them. Only the last can end with the brace.
+    if sum(map(len, entries)) != len(text) - at or entries[-1].endswith(","):
+        return None
+    if len(set(names)) != len(names) or _METADATA in names:
+        return None
+    begins, ends = ([header_bytes + offset for offset in map(int, column)] for column in offsets)
+    kinds = list(zip(dtypes, shapes, strict=True))
+    known = {kind: _plain_kind(*kind) for kind in set(kinds)}  # few, however many tensors there are
+    sizes = {kind: size_bytes for kind, (_, size_bytes) in known.items()}
+    if None in sizes.values() or list(map(sizes.__getitem__, kinds)) != list(map(sub, ends, begins)):
+        return None
+    extents = {kind: shape for kind, (shape, _) in known.items()}
+    rows = zip(names, dtypes, map(extents.__getitem__, kinds), begins, ends, strict=True)
+    infos = [tuple.__new__(TensorInfo, row) for row in rows]
+    if begins[1:] != ends[:-1]:
+        infos.sort(key=_PLACE)
+    return infos
+
+
+def _plain_kind(dtype: str, shape: str) -> tuple[tuple[int, ...], int | None]:
+    """A shape as numbers, and the bytes of such a tensor; None if it is not valid."""
+    match = _INTEGERS.fullmatch(f"[{shape}]")
+    if match is None or dtype not in DTYPES:
+        return (), None
+    extents = tuple(map(int, match[1].split(","))) if match[1] else ()
+    bits = _size_bits(dtype, extents)
+    return extents, None if bits is None or bits % 8 else bits // 8
 
 
 def _check_cover(header: Header, file_size_bytes: int, path: str) -> None:

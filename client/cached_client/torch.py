@@ -8,6 +8,8 @@ from cached_client.dtypes import DTYPES
 from cached_client.errors import UnsupportedDtypeError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from cached_client.safetensors_header import TensorInfo
@@ -34,6 +36,29 @@ def tensor_from_view(view: memoryview, info: TensorInfo) -> torch.Tensor:
     return torch.frombuffer(view if aligned else bytearray(view), dtype=dtype).reshape(shape)
 
 
+def tensors_from_view(view: memoryview, begin: int, infos: Sequence[TensorInfo]) -> list[torch.Tensor]:
+    """The tensors that lie in ``view``, which begins at ``begin`` in their file: as `tensor_from_view` gives each."""
+    import torch
+
+    frombuffer = torch.frombuffer
+    kinds: dict[tuple[str, tuple[int, ...]], tuple[torch.dtype, tuple[int, ...], int, int]] = {}
+    tensors = []
+    for info in infos:
+        _, name, shape, at, end = info
+        kind = kinds.get((name, shape))
+        if kind is None:
+            item_bytes = DTYPES[name].item_bytes
+            kind = kinds[name, shape] = torch_dtype(info), torch_shape(info), item_bytes, info.size_bytes // item_bytes
+        dtype, extents, item_bytes, count = kind
+        if at == end or at % item_bytes:
+            tensors.append(tensor_from_view(view[at - begin : end - begin], info))
+        else:
+            flat = frombuffer(view, dtype=dtype, count=count, offset=at - begin)
+            # In place: a view of it would be one more tensor, and torch keeps books on views.
+            tensors.append(flat if len(extents) == 1 else flat.resize_(extents))
+    return tensors
+
+
 def load_state_dict(module: torch.nn.Module, tensors: dict[str, torch.Tensor], *, strict: bool) -> Any:
     """Puts tensors into a module: by assignment if part of it is on the meta device, else by copying.
 
@@ -44,7 +69,7 @@ def load_state_dict(module: torch.nn.Module, tensors: dict[str, torch.Tensor], *
 
 
 def torch_dtype(info: TensorInfo) -> torch.dtype:
-    """torch's type for a tensor. Raises UnsupportedDtypeError where it has none."""
+    """Torch's type for a tensor. Raises UnsupportedDtypeError where it has none."""
     import torch
 
     dtype = getattr(torch, DTYPES[info.dtype].torch_name or "-", None)

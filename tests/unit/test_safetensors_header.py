@@ -8,11 +8,14 @@ import sys
 import tracemalloc
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
+import safetensors.numpy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cached_client import safetensors_header
 from cached_client.dtypes import DTYPES
 from cached_client.errors import FormatError
 from cached_client.safetensors_header import (
@@ -182,6 +185,23 @@ def test_imports_only_the_standard_library() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def read_in_one_pass(content: bytes) -> bool:
+    """Whether the quick pass reads this header, and not the grammar."""
+    text = content[LENGTH_BYTES : LENGTH_BYTES + header_length(content, len(content))].decode()
+    return safetensors_header._read_plain(text, text.index("},") + 2, 0) is not None
+
+
+def test_what_libraries_write_is_read_in_one_pass() -> None:
+    tensors = {f"model.layers.{layer}.é.weight": np.zeros((2, 3), np.float16) for layer in range(100)}
+    content = safetensors.numpy.save(tensors, {"format": "pt"})
+    assert read_in_one_pass(content)
+    assert len(parse(content).tensors) == 100
+    header = {"__metadata__": {"format": "pt"}, "b": entry("U8", [3], 1, 4), "a": entry("U8", [], 0, 1)}
+    content = build(header, 4)
+    assert read_in_one_pass(content)
+    assert list(parse(content).tensors) == ["a", "b"]
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
@@ -201,6 +221,44 @@ SHAPED = st.dictionaries(
     | JSON,
     max_size=4,
 )
+
+
+def outcome(content: bytes) -> object:
+    """What the parser says, with offsets that do not depend on the header's length."""
+    try:
+        found = parse(content)
+    except FormatError:
+        return FormatError
+    return found.metadata, [(info[:3], found.data_offsets(name)) for name, info in found.tensors.items()]
+
+
+@st.composite
+def plain_headers(draw: st.DrawFn) -> tuple[str, str, int]:
+    """A list of entries as libraries write them, right or almost so; what precedes it; and bytes of data."""
+    entries, at = [], 0
+    for _ in range(draw(st.integers(1, 4))):
+        name = draw(st.sampled_from(["a", "b", "c", "d", "e", "f", "é", "__metadata__"]))
+        kinds = {"U8 3": 3, "U8 ": 1, "BF16 2, 1": 4, "F4 1,2": 1, "F4 3": 2, "U8 01": 1, "U8 1,": 1, "Q4 1": 1}
+        kind = draw(st.sampled_from(["U8 3", "BF16 2, 1", *kinds]))
+        dtype, _, shape = kind.partition(" ")
+        begin = at + draw(st.sampled_from([0] * 12 + [1, 10**30]))
+        end = begin + kinds[kind] + draw(st.sampled_from([0] * 12 + [1, -2]))
+        offsets = f"[{begin}, {end}]"
+        entries.append(f'"{name}": {{"dtype": "{dtype}", "shape": [{shape}], "data_offsets": {offsets}}}')
+        at = end
+    ends = draw(st.sampled_from(["}", "}  ", "}", "},", "}}", ",}", "} x", ""]))
+    listed = draw(st.permutations(entries)) if draw(st.booleans()) else entries
+    return draw(st.sampled_from(["{", '{"__metadata__": {"k": "v"},'])), ", ".join(listed) + ends, max(0, min(at, 99))
+
+
+@settings(max_examples=3000, deadline=None)
+@given(header=plain_headers())
+@example(header=("{", '"a": {"dtype": "Q4", "shape": [], "data_offsets": [1, 0]}}', 0))
+def test_the_quick_pass_and_the_grammar_agree(header: tuple[str, str, int]) -> None:
+    before, entries, data_bytes = header
+    quick = outcome(build(f"{before}{entries}".encode(), data_bytes))
+    grammar = outcome(build(f"{before}\t{entries}".encode(), data_bytes))  # a tab is not plain
+    assert quick == grammar
 
 
 def refused_by_safetensors(content: bytes) -> bool:

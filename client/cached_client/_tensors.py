@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import repeat
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from cached_client._ranges import PendingTensors
 from cached_client.errors import IntegrityError
+from cached_client.safetensors_header import TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -15,10 +17,11 @@ if TYPE_CHECKING:
 
     from cached_client._arrivals import Arrivals, Deadline
     from cached_client._index import TensorIndex
-    from cached_client.safetensors_header import TensorInfo
 
 _RUN = 256
 """Tensors made at a time: enough that each costs little, few enough that the first one comes at once."""
+
+_NAME = itemgetter(TensorInfo._fields.index("name"))
 
 
 def tensors(
@@ -28,17 +31,39 @@ def tensors(
 
     What happens between two steps counts: bytes that were found damaged meanwhile are not handed out.
     """
-    from cached_client.torch import tensor_from_view, tensors_from_view
+    from cached_client.torch import tensor_from_view
 
-    for file_index, infos in arriving(arrivals, index, wanted, deadline, what):
-        revocations = arrivals.revocations
-        begin, view = infos[0].begin, _whole_view(arrivals, file_index, infos)
-        made = repeat(None) if view is None else tensors_from_view(view, begin, infos)
-        for info, tensor in zip(infos, made, strict=False):
+    for file_index, infos, made, revocations in _runs(arrivals, index, wanted, deadline, what):
+        for info, tensor in zip(infos, made or repeat(None), strict=False):
             if tensor is None or arrivals.revocations != revocations:
                 yield info, tensor_from_view(_wait_view(arrivals, file_index, info, deadline), info)
             else:
                 yield info, tensor
+
+
+def all_tensors(arrivals: Arrivals, index: TensorIndex, deadline: Deadline, what: str) -> dict[str, torch.Tensor]:
+    """All of them by name, as they arrived. Raises as `tensors` does."""
+    from cached_client.torch import tensor_from_view
+
+    found: dict[str, torch.Tensor] = {}
+    for file_index, infos, made, _ in _runs(arrivals, index, None, deadline, what):
+        if made is not None:
+            found.update(zip(map(_NAME, infos), made, strict=True))
+            continue
+        for info in infos:
+            found[info.name] = tensor_from_view(_wait_view(arrivals, file_index, info, deadline), info)
+    return found
+
+
+def _runs(
+    arrivals: Arrivals, index: TensorIndex, wanted: frozenset[str] | None, deadline: Deadline, what: str
+) -> Iterator[tuple[int, list[TensorInfo], list[torch.Tensor] | None, int]]:
+    """Neighbours in a file, their tensors (None if they cannot be had all at once), and the revocations until then."""
+    from cached_client.torch import tensors_from_view
+
+    for file_index, infos in arriving(arrivals, index, wanted, deadline, what):
+        revocations, view = arrivals.revocations, _whole_view(arrivals, file_index, infos)
+        yield file_index, infos, None if view is None else tensors_from_view(view, infos[0].begin, infos), revocations
 
 
 def arriving(

@@ -41,21 +41,21 @@ def tensors_from_view(view: memoryview, begin: int, infos: Sequence[TensorInfo])
     import torch
 
     frombuffer = torch.frombuffer
-    kinds: dict[tuple[str, tuple[int, ...]], tuple[torch.dtype, tuple[int, ...], int, int]] = {}
     tensors = []
+    last_name, last_shape = "", None
     for info in infos:
         _, name, shape, at, end = info
-        kind = kinds.get((name, shape))
-        if kind is None:
-            item_bytes = DTYPES[name].item_bytes
-            kind = kinds[name, shape] = torch_dtype(info), torch_shape(info), item_bytes, info.size_bytes // item_bytes
-        dtype, extents, item_bytes, count = kind
+        if shape is not last_shape or name != last_name:  # neighbours are often alike
+            last_name, last_shape = name, shape
+            dtype, extents, item_bytes = torch_dtype(info), torch_shape(info), DTYPES[name].item_bytes
+            count, flat = (end - at) // item_bytes, len(extents) == 1
         if at == end or at % item_bytes:
             tensors.append(tensor_from_view(view[at - begin : end - begin], info))
+        elif flat:
+            tensors.append(frombuffer(view, dtype=dtype, count=count, offset=at - begin))
         else:
-            flat = frombuffer(view, dtype=dtype, count=count, offset=at - begin)
-            # In place: a view of it would be one more tensor, and torch keeps books on views.
-            tensors.append(flat if len(extents) == 1 else flat.resize_(extents))
+            # In place: a view would be one more tensor, and torch keeps books on views.
+            tensors.append(frombuffer(view, dtype=dtype, count=count, offset=at - begin).resize_(extents))
     return tensors
 
 

@@ -34,17 +34,17 @@ def turn_printer(console: Console) -> Callable[[int, Standing], None]:
 
 
 def contest_rows(contest: Contest) -> list[list[str]]:
-    """Cells under HEADS for each contestant; one that was not measured has its reason in the second cell only."""
+    """Cells under HEADS for each contestant; one that was not measured has only the first two."""
     limit, ours = contest.first(Role.LIMIT), contest.first(Role.OURS)
     rows = []
     for item in contest.standings:
         if not item.measured:
-            rows.append([item.title, f"{'failed' if item.failed else 'not measured'}: {item.reason}"])
+            rows.append([item.title, "failed" if item.failed else "not measured"])
             continue
         rate = item.over("gb_per_s")
         rows.append(
             [
-                item.title + (f" (then failed: {item.reason})" if item.reason else ""),
+                item.title,
                 short(rate.median),
                 spread(rate),
                 short(item.median("cpu_s_per_gb")),
@@ -57,6 +57,16 @@ def contest_rows(contest: Contest) -> list[list[str]]:
     return rows
 
 
+def contest_notes(contest: Contest) -> list[str]:
+    """Why contestants were not measured, or not in all rounds; one line each."""
+    return [
+        f"{item.title}: {'failed' if item.failed else 'not measured'}"
+        f"{f' after {len(item.samples)} rounds' if item.samples else ''}: {item.reason}"
+        for item in contest.standings
+        if item.reason
+    ]
+
+
 def show_part(console: Console, result: PartResult) -> None:
     """All tables and requirements of a part."""
     if result.unavailable:
@@ -66,6 +76,8 @@ def show_part(console: Console, result: PartResult) -> None:
         for standing, cells in zip(contest.standings, contest_rows(contest), strict=True):
             table.add_row(*cells, style=_STYLES[standing.role])
         console.print(table)
+        for note in contest_notes(contest):
+            console.print(f"  {note}", style="yellow", markup=False)
     for figures in result.tables:
         table = _table(figures.title, figures.heads)
         for row in figures.rows:

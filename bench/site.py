@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
+import hashlib
 import os
 import shutil
 import subprocess
@@ -37,7 +37,6 @@ class Site:
         self.s3 = self._stack.enter_context(RcloneS3(folder / "s3", tls=tls, tls_folder=folder / "tls"))
         self.s3.create_bucket(BUCKET)
         self._daemons: dict[str, DaemonProcess] = {}
-        self._entries: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -48,23 +47,19 @@ class Site:
     # Objects.
 
     def push(self, name: str, source: Path) -> None:
-        """Uploads a checkpoint so that the server has the CRC64-NVME of each object: by ``cached push``.
+        """Uploads a checkpoint, each object in one piece with its CRC64-NVME, which the server keeps.
 
-        To a server of TLS by PutObject with the checksum in a header: it refuses those in trailers, which ``cached
-        push`` sends.
+        ``cached push`` sends large files in parts, and of those this server forgets the checksum.
         """
-        uri = f"s3://{BUCKET}/{name}"
-        options = self.s3.options()
-        if not self.s3.tls:
-            command = [sys.executable, "-c", _SERVE, "push", str(source), uri, "--output", "json"]
-            command += ["--endpoint-url", self.s3.endpoint_url]
-            environment = {**os.environ, **self.s3.env(), "HOME": str(self.folder)}
-            printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-            self._entries[name] = json.loads(printed)["catalog"]["models"][name]
-        else:
-            for path in sorted(source.iterdir()):
-                self._put(f"{name}/{path.name}", path)
-        self._entries[name] = {**self._entries.get(name, {}), "source": uri, "origin": options}
+        for path in sorted(source.iterdir()):
+            value = 0
+            with path.open("rb") as file:
+                while data := file.read(_READ_BYTES):
+                    value = crc64nvme(data, value)
+                file.seek(0)
+                encoded = base64.b64encode(value.to_bytes(8, "big")).decode()
+                key = f"{name}/{path.name}"
+                self.s3.client().put_object(Bucket=BUCKET, Key=key, Body=file, ChecksumCRC64NVME=encoded)
         os.sync()  # what is still to be written to disk would disturb what is measured
 
     def objects(self, name: str) -> list[tuple[str, int]]:
@@ -83,13 +78,11 @@ class Site:
 
     def by_crc(self, name: str) -> dict[str, Any]:
         """Catalog entry of a pushed checkpoint that leaves the check to the origin's checksum."""
-        entry = self._entries[name]
-        return {"source": entry["source"], "origin": entry["origin"]}
+        return {"source": f"s3://{BUCKET}/{name}", "origin": self.s3.options()}
 
     def by_sha256(self, name: str, source: Path) -> dict[str, Any]:
-        """Catalog entry with the SHA-256 of each file, as ``cached push`` says it."""
-        digests = self._entries[name].get("sha256") or _sha256_of(source)
-        return {**self.by_crc(name), "sha256": digests}
+        """Catalog entry with the SHA-256 of each file."""
+        return {**self.by_crc(name), "sha256": {path.name: _sha256_of(path) for path in sorted(source.iterdir())}}
 
     # Daemons.
 
@@ -125,15 +118,6 @@ class Site:
             self._daemons[name] = self._stack.enter_context(daemon)
         return self._daemons[name]
 
-    def _put(self, key: str, path: Path) -> None:
-        value = 0
-        with path.open("rb") as file:
-            while data := file.read(_READ_BYTES):
-                value = crc64nvme(data, value)
-        encoded = base64.b64encode(value.to_bytes(8, "big")).decode()
-        with path.open("rb") as file:
-            self.s3.client().put_object(Bucket=BUCKET, Key=key, Body=file, ChecksumCRC64NVME=encoded)
-
 
 def huge_page_command() -> tuple[str, ...]:
     """Starts a daemon that has a /dev/shm with huge pages to itself. Raises Unavailable where that is not permitted."""
@@ -148,11 +132,6 @@ def huge_page_command() -> tuple[str, ...]:
     return (*command, sys.executable, "-c", _SERVE)
 
 
-def _sha256_of(source: Path) -> dict[str, str]:
-    import hashlib
-
-    digests = {}
-    for path in sorted(source.iterdir()):
-        with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

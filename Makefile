@@ -8,10 +8,12 @@ MAKEFLAGS += --no-builtin-rules
 
 VENV := .venv
 VENV_PROTO := .venv-proto
+VENV_PEERS := .venv-peers
 VENV_VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STAMP_PROTO := $(VENV_PROTO)/.installed
+STAMP_PEERS := $(VENV_PEERS)/.installed
 
 # The first of these that runs and is new enough; override with PYTHON=.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -66,6 +68,7 @@ lock: ## Resolve requirements/*.in and both pyproject.toml files into hashed loc
 	@[ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(LOCK_COMMAND) requirements/bootstrap.in -o requirements/bootstrap.lock
 	$(LOCK_COMMAND) requirements/proto.in -o requirements/proto.lock
+	$(LOCK_COMMAND) --overrides requirements/overrides.txt requirements/peers.in -o requirements/peers.lock
 	$(LOCK_COMMAND) --no-emit-package cached-client --overrides requirements/overrides.txt \
 		pyproject.toml client/pyproject.toml requirements/dev.in -o requirements/dev.lock
 
@@ -73,6 +76,13 @@ lock: ## Resolve requirements/*.in and both pyproject.toml files into hashed loc
 LOCK_ARGS ?=
 LOCK_COMMAND = $(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header $(LOCK_ARGS)
+
+# What `make bench` measures beside: its packages may not fit into one environment with ours.
+$(STAMP_PEERS): requirements/bootstrap.lock requirements/peers.lock
+	$(call create_venv,$(VENV_PEERS))
+	$(call install_lock,$(VENV_PEERS),requirements/peers.lock)
+	$(VENV_PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@touch $@
 
 .PHONY: proto
 proto: $(STAMP_PROTO) ## Generate client/cached_client/_proto from the .proto
@@ -89,7 +99,7 @@ wheels: $(STAMP) ## Build both wheels into dist/
 
 .PHONY: clean
 clean: ## Remove the environments, build output and caches
-	rm -rf $(VENV) $(VENV_PROTO) build dist client/build client/dist .coverage .coverage.* htmlcov coverage.xml \
+	rm -rf $(VENV) $(VENV_PROTO) $(VENV_PEERS) build dist client/build client/dist .coverage .coverage.* htmlcov coverage.xml \
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -164,6 +174,6 @@ demo: $(STAMP) ## A real model from an S3 server into two workers (DEMO_ARGS= ad
 	@$(BIN)/python bench/demo.py $(DEMO_ARGS)
 
 .PHONY: bench
-bench: $(STAMP) ## Measure, and write JSON to bench/results/ (BENCH_ARGS= adds arguments)
-	@[ -e bench/__main__.py ] || { echo "There are no benchmarks in this version beside make demo." >&2; exit 1; }
+bench: $(STAMP) ## Measure beside the peers, and write JSON to bench/results/ (BENCH_ARGS= adds arguments)
+	@$(MAKE) --no-print-directory $(STAMP_PEERS) || echo "Without the peers: they could not be installed." >&2
 	@$(BIN)/python -m bench $(BENCH_ARGS)

@@ -25,7 +25,7 @@ from cached_client.segment import MappedFile
 from cached_client.types import DamagedRange, FileInfo, load_report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from cached_client._arrivals import Arrivals
     from cached_client.connection import Connection
@@ -92,6 +92,13 @@ class Lease:
         self.cancel()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def descriptors(self, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """New read-only descriptors by file index, each the caller's to close. Raises CacheError."""
+        opened = self.opened
+        if opened is not None and indices:
+            with DescriptorClient(locate(opened.descriptor_socket, self._connection.path)) as client:
+                yield from client.fetch(opened.token, indices)
 
     def _run(self) -> None:
         try:

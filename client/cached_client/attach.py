@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,13 +15,16 @@ from cached_client._arrivals import Arrivals, Deadline
 from cached_client._index import TensorIndex
 from cached_client._lease import Lease
 from cached_client._proto import cached_pb2 as pb
-from cached_client._ranges import PendingTensors
+from cached_client._tensors import all_tensors, tensors
 from cached_client.errors import CacheError, LeaseLostError, NotFoundError
-from cached_client.gpu import to_device
+from cached_client.gpu import GpuOptions, to_device
+from cached_client.gpu.image import slice_of
+from cached_client.gpu.load import DeviceLoads, parse_device
+from cached_client.gpu.upload import Wanted
 from cached_client.types import DamagedRange, FileInfo, LoadReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
     import torch
 
     from cached_client.connection import Connection
+    from cached_client.gpu import DeviceReport
+    from cached_client.gpu.image import Slices
     from cached_client.safetensors_header import TensorInfo
 
 _DESCRIBE_TIMEOUT_S = 5.0
@@ -66,6 +72,8 @@ class Model:
         self._index = TensorIndex(arrivals)
         self._file_indices = {info.path: index for index, info in enumerate(arrivals.infos())}
         self._described = pb.DescribeResponse()
+        self._device_loads = DeviceLoads(arrivals, self._index, lease.descriptors)
+        weakref.finalize(self, self._device_loads.close)
         # A model that is dropped without close() must not hold its lease until the process ends.
         self._finalizer = weakref.finalize(self, lease.cancel)
 
@@ -89,9 +97,15 @@ class Model:
         """Seconds from the start of the attach to each of its moments, as far as they have come.
 
         ``opened``: the daemon answered, and the files are mapped. ``first_range``: the first bytes could be read
-        (absent if everything was there at once). ``complete``.
+        (absent if everything was there at once). ``complete``. Of the first load to a device: ``device_first`` (the
+        first tensor is there) and ``device_complete``; see also `device_report`.
         """
         return self._arrivals.timings
+
+    @property
+    def device_report(self) -> DeviceReport | None:
+        """How the last load to a device went: its path, what it did without, bytes and seconds. None: none yet."""
+        return self._device_loads.report
 
     @property
     def damaged(self) -> tuple[DamagedRange, ...]:
@@ -158,7 +172,7 @@ class Model:
 
         Raises FormatError if a header is not valid, or if two weight files hold a tensor of the same name.
         """
-        return list(self._index.tensors(Deadline(timeout_s)))
+        return self._index.names(Deadline(timeout_s))
 
     def info(self, name: str, timeout_s: float | None = None) -> TensorInfo:
         """Dtype, shape and place of a tensor, from its file's header. Waits only for headers. Raises NotFoundError."""
@@ -191,30 +205,49 @@ class Model:
         device: str | torch.device | None = None,
         names: Iterable[str] | None = None,
         timeout_s: float | None = None,
+        *,
+        slices: Slices | None = None,
+        gpu: GpuOptions | None = None,
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields ``(name, tensor)`` in the order of arrival, each as soon as all its bytes are there.
 
-        Without ``device`` the tensors are views in shared memory; with one they are copied there. ``names`` chooses
-        some of them (NotFoundError at the end for those that do not exist). ``timeout_s`` is for the whole. It ends
-        normally only once the model is complete: what was yielded before may be used in computation, but not be
-        answered with.
-        """
-        from cached_client.torch import tensor_from_view
+        Without ``device`` the tensors are views in shared memory; with one they are copied there: to a GPU through a
+        ring of pinned memory, in the background, so that it goes on while the caller works on what it got (``gpu``
+        tunes that, `device_report` tells how it went). ``names`` chooses some of them (NotFoundError at the end for
+        those that do not exist). ``timeout_s`` is for the whole. It ends normally only once the model is complete: what
+        was yielded before may be used in computation, but not be answered with.
 
-        deadline = Deadline(timeout_s)
-        for index, info in self._arriving(None if names is None else set(names), deadline):
-            view = self._wait_view(index, info.begin, info.end, deadline, info.name)
-            yield info.name, to_device(tensor_from_view(view, info), device)
-        self._wait_complete(deadline)
+        ``slices`` gives a rank's part of tensors: ``{name: (dim, start, stop)}``, or a function from `TensorInfo` to
+        that or None; what is not named comes whole. Only a part's bytes cross to the device, where it is contiguous; on
+        the CPU it is a view. InvalidRequestError for one that does not fit.
+
+        Raises DeviceError if the device cannot be used, has no room, or fails. A tensor on a GPU is ready for use on
+        any stream. It is part of a flat buffer with its neighbours (of ``gpu.buffer_bytes``), and their memory is freed
+        together. Close the iterator, or use it up: until then the copy's threads stay.
+        """
+        options = gpu or GpuOptions()
+        wanted = Wanted(None if names is None else frozenset(names), slices, options.buffer_bytes, options.ahead_bytes)
+        yield from self._tensors(device, wanted, options, Deadline(timeout_s))
 
     def state_dict(
-        self, device: str | torch.device | None = None, timeout_s: float | None = None
+        self,
+        device: str | torch.device | None = None,
+        timeout_s: float | None = None,
+        *,
+        slices: Slices | None = None,
+        gpu: GpuOptions | None = None,
     ) -> dict[str, torch.Tensor]:
         """All tensors by name, in the order of `names`: on the CPU zero-copy, or copied to ``device`` as they arrive.
 
-        Waits until the model is complete. Raises as `stream` does.
+        On a GPU the tensors of a file are views of one flat buffer, which is freed with the last of them. Waits until
+        the model is complete. ``slices``, ``gpu`` and errors are those of `stream`.
         """
-        arrived = dict(self.stream(device, timeout_s=timeout_s))
+        deadline = Deadline(timeout_s)
+        if slices is None and parse_device(device) is None:
+            arrived = all_tensors(self._arrivals, self._index, deadline, f"the tensors of {self.name}")
+            self._wait_complete(deadline)
+        else:
+            arrived = dict(self._tensors(device, Wanted(slices=slices), gpu or GpuOptions(), deadline))
         return {name: arrived[name] for name in self.names()}
 
     def load_into(
@@ -224,17 +257,20 @@ class Model:
         *,
         strict: bool = True,
         timeout_s: float | None = None,
+        slices: Slices | None = None,
+        gpu: GpuOptions | None = None,
     ) -> Any:
         """Loads a ``torch.nn.Module``; returns torch's ``(missing_keys, unexpected_keys)``.
 
         If any of the module is on the meta device the tensors become its parameters: of the checkpoint's dtype, on
         ``device``, and for the CPU without a copy. Otherwise their values are copied into the parameters that it has,
         where they are and in their dtype. With ``strict``, torch's RuntimeError is raised if names differ (a model with
-        tied weights lists them once: pass False, and tie them).
+        tied weights lists them once: pass False, and tie them). ``slices`` and ``gpu`` are those of `stream`.
         """
         from cached_client.torch import load_state_dict
 
-        return load_state_dict(module, self.state_dict(device, timeout_s), strict=strict)
+        tensors = self.state_dict(device, timeout_s, slices=slices, gpu=gpu)
+        return load_state_dict(module, tensors, strict=strict)
 
     # End.
 
@@ -244,6 +280,7 @@ class Model:
         Tensors that were handed out stay valid.
         """
         if self._finalizer.detach() is not None:
+            self._device_loads.close()
             self._lease.stop()
             self._arrivals.close()
 
@@ -276,27 +313,30 @@ class Model:
     def _wait_view(self, index: int, begin: int, end: int, deadline: Deadline, what: str) -> memoryview:
         return self._arrivals.wait_for(lambda: self._arrivals.view(index, begin, end), deadline, what)
 
-    def _arriving(self, wanted: set[str] | None, deadline: Deadline) -> Iterator[tuple[int, TensorInfo]]:
-        """File and place of each tensor, in batches as their bytes are announced."""
-        pending: dict[int, PendingTensors] = {}
+    def _tensors(
+        self, device: str | torch.device | None, wanted: Wanted, options: GpuOptions, deadline: Deadline
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        target = parse_device(device)
+        if target is None:
+            yield from self._views(None, wanted, deadline)
+        else:
+            yield from self._device_loads.tensors(
+                target, wanted, options, deadline, lambda: self._views(target, wanted, deadline)
+            )
+        sliced = wanted.slices if isinstance(wanted.slices, Mapping) else ()
+        for name in sorted({*(wanted.names or ()), *sliced}):
+            self._index.find(name, deadline)
+        self._wait_complete(deadline)
 
-        def take() -> list[tuple[int, TensorInfo]] | None:
-            files = self._index.weight_files()
-            for index in files or ():
-                if index not in pending and (header := self._index.header(index)) is not None:
-                    tensors = header.tensors.values()
-                    pending[index] = PendingTensors(t for t in tensors if wanted is None or t.name in wanted)
-            ready = [
-                (index, info) for index, rest in pending.items() for info in rest.take(self._arrivals.spans(index))
-            ]
-            finished = files is not None and len(pending) == len(files) and not any(pending.values())
-            return ready if ready or finished else None
-
-        while batch := self._arrivals.wait_for(take, deadline, f"the tensors of {self.name}"):
-            yield from batch
-        if wanted is not None:
-            for name in sorted(wanted):
-                self._index.find(name, deadline)
+    def _views(
+        self, device: torch.device | None, wanted: Wanted, deadline: Deadline
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors as views, or each copied to ``device`` by itself."""
+        what = f"the tensors of {self.name}"
+        for info, tensor in tensors(self._arrivals, self._index, wanted.names, deadline, what):
+            part = slice_of(info, wanted.slices)
+            chosen = tensor if part is None else tensor.narrow(part[0], part[1], part[2] - part[1])
+            yield info.name, to_device(chosen, device)
 
 
 def attach(

@@ -43,6 +43,16 @@ class Rows:
     size_bytes: int
     stride_bytes: int
 
+    @property
+    def total_bytes(self) -> int:
+        """Of all runs."""
+        return self.count * self.size_bytes
+
+    @property
+    def end(self) -> int:
+        """Where the last run ends in the file."""
+        return self.begin + (self.count - 1) * self.stride_bytes + self.size_bytes
+
     def filled_until(self, end: int) -> int:
         """How many of its bytes are there, from its own first on, if the file is there until ``end``."""
         if self.count == 1:
@@ -69,7 +79,7 @@ class Place:
     @property
     def size_bytes(self) -> int:
         """Its bytes on the device."""
-        return self.rows.count * self.rows.size_bytes
+        return self.rows.total_bytes
 
     @property
     def end(self) -> int:
@@ -145,7 +155,10 @@ class Image:
         low = self._filled[first].offset + self._filled[first].rows.missing_until(begin)
         if low == self._filled[first].end and first + 1 < len(self._filled):
             low = self._filled[first + 1].offset
-        high = self._filled[last].offset + self._filled[last].rows.filled_until(end)
+        filled_bytes = self._filled[last].rows.filled_until(end)
+        high = self._filled[last].offset + filled_bytes
+        if not filled_bytes:  # not even its first row: then the gap before it is of no use
+            high = self._filled[last - 1].end if last else 0
         return low, max(low, high)
 
     def windows(self, low: int, high: int, size_bytes: int) -> Iterator[tuple[int, int, int]]:
@@ -179,14 +192,6 @@ class Image:
                     runs.append((at, rows))
         return runs
 
-    def source_of(self, low: int, high: int) -> tuple[int, int]:
-        """The smallest range of the file that has all bytes for a range of the image which is not empty."""
-        runs = self.runs(low, high)
-        if not runs:
-            return 0, 0
-        last = runs[-1][1]
-        return runs[0][1].begin, last.begin + (last.count - 1) * last.stride_bytes + last.size_bytes
-
     def gather(
         self, low: int, high: int, source: npt.NDArray[np.uint8], source_begin: int, target: npt.NDArray[np.uint8]
     ) -> None:
@@ -198,7 +203,7 @@ class Image:
 
         for at, rows in self.runs(low, high):
             begin, to = rows.begin - source_begin, at - low
-            size_bytes = rows.count * rows.size_bytes
+            size_bytes = rows.total_bytes
             if rows.count == 1:
                 np.copyto(target[to : to + size_bytes], source[begin : begin + size_bytes])
                 continue
@@ -221,7 +226,8 @@ def _place(info: TensorInfo, wanted: Slice | None, offset: int) -> Place:
     size_bytes = (stop - start) * unit_bytes
     if not size_bytes * count:
         return Place(info, shape_wanted, Rows(info.begin, 1, 0, 0), offset)
-    return Place(info, shape_wanted, Rows(info.begin + start * unit_bytes, count, size_bytes, shape[dim] * unit_bytes), offset)
+    rows = Rows(info.begin + start * unit_bytes, count, size_bytes, shape[dim] * unit_bytes)
+    return Place(info, shape_wanted, rows, offset)
 
 
 def _product(extents: tuple[int, ...]) -> int:

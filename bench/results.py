@@ -130,6 +130,15 @@ class Contest:
         """The first measured one of a role."""
         return next((item for item in self.standings if item.role is role and item.measured), None)
 
+    def best(self, role: Role) -> Standing | None:
+        """The quickest of a role."""
+        measured = [item for item in self.standings if item.role is role and item.measured]
+        return max(measured, key=lambda item: item.median("gb_per_s"), default=None)
+
+    def extra(self) -> list[str]:
+        """Names of the figures that only this contest has."""
+        return list(dict.fromkeys(name for item in self.standings for sample in item.samples for name in sample.extra))
+
     def ratio(self, name: str, other: str, quantity: str = "gb_per_s") -> float | None:
         """Of two medians; None unless both were measured."""
         ours, theirs = self.get(name), self.get(other)

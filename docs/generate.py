@@ -13,10 +13,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
 
+from bench.tables import part_text, required_text
 from cached import errors, metrics, settings
 from cached.cli.failures import exit_code
 from cached.cli.main import cli
@@ -198,6 +200,12 @@ def _summary(path: Path) -> str:
     return re.split(r"\. |; ", text.replace("`", ""), maxsplit=1)[0].rstrip(".")
 
 
+# What was measured.
+
+MEASURED = ("s3", "nvme", "warm", "workers", "streaming", "control", "gpu")
+"""The parts of the benchmark, each with a part of docs/performance.md of its own."""
+
+
 # What they share.
 
 
@@ -224,6 +232,8 @@ class Part:
 
 PARTS = (
     Part("architecture.md", "house", house_text),
+    Part("performance.md", "required", required_text),
+    *(Part("performance.md", f"measured-{name}", partial(part_text, name)) for name in MEASURED),
     Part("reference.md", "settings", settings_text),
     Part("reference.md", "cli", cli_text),
     Part("reference.md", "metrics", metrics_text),

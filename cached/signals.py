@@ -23,16 +23,19 @@ class Signal:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def wait(self, timeout_s: float | None = None) -> bool:
-        """Until the next ``notify``; False if ``timeout_s`` passed first. Cancellation leaves nothing behind."""
+    def next(self) -> asyncio.Future[None]:
+        """Done with the next ``notify`` after this call. Cancel it when it is not waited for any more."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
+        waiter.add_done_callback(self._waiters.discard)
+        return waiter
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Until the next ``notify``; False if ``timeout_s`` passed first. Cancellation leaves nothing behind."""
         try:
-            await asyncio.wait_for(waiter, timeout_s)
+            await asyncio.wait_for(self.next(), timeout_s)
         except TimeoutError:
             return False
-        finally:
-            self._waiters.discard(waiter)
         return True
 
 

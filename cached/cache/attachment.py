@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +14,7 @@ from cached.cache.services import Services
 from cached.errors import InvalidRequestError, NotFoundError
 from cached.leases import Lease
 from cached.manifest import Manifest
+from cached.transfer.fill import Fill
 from cached.types import (
     AttachedFile,
     AttachEvent,
@@ -29,6 +30,37 @@ from cached.units import CHUNK_BYTES
 
 _COALESCE_S = 0.02
 """Verified chunks are announced at most this often: a worker's copy loop wants long ranges, not many messages."""
+
+
+class _Arriving:
+    """A file of which not everything was announced yet."""
+
+    def __init__(self, index: int, fill: Fill) -> None:
+        self._index = index
+        self._fill = fill
+        self._announced = 0
+
+    @property
+    def finished(self) -> bool:
+        """Everything was announced."""
+        return self._announced == self._fill.chunk_count
+
+    def take(self) -> list[ByteRange]:
+        """What was verified since the last time, in the order of the file, neighbours joined."""
+        chunks = sorted(self._fill.order[self._announced :])
+        self._announced += len(chunks)
+        found: list[ByteRange] = []
+        for first, last in _runs(chunks):
+            begin, end = first * CHUNK_BYTES, min((last + 1) * CHUNK_BYTES, self._fill.size_bytes)
+            found.append(ByteRange(self._index, begin, end - begin))
+        return found
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and last of each run of consecutive numbers."""
+    ends = [at for at, number in enumerate(numbers) if at + 1 == len(numbers) or numbers[at + 1] != number + 1]
+    for begin, end in zip([0, *(at + 1 for at in ends)], ends, strict=False):
+        yield numbers[begin], numbers[end]
 
 
 class Attachment:
@@ -91,7 +123,11 @@ class Attachment:
                 await self._wake.wait()
 
     async def _arrivals(self, load: Load) -> AsyncIterator[AttachEvent]:
-        cursor = [0] * len(load.plan.files)
+        arriving = [
+            _Arriving(index, flight.fill)
+            for index, file in enumerate(load.plan.files)
+            if (flight := load.flight_of(file)) is not None
+        ]
         resident = [
             ByteRange(index, 0, file.size_bytes)
             for index, file in enumerate(load.plan.files)
@@ -100,7 +136,8 @@ class Attachment:
         if resident:
             yield RangesReady(tuple(resident))
         while not self._closed:
-            ranges = _new_ranges(load, cursor)
+            ranges = tuple(item for file in arriving for item in file.take())
+            arriving = [file for file in arriving if not file.finished]
             if ranges:
                 yield RangesReady(ranges)
             if load.ready_as is not None:
@@ -110,19 +147,9 @@ class Attachment:
             if load.error is not None:
                 raise load.error
             if not ranges:
-                await self._next_change(load)
+                await _first_of(load.signal.next(), self._wake.wait())
             else:
-                await self._services.clock.sleep(_COALESCE_S)
-
-    async def _next_change(self, load: Load) -> None:
-        """Until the load changes or the lease is closed."""
-        waits = [asyncio.ensure_future(load.signal.wait()), asyncio.ensure_future(self._wake.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+                await _first_of(self._services.clock.sleep(_COALESCE_S), _end_of(load), self._wake.wait())
 
     def _opened(self, complete: Complete | None) -> Opened:
         self.lease.complete = complete is not None
@@ -182,26 +209,22 @@ class Attachment:
         return storage.l1.open_blob(self._known().files[index].digest)
 
 
+async def _end_of(load: Load) -> None:
+    """Until the load is ready or failed: that is never announced later than it could be."""
+    while load.ready_as is None and load.error is None:
+        await load.signal.wait()
+
+
+async def _first_of(*works: Awaitable[object]) -> None:
+    waits = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+
 def _close_all(descriptors: list[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
-
-
-def _new_ranges(load: Load, cursor: list[int]) -> tuple[ByteRange, ...]:
-    """What was verified since ``cursor``, neighbours joined; moves the cursor."""
-    found: list[ByteRange] = []
-    for index, file in enumerate(load.plan.files):
-        flight = load.flight_of(file)
-        if flight is None or cursor[index] == len(flight.fill.order):
-            continue
-        chunks = sorted(flight.fill.order[cursor[index] :])
-        cursor[index] = len(flight.fill.order)
-        start = previous = chunks[0]
-        for chunk in [*chunks[1:], -1]:
-            if chunk == previous + 1:
-                previous = chunk
-                continue
-            end = min((previous + 1) * CHUNK_BYTES, file.size_bytes)
-            found.append(ByteRange(index, start * CHUNK_BYTES, end - start * CHUNK_BYTES))
-            start = previous = chunk
-    return tuple(found)

@@ -86,7 +86,7 @@ class Flight:
     Constructing it opens the journal; bytes must have been reserved and the ingests created. Then ``start()``.
     """
 
-    def __init__(self, services: Services, order: BlobOrder, *, priority: int) -> None:
+    def __init__(self, services: Services, order: BlobOrder, *, priority: int, urgent: bool = False) -> None:
         self.order = order
         self.signal = Signal()
         self.verified = False
@@ -112,6 +112,8 @@ class Flight:
             width=services.width,
             priority=priority,
             with_sha256=order.record is None,
+            sha256_behind=not order.sha256,
+            urgent=urgent,
             observer=Observer(self._on_chunk, self._on_moved, self._on_damage, self._on_retry),
         )
         self._task: asyncio.Task[None] | None = None
@@ -193,14 +195,15 @@ class Flight:
             await self._services.runner.settled(self._persist.target.path)
 
     async def _check_early(self) -> None:
-        """Where the origin vouches for the whole content, the bytes are ready before their SHA-256 is known."""
+        """Unless the catalog has their SHA-256, the bytes are ready before it is known."""
         while not self.fill.chunks_done:
             await self.fill.signal.wait()
             self.signal.notify()
         if self.order.record is not None:
             self._pass(None)
-        elif not self.order.sha256 and await confirm_origin_checksum(self._services.runner, self.order, self.fill):
-            self._pass(CheckedBy.ORIGIN_CHECKSUM)
+        elif not self.order.sha256:
+            vouched = await confirm_origin_checksum(self._services.runner, self.order, self.fill)
+            self._pass(CheckedBy.ORIGIN_CHECKSUM if vouched else CheckedBy.FIRST_SEEN)
 
     async def _named(self) -> BlobRecord:
         if self.order.record is not None:
@@ -209,8 +212,6 @@ class Flight:
         if self.order.sha256:
             confirm_sha256(self.order, fill.sha256)
             self._pass(CheckedBy.CATALOG_SHA256)
-        elif not self.verified:
-            self._pass(CheckedBy.FIRST_SEEN)
         crc64 = tuple(fill.crc64[index] for index in range(fill.chunk_count))
         return BlobRecord(digest=fill.sha256, size_bytes=fill.size_bytes, crc64=crc64)
 

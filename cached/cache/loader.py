@@ -22,6 +22,8 @@ _log = structlog.get_logger(__name__)
 
 _PRIORITIES_PER_LOAD = 100_000
 """More than a model has files: earlier loads go first, and within a load earlier files."""
+_WEIGHTS = (".safetensors", ".gguf")
+"""A worker that streams waits for the head of the first of them."""
 
 
 class Loader:
@@ -128,9 +130,14 @@ class Loader:
             persisted = await self._open_behind(new, plan)
             opened += [(Level.L2, new[key]) for key in persisted]
             self._sequence += 1
+            weights = (key for key, order in new.items() if order.path.endswith(_WEIGHTS))
+            first = next(weights, "") if plan.level is Level.L1 else ""
             for position, (key, order) in enumerate(new.items()):
                 priority = self._sequence * _PRIORITIES_PER_LOAD + position
-                self._take_off(load, replace(order, persist=key in persisted), priority)
+                flight = Flight(
+                    self._services, replace(order, persist=key in persisted), priority=priority, urgent=key == first
+                )
+                self._take_off(load, flight)
         finally:
             for level, order in opened:
                 if order.ingest_id not in load.flights:
@@ -175,8 +182,8 @@ class Loader:
             return frozenset()
         return frozenset(sizes)
 
-    def _take_off(self, load: Load, order: BlobOrder, priority: int) -> None:
-        flight = Flight(self._services, order, priority=priority)
+    def _take_off(self, load: Load, flight: Flight) -> None:
+        order = flight.order
         flight.users = 1
         self._flights[order.level, order.ingest_id] = load.flights[order.ingest_id] = flight
         flight.start()

@@ -94,6 +94,10 @@ class Origin(Protocol):
     Errors: NotFoundError, OriginDeniedError, OriginUnavailableError, OriginProtocolError, ObjectChangedError.
     """
 
+    def prepare(self) -> None:
+        """What has to be done once before the first call, and takes a while; it connects to nothing."""
+        ...
+
     def list_objects(self) -> list[OriginObject]:
         """All objects below the URI (a URI naming one object gives that one), sorted by path, without checksums."""
         ...

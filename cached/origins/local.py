@@ -55,6 +55,9 @@ class LocalOrigin:
         self._uri = spec.uri
         self._top = os.path.normpath(unquote(parts.path))
 
+    def prepare(self) -> None:
+        """See Origin. There is nothing to do."""
+
     def list_objects(self) -> list[OriginObject]:
         """See Origin."""
         with self._errors(""):

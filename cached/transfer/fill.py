@@ -15,12 +15,13 @@ from typing import Protocol
 
 import structlog
 
+from cached.checksum import combine_crc64nvme
 from cached.clock import Clock
 from cached.errors import CachedError, IntegrityError, LevelError, MoverError, NotFoundError, ObjectChangedError
 from cached.levels.base import FileRef
 from cached.origins.base import OriginObject, OriginSpec
 from cached.signals import Signal, run_all
-from cached.transfer.jobs import Checksum, Copy, Fetch, Hash, Hashed, Job, Listing, Moved, Result, StatObjects
+from cached.transfer.jobs import Checksum, Copy, Fetch, Hash, Hashed, Job, Listing, Moved, Prepare, Result, StatObjects
 from cached.types import Level
 from cached.units import CHUNK_BYTES, chunk_count, chunk_length
 
@@ -29,6 +30,10 @@ _log = structlog.get_logger(__name__)
 _HASH_STEP_CHUNKS = 4
 _HASH_RESTARTS = 3
 _HASH_PRIORITY = -1
+_HASH_BEHIND_PRIORITY = 500_000_000
+"""After every range that somebody waits for, before what only writes to L2."""
+_PIECES = 8
+"""Of the first chunk where it is urgent: so many connections bring it together."""
 
 
 class Runner(Protocol):
@@ -36,6 +41,10 @@ class Runner(Protocol):
 
     async def run(self, job: Job, *, key: str | None = None, priority: int = 0) -> Result:
         """The job's result, or its typed error."""
+        ...
+
+    def prepare(self, job: Prepare) -> None:
+        """Has every mover open an origin that is about to be read from; nobody waits for that."""
         ...
 
     async def settled(self, path: str) -> None:
@@ -90,6 +99,15 @@ class Observer:
     on_retry: Callable[[CachedError], None] = lambda _error: None
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """``crc64`` is None once it failed."""
+
+    offset_bytes: int
+    length_bytes: int
+    crc64: asyncio.Future[int | None] = field(default_factory=asyncio.Future)
+
+
 class Fill:
     """Brings ``size_bytes`` of one blob to ``target``. Construct, then ``await run()`` once.
 
@@ -109,8 +127,14 @@ class Fill:
         width: int,
         priority: int = 0,
         with_sha256: bool = False,
+        sha256_behind: bool = False,
+        urgent: bool = False,
         observer: Observer | None = None,
     ) -> None:
+        """``urgent``: somebody waits for the first chunk more than for the others.
+
+        ``sha256_behind``: nobody waits for the SHA-256. It is begun when all chunks are in, and lets others go first.
+        """
         self.key = key
         self.target = target
         self.size_bytes = target.size_bytes
@@ -127,6 +151,9 @@ class Fill:
         self._width = width
         self._priority = priority
         self._with_sha256 = with_sha256
+        self._sha256_behind = sha256_behind
+        self._urgent = urgent
+        self._pieces: list[_Piece] = []
         self._observer = observer or Observer()
         self._restat = asyncio.Lock()
         self._followed = False
@@ -144,7 +171,9 @@ class Fill:
     async def run(self) -> None:
         """Until every chunk is verified and, if asked for, ``sha256`` is known. Raises the first typed error."""
         pending = iter(range(self.chunk_count))
-        works = [self._work(pending) for _ in range(min(self._width, self.chunk_count))]
+        self._pieces = self._first_pieces() if self._urgent else []
+        works = [self._fetch_piece(piece) for piece in self._pieces]
+        works += [self._work(pending) for _ in range(min(self._width, self.chunk_count))]
         if self._with_sha256:
             works.append(self._hash())
         await run_all(*works)
@@ -177,7 +206,41 @@ class Fill:
                 path=self.target.path,
                 chunk_index=index,
             )
+        if index == 0 and self._pieces:
+            crc64 = await self._joined_pieces()
+            if crc64 is not None:
+                return crc64, Level.L3
         return await self._fetched_from_origin(index), Level.L3
+
+    def _first_pieces(self) -> list[_Piece]:
+        """The first chunk in pieces; none where it is all, or where a nearer place than the origin may have it."""
+        sources = self._sources
+        on_disk = sources.disk is not None and (sources.on_disk is None or 0 in sources.on_disk)
+        if self.chunk_count < 2 or sources.origin is None or on_disk or 0 in sources.in_place:
+            return []
+        length = CHUNK_BYTES // _PIECES
+        return [_Piece(at, length) for at in range(0, CHUNK_BYTES, length)]
+
+    async def _fetch_piece(self, piece: _Piece) -> None:
+        source = self._origin()
+        try:
+            job = Fetch(source.spec, source.item, piece.offset_bytes, piece.length_bytes, self.target)
+            piece.crc64.set_result((await self._moved(job, Level.L3)).crc64)
+        except CachedError as error:
+            if error.retryable:
+                self._observer.on_retry(error)
+            _log.info("transfer.piece_failed", offset_bytes=piece.offset_bytes, cause=error.message)
+            piece.crc64.set_result(None)
+
+    async def _joined_pieces(self) -> int | None:
+        """The first chunk's checksum; None if it has to be fetched as every other chunk is, with all that may help."""
+        pieces, self._pieces = self._pieces, []
+        # All of them: one that still runs might write junk over what comes instead.
+        found = [(await piece.crc64, piece.length_bytes) for piece in pieces]
+        known = [(crc64, length_bytes) for crc64, length_bytes in found if crc64 is not None]
+        whole = combine_crc64nvme(known)
+        intact = len(known) == len(found) and whole == self._sources.expected.get(0, whole)
+        return whole if intact else None
 
     async def _confirmed_in_place(self, index: int) -> bool:
         job = Checksum(self.target, index * CHUNK_BYTES, chunk_length(self.size_bytes, index))
@@ -274,6 +337,8 @@ class Fill:
 
     async def _hash(self) -> None:
         """SHA-256 of the whole, behind the watermark of contiguous chunks. A lost mover costs a new start from 0."""
+        while self._sha256_behind and not self.chunks_done:
+            await self.signal.wait()
         for restart in range(_HASH_RESTARTS + 1):
             try:
                 self.sha256 = await self._hash_once()
@@ -297,7 +362,8 @@ class Fill:
             final = watermark == self.chunk_count
             end = min(watermark * CHUNK_BYTES, self.size_bytes)
             job = Hash(self.key, self.target, done * CHUNK_BYTES, end - done * CHUNK_BYTES, final)
-            answer = await self._runner.run(job, key=self.key, priority=_HASH_PRIORITY)
+            priority = _HASH_BEHIND_PRIORITY if self._sha256_behind else _HASH_PRIORITY
+            answer = await self._runner.run(job, key=self.key, priority=priority)
             if not isinstance(answer, Hashed):
                 raise MoverError("a mover answered a hash with something else")
             if final:

@@ -25,6 +25,13 @@ class StatObjects:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare:
+    """Open an origin, so that its first range does not have to wait for that. Answer: an empty Listing."""
+
+    origin: OriginSpec
+
+
+@dataclass(frozen=True, slots=True)
 class Fetch:
     """Origin range → ``target`` at the same offset, checksummed after it landed. Answer: Moved.
 
@@ -108,7 +115,7 @@ class Clear:
     target: FileRef
 
 
-Job = ListObjects | StatObjects | Fetch | Hedge | Copy | Checksum | Hash | PartDigests | Clear
+Job = ListObjects | StatObjects | Prepare | Fetch | Hedge | Copy | Checksum | Hash | PartDigests | Clear
 
 
 class Word(StrEnum):
@@ -134,7 +141,7 @@ def group_of(job: Job) -> Group:
     """The group of a job."""
     if isinstance(job, Hedge):
         return Group.HEDGE
-    return Group.ORIGIN if isinstance(job, Fetch | ListObjects | StatObjects) else Group.LOCAL
+    return Group.ORIGIN if isinstance(job, Fetch | ListObjects | StatObjects | Prepare) else Group.LOCAL
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from cached.transfer.jobs import (
     Hedge,
     Job,
     PartDigests,
+    Prepare,
     Result,
     Threads,
     Word,
@@ -81,6 +82,7 @@ class MoverPool:
         self._tender: asyncio.Task[None] | None = None
         self._starting = 0
         self._start_failures = 0
+        self._prepare: Prepare | None = None
         self._closed = False
         self._idle_targets: dict[str, list[asyncio.Future[None]]] = {}
 
@@ -136,6 +138,29 @@ class MoverPool:
         self._waiting.add(ticket)
         self._dispatch()
         return ticket
+
+    def prepare(self, job: Prepare) -> None:
+        """Starts all movers, and has each open an origin beside its other work; nobody waits for that.
+
+        So on a cold start they come up beside each other, and while the origin is listed.
+        """
+        if self._closed:
+            return
+        for mover in self._movers:
+            if not mover.ending:
+                self._let_prepare(mover, job)
+        missing = self._max_movers - self.active_movers - self._starting
+        for _ in range(missing):
+            self._starting += 1
+            self._spawn()
+        self._prepare = job if self._starting else None
+
+    def _let_prepare(self, mover: MoverProcess, job: Prepare) -> None:
+        self._numbers += 1
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(0, self._numbers, job, None, loop.create_future(), loop.create_future(), group_of(job))
+        ticket.future.add_done_callback(_heard)
+        self._hand_over(ticket, mover)
 
     def age_s(self, ticket: Ticket) -> float:
         """For how long a mover has been at work on it."""
@@ -272,6 +297,9 @@ class MoverPool:
         self._movers.append(mover)
         if self._closed:
             mover.finish()
+        elif self._prepare is not None:
+            self._let_prepare(mover, self._prepare)
+            self._prepare = self._prepare if self._starting else None
         self._dispatch()
         try:
             await mover.converse(
@@ -395,3 +423,9 @@ def _size_bytes(job: Job) -> int:
     if isinstance(job, PartDigests):
         return sum(job.part_sizes_bytes)
     return getattr(job, "length_bytes", 0)
+
+
+def _heard(future: asyncio.Future[Result]) -> None:
+    """What it ended with is of no interest: whoever needs the origin meets the same."""
+    if not future.cancelled():
+        future.exception()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from cached.checksum import RunningDigest, crc64nvme, new_digest
 from cached.errors import InvalidRequestError, MoverError, OriginDeniedError
 from cached.levels.memory import clear
-from cached.origins.base import Abort, Origin, OriginObject, OriginSpec
+from cached.origins.base import Abort, Origin, OriginObject, OriginSpec, read_range
 from cached.transfer import ranges
 from cached.transfer.control import Control
 from cached.transfer.jobs import (
@@ -31,9 +30,11 @@ from cached.transfer.jobs import (
     ListObjects,
     Moved,
     PartDigests,
+    Prepare,
     Result,
     StatObjects,
 )
+from cached.transfer.landing import land, views_released
 from cached.units import CHUNK_BYTES
 
 _MAX_ORIGINS = 8
@@ -62,6 +63,10 @@ class Worker:
                     return Listing(tuple(origin.list_objects()))
             case StatObjects():
                 return Listing(self._stat(job))
+            case Prepare():
+                with self._origins.use(job.origin) as origin:
+                    origin.prepare()
+                return Listing(())
             case Hash():
                 digest = self._hashes.feed(job, self._slabs.view())
                 return Hashed(digest, job.length_bytes, time.perf_counter() - started_s)
@@ -104,7 +109,7 @@ class Worker:
     def _hedge(self, job: Fetch, control: Control) -> int:
         if job.length_bytes > CHUNK_BYTES:
             raise InvalidRequestError(f"a range of {job.length_bytes} bytes cannot be hedged", value=job.item.path)
-        with self._slabs.view()[: job.length_bytes] as view:
+        with self._slabs.view()[: job.length_bytes] as view, views_released():
             control.check()
             with self._origins.use(job.origin) as origin:
                 read_range(origin, job.item, job.offset_bytes, view, control.abort)
@@ -120,7 +125,7 @@ class Worker:
             self._origins.use(job.origin) as origin,
             origin.open_range(job.item, job.offset_bytes, job.length_bytes, abort) as read_into,
         ):
-            return ranges.fill(job.target, job.offset_bytes, job.length_bytes, read_into, self._slabs.view())
+            return land(job.target, job.offset_bytes, job.length_bytes, read_into, self._slabs.view())
 
     def _copy(self, job: Copy) -> int:
         where = (job.source, job.target, job.offset_bytes, job.length_bytes)

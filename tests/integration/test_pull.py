@@ -17,7 +17,7 @@ from cached.levels.base import FileRef
 from cached.origins.base import OriginChecksum, OriginSpec
 from cached.origins.local import LocalOrigin
 from cached.transfer.fill import Fill, OriginSource, RetryPolicy, Sources
-from cached.transfer.jobs import Job, Result
+from cached.transfer.jobs import Job, Prepare, Result
 from cached.transfer.worker import Worker
 from cached.types import Level
 from tests.integration.support import MB, Site, model_files, random_bytes, refused, sha256, total_bytes
@@ -166,6 +166,9 @@ async def test_composite_checksums_vouch_part_by_part(tmp_path: Path, algorithm:
     class InProcess:
         async def run(self, job: Job, *, key: str | None = None, priority: int = 0) -> Result:
             return worker.perform(job)
+
+        def prepare(self, job: Prepare) -> None:
+            """There is nobody to prepare."""
 
         async def settled(self, path: str) -> None:
             """Nothing is ever under way."""

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from cached.errors import (
     CachedError,
     InvalidRequestError,
@@ -23,7 +21,6 @@ from cached.origins.s3.connections import interruptible
 from cached.origins.s3.failures import Failures
 from cached.origins.s3.options import parse_location, parse_options
 from cached.origins.s3.ranged import RangedGets
-from cached.origins.s3.upload import compare_upload, send_file
 from cached.origins.s3.versions import (
     checksum,
     checksum_names,
@@ -34,7 +31,6 @@ from cached.origins.s3.versions import (
 )
 from cached.refs import check_path
 
-_log = structlog.get_logger(__name__)
 _MAX_PARTS = 10_000  # S3's own limit; a server that pages for ever is not followed
 
 
@@ -52,6 +48,10 @@ class S3Origin:
         self._ranged: RangedGets | None = None
         self._upload_client: Any = None
         self._one_object: bool | None = False if self._location.only_prefix else None
+
+    def prepare(self) -> None:
+        """See Origin."""
+        self._connected()
 
     def list_objects(self) -> list[OriginObject]:
         """See Origin. Keys that end with ``/`` are skipped; a key that is not a safe path is InvalidRequestError."""
@@ -128,6 +128,9 @@ class S3Origin:
 
     def upload_file(self, local_path: Path, path: str, progress: Callable[[int], None] | None = None) -> OriginObject:
         """See WritableOrigin. Sent with a CRC64-NVME where the server takes one."""
+        # Not in movers, where each import delays the first byte.
+        from cached.origins.s3.upload import compare_upload, send_file
+
         key = f"{self._location.base}{check_path(path)}"
         connection, failures = self._connected()
         with self._lock:
@@ -225,7 +228,10 @@ class S3Origin:
         else:
             why = "the server tells no part sizes, or they do not add up"
         if not sizes or sum(sizes) != fields["ContentLength"]:
-            _log.info("s3.composite_checksum_unusable", bucket=self._location.bucket, key=key, why=why)
+            import structlog  # here, for the same reason
+
+            log = structlog.get_logger(__name__)
+            log.info("s3.composite_checksum_unusable", bucket=self._location.bucket, key=key, why=why)
             return None
         return sizes
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -42,6 +43,8 @@ class _Answers:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until standard input ends; what was asked before is answered first."""
+    # What botocore builds up at its start would be looked through again and again: half of that time.
+    gc.set_threshold(50_000)
     parser = argparse.ArgumentParser(prog="cached-mover")
     for group in Group:
         parser.add_argument(f"--{group.value}-threads", type=int, required=True)

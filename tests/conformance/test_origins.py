@@ -266,11 +266,13 @@ def test_unknown_schemes_are_refused_and_nothing_secret_is_said():
     assert redact("https://me:pw@host:1/a/b?X-Amz-Signature=1#f") == "https://host:1/a/b"
 
 
-def test_boto3_is_loaded_for_s3_only(tmp_path: Path):
+def test_little_is_loaded_for_an_origin_that_is_read(tmp_path: Path):
+    """A mover's imports delay the first byte of a cold attach; boto3 is for uploads."""
     code = (
         "import sys; from cached.origins.registry import open_origin; from cached.origins.base import OriginSpec;"
-        f"open_origin(OriginSpec('file://{tmp_path}')); assert 'boto3' not in sys.modules;"
-        "open_origin(OriginSpec('s3://bucket/x')); assert 'boto3' in sys.modules"
+        f"open_origin(OriginSpec('file://{tmp_path}')); assert 'botocore' not in sys.modules;"
+        "open_origin(OriginSpec('s3://bucket/x')).prepare(); assert 'botocore' in sys.modules;"
+        "import cached.transfer.mover; assert not {'boto3', 'structlog', 'rich', 'asyncio'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -1,4 +1,4 @@
-"""boto3 clients as the cache needs them."""
+"""botocore clients as the cache needs them; boto3, which takes a while to import, only for uploads."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
 import botocore
 import botocore.exceptions
+import botocore.session
 from botocore.awsrequest import AWSPreparedRequest
 from botocore.config import Config
 
@@ -21,6 +21,8 @@ from cached.origins.s3.options import S3Options
 # FlexibleChecksumError, and every upload carries a trailer that other servers refuse.
 _CHECKSUMS = "when_required"
 _UPLOAD_ATTEMPTS = 5
+_SERVICES = ["s3", "sts", "sso", "sso-oidc", "signin"]
+"""S3, and those that credentials may come from."""
 _ALL_CONNECTIONS = 1024
 
 
@@ -31,7 +33,11 @@ class Connection:
         self._options = options
         self._pool_classes = pool_classes(Addresses())
         try:
-            self._session = boto3.Session(profile_name=options.profile or None, region_name=options.region or None)
+            self._session = botocore.session.Session(profile=options.profile or None)
+            if options.region:
+                self._session.set_config_variable("region", options.region)
+            # It would look through the folders of all 400 services, twice.
+            self._session.get_component("data_loader").list_available_services = lambda *_, **__: _SERVICES
             self.client = self._make(attempts=1)
         except botocore.exceptions.ProfileNotFound as error:
             raise InvalidRequestError(
@@ -119,7 +125,7 @@ class Connection:
         )
         if options.ca_bundle and not os.path.isfile(options.ca_bundle):
             raise ValueError(f"there is no CA bundle {options.ca_bundle!r}")
-        client = self._session.client(
+        client = self._session.create_client(
             "s3",
             endpoint_url=options.endpoint_url or None,
             verify=options.ca_bundle or None,

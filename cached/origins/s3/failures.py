@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 
-import boto3.exceptions
 import botocore.exceptions
 import urllib3.exceptions
 
@@ -63,8 +62,6 @@ class Failures:
             yield
         except CachedError:
             raise
-        except boto3.exceptions.S3UploadFailedError as error:
-            raise self._translate(error.__context__ or error, path, expected_version) from None
         except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError, *_NETWORK) as error:
             # Not chained: the original's text may hold what the server echoed of the request.
             raise self._translate(error, path, expected_version) from None

@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 from boto3.exceptions import S3UploadFailedError
-from boto3.s3.transfer import TransferConfig
+from boto3.s3.transfer import S3Transfer, TransferConfig
 from botocore.exceptions import ClientError
 
 from cached import checksum
@@ -22,7 +22,7 @@ _PART_BYTES = 16 << 20
 
 
 def send_file(client: Any, local_path: Path, bucket: str, key: str, progress: Callable[[int], None] | None) -> str:
-    """Uploads in parts and gives the CRC64-NVME of what was read, in hex. Raises what boto3 raises.
+    """Uploads in parts and gives the CRC64-NVME of what was read, in hex. Raises what botocore raises.
 
     With a CRC64-NVME on every part first; once more without, if the server refuses that (older MinIO, some gateways).
     """
@@ -35,17 +35,25 @@ def send_file(client: Any, local_path: Path, bucket: str, key: str, progress: Ca
         max_concurrency=4,
         preferred_transfer_client="classic",  # the other one takes neither our client's settings nor its credentials
     )
-    try:
-        client.upload_file(
-            str(local_path), bucket, key, Callback=progress, Config=config,
-            ExtraArgs={"ChecksumAlgorithm": "CRC64NVME"},
-        )  # fmt: skip
-    except (S3UploadFailedError, ClientError) as error:
-        if not _checksum_refused(error):
-            raise
-        _log.info("s3.upload_checksum_refused", bucket=bucket, key=key)
-        client.upload_file(str(local_path), bucket, key, Callback=progress, Config=config)
+    with S3Transfer(client, config) as transfer:
+        where = str(local_path), bucket, key, progress
+        try:
+            _send(transfer, *where, {"ChecksumAlgorithm": "CRC64NVME"})
+        except ClientError as error:
+            if not _checksum_refused(error):
+                raise
+            _log.info("s3.upload_checksum_refused", bucket=bucket, key=key)
+            _send(transfer, *where, {})
     return crc64_hex
+
+
+def _send(
+    transfer: Any, path: str, bucket: str, key: str, progress: Callable[[int], None] | None, extra: dict[str, str]
+) -> None:
+    try:
+        transfer.upload_file(path, bucket, key, callback=progress, extra_args=extra)
+    except S3UploadFailedError as error:
+        raise error.__context__ or error from None
 
 
 def compare_upload(local_path: Path, stored: OriginObject, crc64_hex: str) -> None:
@@ -76,12 +84,9 @@ def _crc64_of(path: Path) -> int:
     return value
 
 
-def _checksum_refused(error: Exception) -> bool:
-    cause = error if isinstance(error, ClientError) else error.__context__
-    if not isinstance(cause, ClientError):
-        return False
-    status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return status in {400, 411, 501} and cause.response.get("Error", {}).get("Code") not in {
+def _checksum_refused(error: ClientError) -> bool:
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status in {400, 411, 501} and error.response.get("Error", {}).get("Code") not in {
         "BadDigest",
         "ExpiredToken",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -62,7 +63,9 @@ class CachedContestant:
         server_cpu_s = tree_cpu_s(*self._server_pids)
         with cached_client.connect(str(daemon.socket)) as cache:
             cache.wait_ready(30)
+            started_s = time.monotonic()
             with measured((daemon.pid,)) as span, cache.attach(self._model) as model:
+                extra = self.use(model, started_s)
                 report = model.wait()
                 size_bytes = sum(info.size_bytes for info in model.files.values())
             before_s = tree_cpu_s(daemon.pid)
@@ -73,7 +76,11 @@ class CachedContestant:
         self._evict(daemon)
         found = (report.checked_by, report.from_level)
         assert found == self._expected, f"checked by and loaded from {found}, not {self._expected}"
-        return Sample(span.seconds, size_bytes, span.cpu_s, later_s, server_cpu_s)
+        return Sample(span.seconds, size_bytes, span.cpu_s, later_s, server_cpu_s, extra)
+
+    def use(self, model: cached_client.Model, started_s: float) -> dict[str, float]:
+        """What the worker does with a model that may still be arriving, and figures of that; nothing here."""
+        return {}
 
     def close(self) -> None:
         """The daemon belongs to the site."""

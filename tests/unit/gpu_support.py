@@ -35,7 +35,8 @@ class LatePinned:
         if self in self._device.pinned:
             assert not self._device.in_flight(), "unpinned under a copy in flight"
             self._device.pinned.remove(self)
-            self.array[:] = 0xEE if self.array.flags.writeable else self.array
+            if self.array.flags.writeable:
+                self.array[:] = 0xEE
 
 
 class LateEvent:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from cached_client.dtypes import DTYPES
 from cached_client.errors import UnsupportedDtypeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import torch
 
@@ -37,26 +38,53 @@ def tensor_from_view(view: memoryview, info: TensorInfo) -> torch.Tensor:
 
 
 def tensors_from_view(view: memoryview, begin: int, infos: Sequence[TensorInfo]) -> list[torch.Tensor]:
-    """The tensors that lie in ``view``, which begins at ``begin`` in their file: as `tensor_from_view` gives each."""
+    """The tensors that lie in ``view``, which begins at ``begin`` in their file: as `tensor_from_view` gives each.
+
+    Each has a storage of its own, so that one can be saved, or freed, without the others. Neighbours that are alike, as
+    a layer's experts are, are made together.
+    """
+    tensors: list[torch.Tensor] = []
+    at = 0
+    while at < len(infos):
+        _, dtype, shape, first, end = infos[at]
+        until = at + 1
+        while until < len(infos) and infos[until][1:4] == (dtype, shape, end):
+            end = infos[until].end
+            until += 1
+        tensors += _alike(view[first - begin : end - begin], infos[at], until - at)
+        at = until
+    return tensors
+
+
+def _alike(view: memoryview, info: TensorInfo, count: int) -> Iterable[torch.Tensor]:
+    """``count`` tensors like ``info``, which follow one another in ``view``."""
+    dtype, shape, item_bytes = torch_dtype(info), torch_shape(info), DTYPES[info.dtype].item_bytes
+    carrier = _carrier(item_bytes)
+    if carrier is None or not view or not shape or info.begin % item_bytes:
+        size_bytes = info.size_bytes
+        return [tensor_from_view(view[at * size_bytes : (at + 1) * size_bytes], info) for at in range(count)]
+    # numpy divides and shapes memory several times faster than torch, and need not know what the items mean.
+    from_numpy, array = carrier
+    whole = map(from_numpy, array(view).reshape(count, *shape))
+    return (tensor.view(dtype) for tensor in whole)
+
+
+@cache
+def _carrier(item_bytes: int) -> tuple[Callable[[Any], torch.Tensor], Callable[[memoryview], Any]] | None:
+    """From an array to a tensor, and from memory to an array of integers as wide as the items.
+
+    None where there is no numpy, or none that this torch was made for.
+    """
     import torch
 
-    frombuffer = torch.frombuffer
-    tensors = []
-    last_name, last_shape = "", None
-    for info in infos:
-        _, name, shape, at, end = info
-        if shape is not last_shape or name != last_name:  # neighbours are often alike
-            last_name, last_shape = name, shape
-            dtype, extents, item_bytes = torch_dtype(info), torch_shape(info), DTYPES[name].item_bytes
-            count, flat = (end - at) // item_bytes, len(extents) == 1
-        if at == end or at % item_bytes:
-            tensors.append(tensor_from_view(view[at - begin : end - begin], info))
-        elif flat:
-            tensors.append(frombuffer(view, dtype=dtype, count=count, offset=at - begin))
-        else:
-            # In place: a view would be one more tensor, and torch keeps books on views.
-            tensors.append(frombuffer(view, dtype=dtype, count=count, offset=at - begin).resize_(extents))
-    return tensors
+    try:
+        import numpy as np
+
+        integers = np.dtype(f"i{item_bytes}")
+        torch.from_numpy(np.zeros(1, integers))
+    except (ImportError, RuntimeError):
+        return None
+    return torch.from_numpy, partial(np.frombuffer, dtype=integers)
 
 
 def load_state_dict(module: torch.nn.Module, tensors: dict[str, torch.Tensor], *, strict: bool) -> Any:

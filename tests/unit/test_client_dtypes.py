@@ -16,7 +16,7 @@ from cached_client.dtypes import DTYPES
 from cached_client.errors import UnsupportedDtypeError
 from cached_client.numpy import array_from_view
 from cached_client.safetensors_header import TensorInfo, parse_header
-from cached_client.torch import tensor_from_view
+from cached_client.torch import tensor_from_view, tensors_from_view
 from tests.unit.test_safetensors_header import build, entry
 
 SIX_BITS = {"F6_E2M3", "F6_E3M2"}
@@ -93,6 +93,27 @@ def test_the_table_is_that_of_safetensors() -> None:
         safetensors.deserialize(build({"t": entry("nope", [], 0, 0)}))
     known = {word.strip("`., ") for word in str(caught.value).split("expected one of")[1].split("at line")[0].split()}
     assert known == set(DTYPES)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("dtype", TORCH_DTYPES)
+def test_neighbours_made_together_are_those_made_alone(dtype: str, shift: int) -> None:
+    file = bytearray(np.random.default_rng(4).integers(0, 2, 4096, dtype=np.uint8).tobytes())
+    infos, at = [], 64 + shift
+    for shape in ((2, 4), (2, 4), (2, 4), (4, 2), (8,), (8,), (0, 2), (0, 2), (2, 4), (2, 4)):
+        size_bytes = DTYPES[dtype].bits * int(np.prod(shape)) // 8
+        infos.append(TensorInfo(str(len(infos)), dtype, shape, at, at + size_bytes))
+        at += size_bytes
+    del infos[-2]  # so that the last one does not follow the one before it
+    begin = infos[0].begin
+    together = tensors_from_view(memoryview(file)[begin:at], begin, infos)
+    assert len(together) == len(infos)
+    for info, found in zip(infos, together, strict=True):
+        alone = tensor_from_view(memoryview(file)[info.begin : info.end], info)
+        assert (found.dtype, found.shape, as_bytes(found)) == (alone.dtype, alone.shape, as_bytes(alone))
+        assert found.untyped_storage().nbytes() == info.size_bytes
+        if DTYPES[dtype].item_bytes == 1 or not shift:
+            assert not info.size_bytes or found.data_ptr() == alone.data_ptr()
 
 
 def test_a_misaligned_tensor_is_copied_and_right() -> None:

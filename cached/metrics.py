@@ -17,6 +17,7 @@ from cached.types import Level, Stats
 
 LEVELS = tuple(level.value for level in Level)
 HOPS = ("l3_l1", "l3_l2", "l2_l1", "l1_l2")
+HEDGE_OUTCOMES = ("won", "lost", "failed")
 LEVEL_KINDS = ("used", "reserved", "capacity", "withdrawn", "pool")
 _LOAD_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 
@@ -45,6 +46,7 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("cached_evicted_bytes_total", "counter", ("level",), "Bytes that evictions took out of a level."),
     MetricInfo("cached_pulls_total", "counter", ("outcome",), "Loads: ok for those from an origin, else the error."),
     MetricInfo("cached_retries_total", "counter", ("reason",), "Transfers tried again, by the error's reason."),
+    MetricInfo("cached_hedges_total", "counter", ("outcome",), "Second fetches of stalled ranges: won, lost, failed."),
     MetricInfo("cached_mover_restarts_total", "counter", (), "Mover processes that died and were replaced."),
     MetricInfo("cached_rpc_total", "counter", ("method", "code"), "Finished RPCs by method and gRPC status code."),
     MetricInfo("cached_adopted_bytes_total", "counter", (), "L1 bytes taken over, verified, from an earlier daemon."),
@@ -59,6 +61,10 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("cached_models", "gauge", (), "Models known to the cache."),
     MetricInfo("cached_active_loads", "gauge", (), "Pulls and promotions in flight."),
     MetricInfo("cached_movers", "gauge", (), "Mover processes alive."),
+    MetricInfo(
+        "cached_origin_ranges", "gauge", ("origin", "kind"),
+        "Ranges of an origin: in_flight, waiting, and width (how many are in flight at most, as measured).",
+    ),
     MetricInfo("cached_degraded", "gauge", (), "Number of things that are degraded; 0 when all is well."),
     MetricInfo("cached_ready", "gauge", (), "1 when recovered and serving, else 0."),
     MetricInfo("cached_build_info", "gauge", ("version",), "Always 1; the daemon's version is its label."),
@@ -97,6 +103,7 @@ class Metrics:
         self.evicted_bytes = self._counter("cached_evicted_bytes_total", LEVELS[:2])
         self.pulls = self._counter("cached_pulls_total", ("ok",))
         self.retries = self._counter("cached_retries_total")
+        self.hedges = self._counter("cached_hedges_total", HEDGE_OUTCOMES)
         self.mover_restarts = self._counter("cached_mover_restarts_total")
         self.rpc = self._counter("cached_rpc_total")
         self.adopted_bytes = self._counter("cached_adopted_bytes_total")
@@ -177,6 +184,12 @@ class _StateCollector(Collector):
         yield _gauge("cached_models", stats.model_count)
         yield _gauge("cached_active_loads", stats.active_load_count)
         yield _gauge("cached_movers", stats.mover_count)
+        ranges = _gauge("cached_origin_ranges")
+        for origin in stats.origins:
+            ranges.add_metric([origin.name, "in_flight"], origin.in_flight)
+            ranges.add_metric([origin.name, "waiting"], origin.waiting)
+            ranges.add_metric([origin.name, "width"], origin.width)
+        yield ranges
         yield _gauge("cached_degraded", len(stats.degraded))
 
 

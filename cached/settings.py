@@ -170,7 +170,15 @@ class TransferConfig:
     """Movement between an origin and the levels."""
 
     movers: int = _setting(0, "Mover processes. 0: one a core, at most 4.", _between(0, 64))
-    threads_per_mover: int = _setting(4, "Threads, and so parallel ranges, of each mover.", _between(1, 64))
+    threads_per_mover: int = _setting(
+        4, "Threads of each mover for local work: disk, memory, checksums.", _between(1, 64)
+    )
+    max_ranges: int = _setting(
+        128,
+        "Ranges in flight from one origin at most. How many there are is found by measuring its throughput.",
+        _between(1, 1024),
+    )
+    hedging: bool = _setting(True, "Fetch a range that stalls a second time, over another connection.")
     nice: int = _setting(5, "Niceness of movers, so that bytes never starve the control plane.", _between(0, 19))
     retry_budget_s: float = _setting(
         120.0, "How long one range may be tried again before its load fails.", _between(0, 86400)
@@ -192,7 +200,9 @@ class S3Config:
     ca_bundle: str = _setting("", "File of certificate authorities to trust. Empty: the system's.", _path)
     connect_timeout_s: float = _setting(5.0, "How long a connection may take to be made.", _between(0.1, 600))
     read_timeout_s: float = _setting(20.0, "How long an answer may stay silent.", _between(0.1, 3600))
-    max_connections: int = _setting(16, "Connections of each mover to one endpoint.", _between(1, 512))
+    max_connections: int = _setting(
+        0, "Idle connections that each mover keeps to one endpoint. 0: as many as it has used.", _between(0, 1024)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,6 +264,16 @@ class LevelStats:
 
 
 @dataclass(frozen=True, slots=True)
+class OriginStats:
+    """Ranges of one origin: in flight now, waiting for their turn, and how many are in flight at most, as measured."""
+
+    name: str
+    in_flight: int
+    waiting: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """The daemon at a glance. ``degraded`` is empty when all is well."""
 
@@ -277,6 +287,7 @@ class Stats:
     version: str
     degraded: tuple[str, ...]
     instance: str
+    origins: tuple[OriginStats, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

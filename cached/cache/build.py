@@ -32,9 +32,12 @@ from cached.levels.shm import ShmLevel, huge_pages_allowed
 from cached.levels.striped import StripedDisk
 from cached.metrics import Metrics
 from cached.transfer.fill import RetryPolicy
+from cached.transfer.lanes import Lanes
 from cached.transfer.pool import MoverPool
 
 _MAX_AUTO_MOVERS = 4
+_MIN_START, _MAX_START = 4, 32
+"""Ranges in flight from an origin that nothing is known of yet; see transfer.width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Parts:
 
     services: Services
     pool: MoverPool
+    lanes: Lanes
     leases: LeaseTable
     evictor: Evictor
     loader: Loader
@@ -65,6 +69,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     journal_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     instance = instance_of(config.daemon.state_dir)
     pool = _movers(config, metrics, clock)
+    lanes = _lanes(config, metrics, clock, pool)
     degraded: dict[str, str] = {}
 
     def on_index_fault(why: str) -> None:
@@ -76,14 +81,14 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     registry = Registry(Index(state_dir / "index"), on_index_fault)
     services = Services(
         clock=clock,
-        runner=pool,
+        runner=lanes,
         storage=_storage(config, instance),
         registry=registry,
         metrics=metrics,
         events=EventBus(clock),
         view=DirectoryView(Path(config.daemon.models_dir)),
         retry=RetryPolicy(max_attempts=config.transfer.max_attempts, budget_s=config.transfer.retry_budget_s),
-        width=pool.capacity + config.transfer.threads_per_mover,
+        width=max(pool.capacity, config.transfer.max_ranges) + config.transfer.threads_per_mover,
         write_slots=asyncio.Semaphore(max(1, pool.capacity // 4)),
         journal_dir=journal_dir,
         degraded=degraded,
@@ -97,6 +102,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     return Parts(
         services=services,
         pool=pool,
+        lanes=lanes,
         leases=leases,
         evictor=evictor,
         loader=loader,
@@ -113,10 +119,22 @@ def _movers(config: Config, metrics: Metrics, clock: Clock) -> MoverPool:
     return MoverPool(
         movers=transfer.movers or min(_MAX_AUTO_MOVERS, len(os.sched_getaffinity(0))),
         threads=transfer.threads_per_mover,
+        ranges=transfer.max_ranges,
         nice=transfer.nice,
         idle_timeout_s=transfer.idle_timeout_s,
         clock=clock,
         on_restart=metrics.mover_restarts.inc,
+    )
+
+
+def _lanes(config: Config, metrics: Metrics, clock: Clock, pool: MoverPool) -> Lanes:
+    return Lanes(
+        pool,
+        clock,
+        start=max(_MIN_START, min(2 * len(os.sched_getaffinity(0)), _MAX_START)),
+        max_ranges=config.transfer.max_ranges,
+        hedging=config.transfer.hedging,
+        on_hedge=lambda outcome: metrics.hedges.labels(outcome=outcome).inc(),
     )
 
 

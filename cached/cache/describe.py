@@ -9,7 +9,7 @@ from cached.cache.registry import Model
 from cached.cache.services import Services
 from cached.leases import LeaseTable
 from cached.manifest import Manifest
-from cached.types import FileDetail, Level, LevelStats, ModelDetail, ModelSummary, RevisionState, Stats
+from cached.types import FileDetail, Level, LevelStats, ModelDetail, ModelSummary, OriginStats, RevisionState, Stats
 from cached.units import chunk_count
 
 
@@ -101,7 +101,7 @@ class Describer:
             for entry in manifest.files
         )
 
-    def stats(self, mover_count: int) -> Stats:
+    def stats(self, mover_count: int, origins: tuple[OriginStats, ...]) -> Stats:
         """The daemon at a glance."""
         services = self._services
         return Stats(
@@ -115,6 +115,7 @@ class Describer:
             version=self._version,
             degraded=tuple(services.degraded.values()),
             instance=self._instance,
+            origins=origins,
         )
 
     def _level(self, level: Level) -> LevelStats:

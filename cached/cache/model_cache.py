@@ -306,7 +306,7 @@ class ModelCache:
 
     def stats(self) -> Stats:
         """The daemon at a glance."""
-        return self._parts.describer.stats(self._parts.pool.active_movers)
+        return self._parts.describer.stats(self._parts.pool.active_movers, self._parts.lanes.stats())
 
     def watch(self, *, replay: bool) -> AsyncIterator[Event]:
         """Events from now on."""

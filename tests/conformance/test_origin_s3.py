@@ -419,7 +419,7 @@ def test_an_upload_that_arrives_wrong_is_an_integrity_error(moto, tmp_path: Path
         ("s3://bucket/x", {"addressing": "dns"}),
         ("s3://bucket/x", {"anonymous": "maybe"}),
         ("s3://bucket/x", {"read_timeout_s": "soon"}),
-        ("s3://bucket/x", {"max_connections": "0"}),
+        ("s3://bucket/x", {"max_connections": "-1"}),
     ],
 )
 def test_wrong_uris_and_options_are_refused_at_once(uri: str, options: dict[str, str]):

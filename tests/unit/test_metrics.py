@@ -5,12 +5,12 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from cached.metrics import METRICS, Metrics
-from cached.types import Level, LevelStats, Stats
+from cached.types import Level, LevelStats, OriginStats, Stats
 
 STATS = Stats(
     levels=(LevelStats(Level.L1, 100, 60, 10, 5, 7, 3, "configured"), LevelStats(Level.L2, 900, 80, 0, 0, 0, 4, "")),
     counters={}, lease_count=2, model_count=3, active_load_count=1, mover_count=4, uptime_s=1.0, version="1",
-    degraded=("l2 is read-only",), instance="ab",
+    degraded=("l2 is read-only",), instance="ab", origins=(OriginStats("https://s3.example", 3, 40, 8),),
 )  # fmt: skip
 
 
@@ -48,6 +48,8 @@ def test_gauges_follow_the_engine_at_scrape_time() -> None:
     assert now["cached_level_bytes|kind=used|level=l1"] == 60
     assert now["cached_level_bytes|kind=pool|level=l1"] == 7
     assert now["cached_level_bytes|kind=capacity|level=l2"] == 900
+    assert now["cached_origin_ranges|kind=width|origin=https://s3.example"] == 8
+    assert now["cached_origin_ranges|kind=in_flight|origin=https://s3.example"] == 3
     assert now["cached_degraded"] == 1
     assert now["cached_build_info|version=1.2"] == 1
 

@@ -18,11 +18,13 @@ from cached.transfer.jobs import (
     Fetch,
     Hash,
     Hashed,
+    Hedge,
     Listing,
     ListObjects,
     Moved,
     PartDigests,
     StatObjects,
+    Word,
 )
 
 sizes = st.integers(0, 2**63)
@@ -38,10 +40,12 @@ specs = st.builds(OriginSpec, texts, st.dictionaries(texts, texts))
 checksums = st.builds(OriginChecksum, texts, texts, st.lists(sizes).map(tuple))
 objects = st.builds(OriginObject, paths, sizes, texts, st.lists(checksums, max_size=3).map(tuple))
 
+fetches = st.builds(Fetch, specs, objects, sizes, sizes, files)
 jobs = st.one_of(
     st.builds(ListObjects, specs),
     st.builds(StatObjects, specs, st.lists(paths).map(tuple)),
-    st.builds(Fetch, specs, objects, sizes, sizes, files),
+    fetches,
+    st.builds(Hedge, fetches),
     st.builds(Copy, files, files, sizes, sizes, st.none() | crcs),
     st.builds(Checksum, files, sizes, sizes),
     st.builds(Hash, texts, files, sizes, sizes, st.booleans()),
@@ -72,6 +76,17 @@ def test_a_job_survives_the_pipe(number, job):
     line = wire.encode_job(number, job)
     assert is_one_line(line)
     assert wire.decode_job(line) == (number, job)
+
+
+@given(sizes)
+def test_words_survive_the_pipe_their_own_way(number):
+    for word in (Word.ABORT, Word.PROCEED):
+        assert wire.decode_job(wire.encode_word(number, word)) == (number, word)
+        with pytest.raises(MoverError):
+            wire.decode_answer(wire.encode_word(number, word))
+    assert wire.decode_answer(wire.encode_word(number, Word.ARRIVED)) == (number, Word.ARRIVED)
+    with pytest.raises(MoverError):
+        wire.decode_job(wire.encode_word(number, Word.ARRIVED))
 
 
 @given(sizes, results)

@@ -82,9 +82,9 @@ def arriving(
                 )
         taken = [
             (file_index, infos)
-            for file_index, rest in pending.items()
-            for span in (arrivals.spans(file_index) if rest else ())
-            if (infos := rest.take([span]))
+            for file_index in files or ()
+            for span in (arrivals.spans(file_index) if pending.get(file_index) else ())
+            if (infos := pending[file_index].take([span]))
         ]
         finished = files is not None and len(pending) == len(files) and not any(pending.values())
         return taken if taken or finished else None

@@ -211,6 +211,9 @@ class Model:
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields ``(name, tensor)`` in the order of arrival, each as soon as all its bytes are there.
 
+        What arrived together comes in the order of files and bytes: files by path, as the model's index names them. The
+        daemon fetches in about that order, too.
+
         Without ``device`` the tensors are views in shared memory; with one they are copied there: to a GPU through a
         ring of pinned memory, in the background, so that it goes on while the caller works on what it got (``gpu``
         tunes that, `device_report` tells how it went). ``names`` chooses some of them (NotFoundError at the end for

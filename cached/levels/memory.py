@@ -20,7 +20,9 @@ from cached.levels.files import level_error, level_of, libc, no_room, open_check
 from cached.units import MIB
 
 _STEP_BYTES = 16 * MIB
+_HUGE_PAGE_BYTES = 2 * MIB
 _MADV_HUGEPAGE = 14
+_MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
 _SHORTAGE = frozenset({errno.ENOMEM, errno.EFAULT, errno.ENOSPC})
 """What MADV_POPULATE_WRITE answers when there is no page: EFAULT on a full tmpfs, ENOMEM from the allocator."""
@@ -67,6 +69,21 @@ class Mapping:
         if not self._huge and self._mmap is not None:
             self._huge = True
             _madvise(self.address, self.size_bytes, _MADV_HUGEPAGE)
+
+    def fault_in(self, offset_bytes: int, length_bytes: int) -> None:
+        """Maps the pages of a range to be read, at once. Raises NoRoomError for a hole that gets no page: no SIGBUS.
+
+        Holds the interpreter lock: for huge pages, of which a range has few.
+        """
+        start_bytes, length_bytes = _page_range(self, offset_bytes, length_bytes)
+        if self._mmap is None or not length_bytes:
+            return
+        try:
+            self._mmap.madvise(_MADV_POPULATE_READ, start_bytes, min(length_bytes, self.size_bytes - start_bytes))
+        except OSError as error:
+            code = error.errno or errno.EIO
+            if code != errno.EINVAL:  # before Linux 5.14
+                raise _page_error(self, code, length_bytes) from error
 
     def close(self) -> None:
         """Unmaps and closes; idempotent. Raises BufferError while a view taken by a caller is not released."""
@@ -116,6 +133,18 @@ def allocate_pages(mapping: Mapping, offset_bytes: int, length_bytes: int, *, hu
             code = _fallocate(mapping, start_bytes, step_bytes)
         if code:
             raise _page_error(mapping, code, step_bytes)
+
+
+def huge_buffer(size_bytes: int) -> memoryview:
+    """Private, zeroed memory, of huge pages where the kernel gives them to who asks. It goes with its last view.
+
+    A drive writes into it at its full speed; into memory of scattered small pages some reach a third of it.
+    """
+    memory = mmap.mmap(-1, size_bytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    _madvise(address, len(memory), _MADV_HUGEPAGE)
+    start_bytes = -address % _HUGE_PAGE_BYTES
+    return memoryview(memory)[start_bytes : start_bytes + size_bytes]
 
 
 def clear(mapping: Mapping) -> None:

@@ -3,16 +3,15 @@
 Disk is read and written with O_DIRECT where offset and length allow it and the file system supports it, else buffered
 and dropped from the page cache: weights that are in L1 or on their way there must not take memory a second time.
 
-Memory is reached through a mapping where its pages are huge. Small pages would cost a fault each, in every mover, which
-is dearer than copying what is in them: they are read and written by system calls through a buffer that stays in the
-processor's cache. Those never raise SIGBUS either; a shortage is an error.
+Memory is reached through a mapping where its pages are huge: nothing is copied then. Small pages would cost a fault
+each, in every mover, which is dearer than copying what is in them: they are read and written by system calls through a
+buffer that stays in the processor's cache. Neither ever raises SIGBUS; a shortage is an error.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from cached.checksum import crc64_hex, crc64nvme
 from cached.errors import IntegrityError, InvalidRequestError, LevelError, NotFoundError
 from cached.levels.base import FileRef
 from cached.levels.files import level_errors, level_of, open_checked
-from cached.levels.memory import Mapping, allocate_pages, open_mapping
+from cached.levels.memory import Mapping, allocate_pages, huge_buffer, open_mapping
 from cached.units import CHUNK_BYTES, MIB
 
 STEP_BYTES = 4 * MIB
@@ -48,7 +47,7 @@ class Slabs:
         """This thread's buffer, with whatever it held last."""
         view: memoryview | None = getattr(self._local, "view", None)
         if view is None:
-            view = self._local.view = memoryview(mmap.mmap(-1, CHUNK_BYTES))
+            view = self._local.view = huge_buffer(CHUNK_BYTES)
         return view
 
 
@@ -129,6 +128,15 @@ def pages_for(target: FileRef, offset_bytes: int, length_bytes: int) -> Iterator
             yield view
 
 
+@contextmanager
+def _huge_view(source: FileRef, offset_bytes: int, length_bytes: int) -> Iterator[memoryview]:
+    """The range of a memory file with huge pages, to be read in place."""
+    with mapped(source) as mapping:
+        mapping.fault_in(offset_bytes, length_bytes)
+        with mapping.view[offset_bytes : offset_bytes + length_bytes] as view:
+            yield view
+
+
 def check_range(ref: FileRef, offset_bytes: int, length_bytes: int) -> None:
     """Raises InvalidRequestError for a range that is not inside the file."""
     if offset_bytes < 0 or length_bytes < 0 or offset_bytes + length_bytes > ref.size_bytes:
@@ -139,15 +147,23 @@ def check_range(ref: FileRef, offset_bytes: int, length_bytes: int) -> None:
 
 
 def pieces(source: FileRef, offset_bytes: int, length_bytes: int, slab: memoryview) -> Iterator[memoryview]:
-    """The range in pieces of CACHED_BYTES at most, in ``slab``, each valid until the next. Iterate to the end."""
+    """The range in pieces of CACHED_BYTES at most, each valid until the next. Iterate to the end. May use ``slab``."""
+    if source.memory and has_huge_pages(source):
+        with _huge_view(source, offset_bytes, length_bytes) as view:
+            yield from _cut(view)
+        return
     step_bytes = CACHED_BYTES if source.memory else STEP_BYTES
     with LocalFile(source) as file:
         for at in range(0, length_bytes, step_bytes):
             with slab[: min(step_bytes, length_bytes - at)] as step:
                 file.read(offset_bytes + at, step)
-                for start in range(0, len(step), CACHED_BYTES):
-                    with step[start : start + CACHED_BYTES] as piece:
-                        yield piece
+                yield from _cut(step)
+
+
+def _cut(view: memoryview) -> Iterator[memoryview]:
+    for at in range(0, len(view), CACHED_BYTES):
+        with view[at : at + CACHED_BYTES] as piece:
+            yield piece
 
 
 def checksum(source: FileRef, offset_bytes: int, length_bytes: int, slab: memoryview) -> int:
@@ -180,6 +196,12 @@ def copy_to_disk(
 
     Nothing is written unless the whole range is as expected; a range that the slab cannot hold is read twice for that.
     """
+    if source.memory and has_huge_pages(source):
+        with _huge_view(source, offset_bytes, length_bytes) as view, LocalFile(target, writable=True) as writer:
+            crc64 = crc64nvme(view)
+            check_crc64(source, offset_bytes, length_bytes, expected, crc64)
+            writer.write(offset_bytes, view)
+        return crc64
     if length_bytes > len(slab) and expected is not None:
         found = checksum(source, offset_bytes, length_bytes, slab)
         check_crc64(source, offset_bytes, length_bytes, expected, found)

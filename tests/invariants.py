@@ -153,8 +153,9 @@ def _blobs(daemon: DaemonProcess) -> Iterator[tuple[Path, str]]:
     for path in daemon.segments():
         if _kind(path) == "blob":
             yield path, path.name.split(".")[3]
-    for path in daemon.l2_dir.glob("blobs/*/*"):
-        yield path, path.name
+    for root in daemon.l2_dirs:
+        for path in root.glob("blobs/*/*"):
+            yield path, path.name
 
 
 def _l1(daemon: DaemonProcess) -> dict[str, dict[str, int]]:
@@ -167,10 +168,11 @@ def _l1(daemon: DaemonProcess) -> dict[str, dict[str, int]]:
 
 
 def _l2(daemon: DaemonProcess) -> dict[str, dict[str, int]]:
-    root = daemon.l2_dir
+    blobs = [path for root in daemon.l2_dirs for path in root.glob("blobs/*/*")]
+    ingests = [path for root in daemon.l2_dirs for path in root.glob("ingests/*/data")]
     return {
-        "blob": {path.name: path.stat().st_size for path in root.glob("blobs/*/*")},
-        "ingest": {path.parent.name: path.stat().st_size for path in root.glob("ingests/*/data")},
+        "blob": {path.name: path.stat().st_size for path in blobs},
+        "ingest": {path.parent.name: path.stat().st_size for path in ingests},
         "withdrawn": {},
         "pool": {},
     }
@@ -208,7 +210,7 @@ def _held(pid: int, daemon: DaemonProcess) -> Counter[str]:
     try:
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             target = _link(descriptor)
-            if prefix in target or (str(daemon.l2_dir) + "/") in target:
+            if prefix in target or any(f"{root}/" in target for root in daemon.l2_dirs):
                 held[target] += 1
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             if prefix in line:

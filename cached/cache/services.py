@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cached.cache.events import EventBus
 from cached.cache.links import DirectoryView
-from cached.cache.registry import Model, Presence, Registry
+from cached.cache.registry import Blob, Model, Presence, Registry
 from cached.cache.storage import Storage
 from cached.clock import Clock
 from cached.errors import CachedError, LevelError
@@ -68,11 +68,19 @@ class Services:
         self.metrics.transfer_seconds.labels(hop=hop).inc(busy_s)
         self.metrics.transfer_cpu_seconds.labels(hop=hop).inc(cpu_s)
 
+    def on_disk(self, blob: Blob) -> bool:
+        """Whether L2 has this blob. One whose file is gone, with its drive perhaps, does not count from now on."""
+        digest, size_bytes = blob.record.digest, blob.record.size_bytes
+        if blob.l2 and self.storage.disk_copy(digest, size_bytes) is None:
+            self.registry.lost(digest, Level.L2)
+            self.storage.remove_from_disk(digest)
+            self.events.emit("l2.lost", f"L2 no longer has {digest}", digest=digest, size_bytes=size_bytes)
+        return blob.l2
+
     def publish(self, manifest: Manifest) -> None:
         """Brings the directory view of a revision up to date with where its blobs are."""
-        shown = all(blob.l1 is Presence.CONFIRMED or blob.l2 for blob in self.registry.blobs_of(manifest))
         try:
-            if shown:
+            if all(blob.l1 is Presence.CONFIRMED or self.on_disk(blob) for blob in self.registry.blobs_of(manifest)):
                 targets = {entry.path: self._target(entry.digest) for entry in manifest.files}
                 current = self.registry.models[manifest.name].record.current_revision == manifest.revision
                 self.view.show(manifest.name, manifest.revision, targets, current=current)

@@ -220,8 +220,9 @@ class Storage:
         self._settle()
 
     def remove_from_disk(self, digest: str) -> None:
-        """Takes a blob out of L2."""
-        self._levels[Level.L2].remove(digest)
+        """Takes a blob out of L2; one whose file is gone is only no longer accounted for."""
+        with suppress(NotFoundError):
+            self._levels[Level.L2].remove(digest)
         self._ledgers[Level.L2].remove(_blob(digest))
 
     async def collect(self) -> None:

@@ -61,6 +61,7 @@ class DaemonProcess:
         self.models_dir = folder / "run" / "models"
         self.state_dir = folder / "state"
         self.l2_dir = folder / "l2"
+        self.l2_dirs = [self.l2_dir]
         self.catalog_file = folder / "catalog.json"
         self.config_file = folder / "config.toml"
         self.log_file = folder / "daemon.log"

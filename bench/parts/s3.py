@@ -8,6 +8,7 @@ whoever reads, so the limit is one of processor time, and CPU-seconds per GB say
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -172,7 +173,9 @@ class _Race:
             "objects": objects, "threads": _THREADS, "range_bytes": _RANGE_BYTES, "folder": self._shm_folder(),
             "ca_bundle": self._site.s3.ca_bundle,
         }  # fmt: skip
-        return self._peer("limit", "plain sockets (the limit)", "raw", order, role=Role.LIMIT)
+        return self._peer(
+            "limit", "plain sockets (the limit)", "raw", order, role=Role.LIMIT, python=Path(sys.executable)
+        )
 
     def _peer(
         self,
@@ -183,13 +186,14 @@ class _Race:
         environment: dict[str, str] | None = None,
         *,
         role: Role = Role.PEER,
+        python: Path | None = None,
     ) -> PeerContestant:
         server = self._site.s3
         trusted = {"AWS_CA_BUNDLE": server.ca_bundle, "SSL_CERT_FILE": server.ca_bundle} if server.ca_bundle else {}
         access = {**server.env(), "AWS_ENDPOINT_URL": server.endpoint_url, "AWS_REGION": "us-east-1", **trusted}
         return PeerContestant(
-            name, title, python=self._options.peers_python, module=module, order=order, files=self._files, role=role,
-            log=self._options.folder / f"{name}-{self._scheme}.log", environment={**access, **(environment or {})},
+            name, title, python=python or self._options.peers_python, module=module, order=order, files=self._files,
+            role=role, log=self._options.folder / f"{name}-{self._scheme}.log", environment={**access, **(environment or {})},
             server_pids=(server.pid,),
         )  # fmt: skip
 

@@ -24,7 +24,7 @@ from cached_client.gpu.upload import Wanted
 from cached_client.types import DamagedRange, FileInfo, LoadReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -208,7 +208,7 @@ class Model:
         *,
         slices: Slices | None = None,
         gpu: GpuOptions | None = None,
-    ) -> Iterator[tuple[str, torch.Tensor]]:
+    ) -> Generator[tuple[str, torch.Tensor], None, None]:
         """Yields ``(name, tensor)`` in the order of arrival, each as soon as all its bytes are there.
 
         What arrived together comes in the order of files and bytes: files by path, as the model's index names them. The

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -216,7 +217,8 @@ def test_devices_by_name(model, expected) -> None:
         next(model.stream("gpu"))
     on_cpu = model.state_dict("cpu")
     assert all(on_cpu[name].data_ptr() == model.tensor(name).data_ptr() for name in expected)
-    assert model.device_report is None
+    before: Any = model.device_report
+    assert before is None
     elsewhere = model.state_dict("meta")
     assert {tensor.device.type for tensor in elsewhere.values()} == {"meta"}
     assert (model.device_report.device, model.device_report.path) == ("meta", "plain")

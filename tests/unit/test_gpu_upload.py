@@ -8,6 +8,7 @@ import random
 import threading
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from safetensors.torch import save
 
 from cached_client.errors import CacheError, DeviceError, InvalidRequestError, TimeoutExpiredError
 from cached_client.gpu.options import Geometry
-from cached_client.gpu.ring import Ring
+from cached_client.gpu.ring import Ring, Window
 from cached_client.gpu.upload import Wanted
 from tests.unit.gpu_support import SMALL, Attached, LateDevice, gpu_threads, pieces, same
 
@@ -335,15 +336,15 @@ def test_registered_files_are_copied_from_where_they_lie(monkeypatch) -> None:
     tensors = {"big": torch.arange(100_000.0), **many(40), "wide": torch.arange(60_000.0).reshape(200, 300)}
     attached, device = Attached({"m.safetensors": save(tensors)}, arrived=True), LateDevice()
     view = attached.arrivals.view(0, 0, len(attached.files["m.safetensors"]))
-    import numpy as np
-
     registered = device.register(np.frombuffer(view, np.uint8))
     filled = []
-    from cached_client.gpu.ring import Window
-
     fill = Window.fill
-    monkeypatch.setattr(Window, "fill", lambda window, begin, end, memory: (
-        filled.append(end - begin), fill(window, begin, end, memory)))  # fmt: skip
+
+    def counted(window: Window, begin: int, end: int, memory: np.ndarray) -> None:
+        filled.append(end - begin)
+        fill(window, begin, end, memory)
+
+    monkeypatch.setattr(Window, "fill", counted)
     wanted = Wanted(slices={"wide": (1, 100, 200)})
     expected = {**tensors, "wide": tensors["wide"][:, 100:200]}
     check(device, attached.load(device, wanted=wanted, registered={0: registered}), expected)

@@ -20,7 +20,7 @@ from cached_client.gpu.ring import Pump, StoppedError, Window
 from cached_client.torch import torch_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Generator, Iterable, Mapping
 
     import torch
 
@@ -112,7 +112,7 @@ class Upload:
         """From the begin to the last copy."""
         return self._ended_s - self._began_s
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self) -> Generator[tuple[str, torch.Tensor], None, None]:
         """Yields ``(name, tensor)`` as they land. Raises what ended the load. `usable` is known afterwards."""
         try:
             self.pump.start()

@@ -25,13 +25,14 @@ from cached.manifest import BlobRecord, FileEntry, Manifest, revision_of
 from cached.origins.base import OriginObject, OriginSpec
 from cached.origins.selection import select
 from cached.refs import Ref
-from cached.signals import Signal
+from cached.signals import Signal, run_all
 from cached.singleflight import SingleFlight
 from cached.transfer.fill import OriginSource
-from cached.transfer.jobs import Listing, ListObjects, StatObjects
+from cached.transfer.jobs import Listing, ListObjects, Prepare, StatObjects
 from cached.types import CheckedBy, Level, Tier
 
 _RESTARTS_ON_CHANGE = 3
+_STATS_PER_JOB = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,8 @@ class Pulls:
 
     async def _look(self, model: Model, spec: OriginSpec) -> Resolved:
         catalog = model.catalog
+        if not model.manifests:
+            self._services.runner.prepare(Prepare(spec))
         listing = await self._list(ListObjects(spec))
         chosen = select(
             listing,
@@ -167,7 +170,7 @@ class Pulls:
             exclude=catalog.exclude if catalog else (),
             weights_format=(catalog.format if catalog else "") or "auto",
         )
-        items = await self._list(StatObjects(spec, tuple(item.path for item in chosen.files)))
+        items = await self._stat(spec, tuple(item.path for item in chosen.files))
         sha256 = dict(catalog.sha256) if catalog else {}
         missing = sorted(set(sha256) - {item.path for item in items})
         if missing:
@@ -183,6 +186,16 @@ class Pulls:
             sha256=sha256,
             revision=revision_of((item.path, item.size_bytes, _identity(item, sha256)) for item in items),
         )
+
+    async def _stat(self, spec: OriginSpec, paths: tuple[str, ...]) -> tuple[OriginObject, ...]:
+        """Of a model of many files, by several movers beside each other."""
+        found: dict[int, tuple[OriginObject, ...]] = {}
+
+        async def some(at: int) -> None:
+            found[at] = await self._list(StatObjects(spec, paths[at : at + _STATS_PER_JOB]))
+
+        await run_all(*(some(at) for at in range(0, len(paths), _STATS_PER_JOB)))
+        return tuple(item for at in sorted(found) for item in found[at])
 
     async def _list(self, job: ListObjects | StatObjects) -> tuple[OriginObject, ...]:
         """Runs a listing job, with the retries that every request to an origin has."""
@@ -262,9 +275,9 @@ class Pulls:
         adopt = level is Level.L1 and blob.l1 is Presence.UNCONFIRMED
         order = BlobOrder(
             level=level, size_bytes=record.size_bytes, name=name, path=path, record=record, origin=origin, adopt=adopt,
-            persist=level is Level.L1 and not blob.l2,
+            persist=level is Level.L1 and not self._services.on_disk(blob),
         )  # fmt: skip
-        here = blob.l2 if level is Level.L2 else blob.l1 is Presence.CONFIRMED
+        here = self._services.on_disk(blob) if level is Level.L2 else blob.l1 is Presence.CONFIRMED
         return LoadFile(path, record.size_bytes, record.digest, None if here else order, checked_by)
 
     def _remember(self, model: Model, plan: LoadPlan, tier: Tier | None) -> None:

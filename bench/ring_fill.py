@@ -86,7 +86,7 @@ class RingFill:
     def prepare(self) -> None:
         """The first time, sees that the right bytes come."""
         if not self._checked:
-            tensors = self._load(NoDevice(keeps=True))
+            tensors, _ = self._load(NoDevice(keeps=True))
             views = ((name, memoryview(tensor.view(-1).view(torch.uint8).numpy())) for name, tensor in tensors.items())
             assert fingerprint(views, full=True) == fingerprint_of_files(self._files, full=True)
             self._checked = True
@@ -94,20 +94,20 @@ class RingFill:
     def run(self) -> Sample:
         """From files that were just mapped."""
         with measured() as span:
-            tensors = self._load(NoDevice())
+            tensors, _kept = self._load(NoDevice())  # a worker keeps its mappings
         return Sample(span.seconds, sum(tensor.nbytes for tensor in tensors.values()), span.cpu_s)
 
     def close(self) -> None:
         """Gives the ring back."""
         self._ring.release()
 
-    def _load(self, device: NoDevice) -> dict[str, torch.Tensor]:
+    def _load(self, device: NoDevice) -> tuple[dict[str, torch.Tensor], Arrivals]:
         arrivals = Arrivals()
         infos = [FileInfo(path.name, path.stat().st_size, "") for path in self._files]
         arrivals.opened(infos, [MappedFile(os.open(p, os.O_RDONLY), p.stat().st_size) for p in self._files])
         arrivals.completed(LoadReport("l1", 0, 0, 0, 0.0, "first-seen"))
         upload = Upload(arrivals, TensorIndex(arrivals), device, self._ring, Wanted(), Deadline(None))
-        return dict(upload.tensors())
+        return dict(upload.tensors()), arrivals
 
 
 class PlainCopy:

@@ -38,6 +38,13 @@ class RangeSet:
         at = bisect_right(self._begins, begin) - 1
         return at >= 0 and self._ends[at] >= end
 
+    def span_at(self, position: int) -> tuple[int, int]:
+        """The range that holds a position; an empty one there if none does."""
+        at = bisect_right(self._begins, position) - 1
+        if at < 0 or self._ends[at] <= position:
+            return position, position
+        return self._begins[at], self._ends[at]
+
     def gaps(self, begin: int, end: int) -> list[tuple[int, int]]:
         """What of ``[begin, end)`` is not in the set, in order."""
         gaps: list[tuple[int, int]] = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cached_client.dtypes import DTYPES
 from cached_client.errors import InvalidRequestError
@@ -34,8 +34,7 @@ Slices = Mapping[str, Slice] | Callable[[TensorInfo], Slice | None]
 """The slice of each tensor that this rank wants, by name or by a function; None, or no entry: all of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(NamedTuple):
     """Bytes of a file: ``count`` runs of ``size_bytes`` each, every ``stride_bytes`` from ``begin`` on."""
 
     begin: int
@@ -67,19 +66,14 @@ class Rows:
         return min(max(0, -(-(begin - self.begin) // self.stride_bytes)), self.count) * self.size_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A tensor in the image: ``shape`` is torch's, of what is wanted of it; ``offset`` where it begins."""
 
     info: TensorInfo
     shape: tuple[int, ...]
     rows: Rows
     offset: int
-
-    @property
-    def size_bytes(self) -> int:
-        """Its bytes on the device."""
-        return self.rows.total_bytes
+    size_bytes: int
 
     @property
     def end(self) -> int:
@@ -134,10 +128,13 @@ class Image:
         end = 0
         for info in sorted(tensors, key=lambda info: (info.begin, info.end)):
             begin = -(-end // align_bytes) * align_bytes
-            place = _place(info, slice_of(info, slices), begin)
+            place = _place(info, slice_of(info, slices) if slices else None, begin)
             self.places.append(place)
-            end = max(end, place.end) if place.size_bytes else end
+            if place.size_bytes:
+                end = begin + place.size_bytes
         self._filled = [place for place in self.places if place.size_bytes]
+        self._extents = _extents(self._filled)
+        self._extent_begins = [at for at, _ in self._extents]
         self._begins = [place.rows.begin for place in self._filled]
         self._offsets = [place.offset for place in self._filled]
         self.size_bytes: int = end
@@ -180,16 +177,13 @@ class Image:
     def runs(self, low: int, high: int) -> list[tuple[int, Rows]]:
         """``(position in the image, bytes of the file)`` that fill a range, neighbours joined, in order."""
         runs: list[tuple[int, Rows]] = []
-        for place in self.places_in(low, high):
-            begin, end = max(low, place.offset), min(high, place.end)
-            for local, rows in _cut(place.rows, begin - place.offset, end - place.offset):
-                at = place.offset + local
-                if runs and _follows(runs[-1], at, rows):
-                    before_at, before = runs[-1]
-                    size_bytes = before.size_bytes + rows.size_bytes
-                    runs[-1] = (before_at, Rows(before.begin, 1, size_bytes, size_bytes))
-                else:
-                    runs.append((at, rows))
+        first = max(0, bisect_right(self._extent_begins, low) - 1)
+        for offset, rows in self._extents[first : bisect_left(self._extent_begins, high)]:
+            begin, end = max(low - offset, 0), min(high - offset, rows.total_bytes)
+            if rows.count == 1 and begin < end:
+                runs.append((offset + begin, Rows(rows.begin + begin, 1, end - begin, end - begin)))
+            else:
+                runs.extend((offset + local, part) for local, part in _cut(rows, begin, end))
         return runs
 
     def gather(
@@ -217,7 +211,8 @@ class Image:
 def _place(info: TensorInfo, wanted: Slice | None, offset: int) -> Place:
     shape = torch_shape(info)
     if wanted is None or wanted[1:] == (0, shape[wanted[0]]):
-        return Place(info, shape, Rows(info.begin, 1, info.size_bytes, info.size_bytes), offset)
+        size_bytes = info.end - info.begin
+        return Place(info, shape, Rows(info.begin, 1, size_bytes, size_bytes), offset, size_bytes)
     dim, start, stop = wanted
     shape_wanted = (*shape[:dim], stop - start, *shape[dim + 1 :])
     count = _product(shape[:dim])
@@ -225,9 +220,9 @@ def _place(info: TensorInfo, wanted: Slice | None, offset: int) -> Place:
     unit_bytes = _product(shape[dim + 1 :]) * DTYPES[info.dtype].item_bytes
     size_bytes = (stop - start) * unit_bytes
     if not size_bytes * count:
-        return Place(info, shape_wanted, Rows(info.begin, 1, 0, 0), offset)
+        return Place(info, shape_wanted, Rows(info.begin, 1, 0, 0), offset, 0)
     rows = Rows(info.begin + start * unit_bytes, count, size_bytes, shape[dim] * unit_bytes)
-    return Place(info, shape_wanted, rows, offset)
+    return Place(info, shape_wanted, rows, offset, rows.total_bytes)
 
 
 def _product(extents: tuple[int, ...]) -> int:
@@ -260,11 +255,20 @@ def _cut(rows: Rows, begin: int, end: int) -> Iterator[tuple[int, Rows]]:
         begin += taken
 
 
-def _follows(before: tuple[int, Rows], at: int, rows: Rows) -> bool:
-    """Whether two runs are one, in the file and in the image."""
-    before_at, first = before
-    return (
-        first.count == rows.count == 1
-        and first.begin + first.size_bytes == rows.begin
-        and before_at + first.size_bytes == at
-    )
+def _extents(places: list[Place]) -> list[tuple[int, Rows]]:
+    """The places' bytes, those joined that are neighbours in the file and in the image."""
+    extents: list[tuple[int, Rows]] = []
+    at, begin, size_bytes = 0, 0, 0  # of the run that is still growing
+    for _, _, rows, offset, place_bytes in places:
+        whole = rows.count == 1
+        if size_bytes and whole and rows.begin == begin + size_bytes and offset == at + size_bytes:
+            size_bytes += place_bytes
+            continue
+        if size_bytes:
+            extents.append((at, Rows(begin, 1, size_bytes, size_bytes)))
+        at, begin, size_bytes = offset, rows.begin, place_bytes if whole else 0
+        if not whole:
+            extents.append((offset, rows))
+    if size_bytes:
+        extents.append((at, Rows(begin, 1, size_bytes, size_bytes)))
+    return extents

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from cached_client._ranges import RangeSet
 from cached_client.errors import TimeoutExpiredError
 from cached_client.gpu.device import as_cache_error
-from cached_client.gpu.image import Image
+from cached_client.gpu.image import ALIGN_BYTES, Image
 from cached_client.gpu.options import MIB
 from cached_client.gpu.ring import Pump, StoppedError, Window
 from cached_client.torch import torch_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
     import torch
 
@@ -62,6 +62,7 @@ class _Flat:
 @dataclass(slots=True, eq=False)
 class _File:
     image: Image
+    dtypes: dict[str, torch.dtype]
     planned: RangeSet = field(default_factory=RangeSet)
     landed: RangeSet = field(default_factory=RangeSet)
     flats: dict[int, _Flat] = field(default_factory=dict)
@@ -146,14 +147,12 @@ class Upload:
             return batch
 
     def _taken(self, flat: _Flat | None) -> None:
-        if flat is None:
+        if flat is None or self._wanted.ahead_bytes is None:
             return
-        with self._changed:
-            flat.tensors_untaken -= 1
-            if flat.tensors_untaken:
-                return
-            self._ahead_bytes -= flat.size_bytes
-        if self._wanted.ahead_bytes is not None:
+        flat.tensors_untaken -= 1
+        if not flat.tensors_untaken:
+            with self._changed:
+                self._ahead_bytes -= flat.size_bytes
             self._arrivals.wake()  # the feeder may wait for room
 
     def _stop(self) -> None:
@@ -225,13 +224,14 @@ class Upload:
         names = self._wanted.names
         infos = [info for info in tensors if names is None or info.name in names]
         image = Image(infos, self._wanted.slices, buffer_bytes=self._wanted.buffer_bytes)
-        for info in infos:
-            torch_dtype(info)  # a dtype that torch lacks is told before anything is copied
-        self._files[file_index] = _File(image, unplanned_bytes=sum(place.size_bytes for place in image.places))
+        # A dtype that torch lacks is told before anything is copied.
+        dtypes = {name: torch_dtype(info) for name, info in {info.dtype: info for info in infos}.items()}
+        unplanned_bytes = sum(place.size_bytes for place in image.places)
+        self._files[file_index] = _File(image, dtypes, unplanned_bytes=unplanned_bytes)
         empty = [place for place in image.places if not place.size_bytes]
         if empty:
-            nothing = self._device.allocate(0)
-            self._hand_out([(place.info.name, _carve(nothing, place, 0), None) for place in empty])
+            carved = _carved(self._device.allocate(0), 0, empty, dtypes)
+            self._hand_out([(place.info.name, tensor, None) for place, tensor in zip(empty, carved, strict=True)])
 
     def _plan_file(self, file_index: int, file: _File, windows: deque[Window]) -> None:
         image = file.image
@@ -270,7 +270,7 @@ class Upload:
         buffer = file.image.buffers[buffer_index]
         flat = file.flats.get(buffer_index)
         if flat is None:
-            size_bytes = buffer.end - buffer.begin
+            size_bytes = -(-(buffer.end - buffer.begin) // ALIGN_BYTES) * ALIGN_BYTES  # whole elements of any dtype
             flat = _Flat(self._device.allocate(size_bytes), size_bytes, buffer.tensors, buffer.tensors)
             with self._changed:
                 file.flats[buffer_index] = flat
@@ -288,13 +288,17 @@ class Upload:
         file = self._files[window.file_index]
         flat, buffer = file.flats[window.buffer_index], file.image.buffers[window.buffer_index]
         file.landed.add(window.low, window.high)
-        memory = flat.memory
-        ready: list[tuple[str, torch.Tensor, _Flat | None]] = [
-            (place.info.name, _carve(memory, place, place.offset - buffer.begin), flat)
+        begin, end = file.landed.span_at(window.low)
+        # Windows do not overlap: only one of them is a tensor's last.
+        places = [
+            place
             for place in file.image.places_in(window.low, window.high)
-            # Windows do not overlap: only one of them is a tensor's last.
-            if memory is not None and file.landed.covers(place.offset, place.end)
+            if begin <= place.offset and place.end <= end
         ]
+        ready: list[tuple[str, torch.Tensor, _Flat | None]] = []
+        if places and flat.memory is not None:
+            carved = _carved(flat.memory, buffer.begin, places, file.dtypes)
+            ready = [(place.info.name, tensor, flat) for place, tensor in zip(places, carved, strict=True)]
         flat.tensors_to_come -= len(ready)
         if not flat.tensors_to_come:
             flat.memory = None  # only its tensors hold it now
@@ -317,7 +321,21 @@ class Upload:
         self._arrivals.wake()
 
 
-def _carve(memory: torch.Tensor, place: Place, begin: int) -> torch.Tensor:
-    """The tensor that lies at ``begin`` in a flat buffer."""
-    bytes_of_it = memory[begin : begin + place.size_bytes]
-    return bytes_of_it.view(torch_dtype(place.info)).reshape(place.shape)
+def _carved(
+    memory: torch.Tensor, begin: int, places: Sequence[Place], dtypes: Mapping[str, torch.dtype]
+) -> Iterator[torch.Tensor]:
+    """The tensors at ``places`` of an image whose part from ``begin`` on is ``memory``."""
+    typed = {name: (memory.view(dtype), dtype.itemsize) for name, dtype in dtypes.items()}
+    strides: dict[tuple[int, ...], list[int]] = {}
+    for info, shape, _, offset, _ in places:
+        whole, item_bytes = typed[info.dtype]
+        if shape not in strides:
+            strides[shape] = _contiguous(shape)
+        yield whole.as_strided(shape, strides[shape], (offset - begin) // item_bytes if len(memory) else 0)
+
+
+def _contiguous(shape: tuple[int, ...]) -> list[int]:
+    strides = [1] * len(shape)
+    for dim in range(len(shape) - 1, 0, -1):
+        strides[dim - 1] = strides[dim] * max(shape[dim], 1)
+    return strides

@@ -112,17 +112,17 @@ def test_a_tensor_at_an_odd_place_of_its_file_is_aligned_on_the_device() -> None
 def test_a_column_slice_is_gathered_in_rows_and_a_row_slice_is_one_run() -> None:
     infos = [TensorInfo("a", "F32", (8, 16), 0, 512)]
     columns = Image(infos, {"a": (1, 4, 8)}).runs(0, 128)
-    assert [(at, rows.begin, rows.count, rows.size_bytes, rows.stride_bytes) for at, rows in columns] == [
+    assert [(at, rows.begin, rows.number, rows.size_bytes, rows.stride_bytes) for at, rows in columns] == [
         (0, 16, 8, 16, 64)
     ]
     rows = Image(infos, lambda info: (0, 2, 4)).runs(0, 128)
-    assert [(at, rows.begin, rows.count, rows.size_bytes) for at, rows in rows] == [(0, 128, 1, 128)]
+    assert [(at, rows.begin, rows.number, rows.size_bytes) for at, rows in rows] == [(0, 128, 1, 128)]
 
 
 def test_a_packed_dtype_is_sliced_as_torch_holds_it() -> None:
     image = Image([TensorInfo("a", "F4", (4, 8), 0, 16)], {"a": (1, 1, 3)})
     assert image.places[0].shape == (4, 2)
-    assert [(at, r.begin, r.count, r.size_bytes, r.stride_bytes) for at, r in image.runs(0, 8)] == [(0, 1, 4, 2, 4)]
+    assert [(at, r.begin, r.number, r.size_bytes, r.stride_bytes) for at, r in image.runs(0, 8)] == [(0, 1, 4, 2, 4)]
 
 
 def test_buffers_end_between_tensors() -> None:

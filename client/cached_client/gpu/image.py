@@ -35,35 +35,35 @@ Slices = Mapping[str, Slice] | Callable[[TensorInfo], Slice | None]
 
 
 class Rows(NamedTuple):
-    """Bytes of a file: ``count`` runs of ``size_bytes`` each, every ``stride_bytes`` from ``begin`` on."""
+    """Bytes of a file: ``number`` runs of ``size_bytes`` each, every ``stride_bytes`` from ``begin`` on."""
 
     begin: int
-    count: int
+    number: int
     size_bytes: int
     stride_bytes: int
 
     @property
     def total_bytes(self) -> int:
         """Of all runs."""
-        return self.count * self.size_bytes
+        return self.number * self.size_bytes
 
     @property
     def end(self) -> int:
         """Where the last run ends in the file."""
-        return self.begin + (self.count - 1) * self.stride_bytes + self.size_bytes
+        return self.begin + (self.number - 1) * self.stride_bytes + self.size_bytes
 
     def filled_until(self, end: int) -> int:
         """How many of its bytes are there, from its own first on, if the file is there until ``end``."""
-        if self.count == 1:
+        if self.number == 1:
             return min(max(0, end - self.begin), self.size_bytes)
         whole = (end - self.begin - self.size_bytes) // self.stride_bytes + 1
-        return min(max(0, whole), self.count) * self.size_bytes
+        return min(max(0, whole), self.number) * self.size_bytes
 
     def missing_until(self, begin: int) -> int:
         """How many of its bytes are not there, from its own first on, if the file is there from ``begin`` on."""
-        if self.count == 1:
+        if self.number == 1:
             return min(max(0, begin - self.begin), self.size_bytes)
-        return min(max(0, -(-(begin - self.begin) // self.stride_bytes)), self.count) * self.size_bytes
+        return min(max(0, -(-(begin - self.begin) // self.stride_bytes)), self.number) * self.size_bytes
 
 
 class Place(NamedTuple):
@@ -180,7 +180,7 @@ class Image:
         first = max(0, bisect_right(self._extent_begins, low) - 1)
         for offset, rows in self._extents[first : bisect_left(self._extent_begins, high)]:
             begin, end = max(low - offset, 0), min(high - offset, rows.total_bytes)
-            if rows.count == 1 and begin < end:
+            if rows.number == 1 and begin < end:
                 runs.append((offset + begin, Rows(rows.begin + begin, 1, end - begin, end - begin)))
             else:
                 runs.extend((offset + local, part) for local, part in _cut(rows, begin, end))
@@ -198,10 +198,10 @@ class Image:
         for at, rows in self.runs(low, high):
             begin, to = rows.begin - source_begin, at - low
             size_bytes = rows.total_bytes
-            if rows.count == 1:
+            if rows.number == 1:
                 np.copyto(target[to : to + size_bytes], source[begin : begin + size_bytes])
                 continue
-            shape = (rows.count, rows.size_bytes)
+            shape = (rows.number, rows.size_bytes)
             np.copyto(
                 target[to : to + size_bytes].reshape(shape),
                 np.ndarray(shape, np.uint8, source, begin, (rows.stride_bytes, 1)),
@@ -260,7 +260,7 @@ def _extents(places: list[Place]) -> list[tuple[int, Rows]]:
     extents: list[tuple[int, Rows]] = []
     at, begin, size_bytes = 0, 0, 0  # of the run that is still growing
     for _, _, rows, offset, place_bytes in places:
-        whole = rows.count == 1
+        whole = rows.number == 1
         if size_bytes and whole and rows.begin == begin + size_bytes and offset == at + size_bytes:
             size_bytes += place_bytes
             continue

@@ -192,7 +192,7 @@ class Upload:
     def _push(self, window: Window) -> None:
         pinned = self._registered.get(window.file_index)
         long = window.size_bytes >= len(window.runs) * _DIRECT_BYTES
-        if pinned is None or not long or any(rows.count > 1 for _, rows in window.runs):
+        if pinned is None or not long or any(rows.number > 1 for _, rows in window.runs):
             self.pump.push(window)
             return
         pieces: list[tuple[Pinned, int, torch.Tensor]] = []

@@ -70,7 +70,7 @@ class CudaDevice:
         import torch
 
         self._cuda: Any = torch.cuda
-        self.device = _existing(device)
+        self.device: torch.device = _existing(device)
         self.name: str = str(self.device)
         with _translated(self.name, "opening it"):
             self._consumer = self._cuda.current_stream(self.device)

@@ -83,8 +83,10 @@ class Ring:
 
     def __init__(self, device: Device, geometry: Geometry, processors: frozenset[int] | None) -> None:
         """Pins, with the memory on the NUMA node of ``processors``. Raises PinningError."""
-        self.geometry = geometry
-        self.processors = processors
+        self.geometry: Geometry = geometry
+        self.processors: frozenset[int] | None = processors
+        self.pinned: Pinned
+        self.without: str
         with bound_to(processors):
             self.pinned, self.without = device.pin(geometry.size_bytes)
         size_bytes = geometry.step_bytes
@@ -184,9 +186,9 @@ class Pump:
             for index in range(ring.geometry.threads)
         ]
         self._waiter = threading.Thread(target=self._wait, name="cached-gpu-wait", daemon=True)
-        self.copies = 0
-        self.copied_bytes = 0
-        self.ring_wait_s = 0.0
+        self.copies: int = 0
+        self.copied_bytes: int = 0
+        self.ring_wait_s: float = 0.0
 
     def start(self) -> None:
         """Starts its threads. If it raises, `stop` is still needed."""

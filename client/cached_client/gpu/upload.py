@@ -103,9 +103,9 @@ class Upload:
         self._any_landed = False
         self._failure: CacheError | None = None
         self._began_s = self._ended_s = time.monotonic()
-        self.arrival_wait_s = 0.0
-        self.usable = True
-        self.pump = Pump(device, ring, landed=self._land, failed=self._fail)
+        self.arrival_wait_s: float = 0.0
+        self.usable: bool = True
+        self.pump: Pump = Pump(device, ring, landed=self._land, failed=self._fail)
         self._feeder = threading.Thread(target=self._feed, name="cached-gpu-feed", daemon=True)
 
     @property

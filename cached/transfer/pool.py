@@ -41,6 +41,8 @@ _KEYED_IDLE_FACTOR = 10
 _END_GRACE_S = 10.0
 _ABORT_S = 10.0
 _HEDGES_PER_MOVER = 2
+_PREPARED = 4
+"""What is about to come may be small: more of them are started when there is work for more."""
 
 
 class MoverPool:
@@ -140,7 +142,7 @@ class MoverPool:
         return ticket
 
     def prepare(self, job: Prepare) -> None:
-        """Starts all movers, and has each open an origin beside its other work; nobody waits for that.
+        """Starts some movers, and has each one open an origin beside its other work; nobody waits for that.
 
         So on a cold start they come up beside each other, and while the origin is listed.
         """
@@ -149,7 +151,7 @@ class MoverPool:
         for mover in self._movers:
             if not mover.ending:
                 self._let_prepare(mover, job)
-        missing = self._max_movers - self.active_movers - self._starting
+        missing = min(self._max_movers, _PREPARED) - self.active_movers - self._starting
         for _ in range(missing):
             self._starting += 1
             self._spawn()

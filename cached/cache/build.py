@@ -31,7 +31,8 @@ from cached.levels.disk import DiskLevel
 from cached.levels.shm import ShmLevel, huge_pages_allowed
 from cached.levels.striped import StripedDisk
 from cached.metrics import Metrics
-from cached.transfer.fill import RetryPolicy
+from cached.transfer.drives import Drives
+from cached.transfer.fill import RetryPolicy, Runner
 from cached.transfer.lanes import Lanes
 from cached.transfer.pool import MoverPool
 
@@ -81,7 +82,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     registry = Registry(Index(state_dir / "index"), on_index_fault)
     services = Services(
         clock=clock,
-        runner=lanes,
+        runner=_runner(config, lanes, pool),
         storage=_storage(config, instance),
         registry=registry,
         metrics=metrics,
@@ -136,6 +137,11 @@ def _lanes(config: Config, metrics: Metrics, clock: Clock, pool: MoverPool) -> L
         hedging=config.transfer.hedging,
         on_hedge=lambda outcome: metrics.hedges.labels(outcome=outcome).inc(),
     )
+
+
+def _runner(config: Config, lanes: Lanes, pool: MoverPool) -> Runner:
+    several = config.l2.enabled and len(config.l2.folders) > 1
+    return Drives(lanes, config.l2.folders, limit=pool.capacity) if several else lanes
 
 
 def _storage(config: Config, instance: str) -> Storage:

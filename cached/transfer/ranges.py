@@ -28,7 +28,7 @@ from cached.units import CHUNK_BYTES, MIB
 
 STEP_BYTES = 4 * MIB
 """What one system call reads from or writes to a disk."""
-CACHED_BYTES = MIB
+CACHED_BYTES = MIB // 2
 """What is checksummed, and copied while it is still in the processor's cache. STEP_BYTES are a multiple of it."""
 
 _BLOCK_BYTES = 4096

@@ -1,0 +1,80 @@
+"""Reads of local drives, shared out among them, so that all that are wanted are read at once. Runs in the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Sequence
+
+from cached.transfer.fill import Runner
+from cached.transfer.jobs import Checksum, Copy, Job, Prepare, Result
+
+_Turn = tuple[int, int, asyncio.Future[None]]
+
+
+class Drives:
+    """Runs jobs on ``runner``, at most ``limit`` of those that read a file below one of ``folders`` at a time.
+
+    The next turn goes to the drive that has the fewest, and there to the lowest priority. Without that the chunks of
+    the file that is wanted first would take all movers, and one drive would be read after the other.
+    """
+
+    def __init__(self, runner: Runner, folders: Sequence[str], *, limit: int) -> None:
+        """``folders``: one a drive."""
+        self._runner = runner
+        self._limit = limit
+        self._in_flight = dict.fromkeys(folders, 0)
+        self._waiting: dict[str, list[_Turn]] = {folder: [] for folder in folders}
+        self._numbers = 0
+
+    async def run(self, job: Job, *, key: str | None = None, priority: int = 0) -> Result:
+        """See Runner. Cancellation gives the turn back."""
+        drive = self._read_by(job)
+        if drive is None:
+            return await self._runner.run(job, key=key, priority=priority)
+        await self._turn(drive, priority)
+        try:
+            return await self._runner.run(job, key=key, priority=priority)
+        finally:
+            self._leave(drive)
+
+    def prepare(self, job: Prepare) -> None:
+        """See Runner."""
+        self._runner.prepare(job)
+
+    async def settled(self, path: str) -> None:
+        """See Runner."""
+        await self._runner.settled(path)
+
+    def _read_by(self, job: Job) -> str | None:
+        if not isinstance(job, Copy | Checksum) or job.source.memory:
+            return None
+        return next((folder for folder in self._in_flight if job.source.path.startswith(f"{folder}/")), None)
+
+    async def _turn(self, drive: str, priority: int) -> None:
+        self._numbers += 1
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting[drive], (priority, self._numbers, turn))
+        self._admit()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._leave(drive)
+            raise
+
+    def _leave(self, drive: str) -> None:
+        self._in_flight[drive] -= 1
+        self._admit()
+
+    def _admit(self) -> None:
+        while sum(self._in_flight.values()) < self._limit:
+            for turns in self._waiting.values():
+                while turns and turns[0][2].done():  # cancelled while it waited
+                    heapq.heappop(turns)
+            wanted = [drive for drive, turns in self._waiting.items() if turns]
+            if not wanted:
+                return
+            drive = min(wanted, key=lambda drive: (self._in_flight[drive], self._waiting[drive][0][:2]))
+            heapq.heappop(self._waiting[drive])[2].set_result(None)
+            self._in_flight[drive] += 1

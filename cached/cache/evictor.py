@@ -15,7 +15,7 @@ from cached.leases import LeaseTable
 from cached.manifest import Manifest
 from cached.policy.plan import Evict, plan, plan_idle
 from cached.policy.snapshot import LevelFacts, Need, RevisionFacts, Snapshot
-from cached.types import Level
+from cached.types import Level, Tier
 from cached.units import format_size
 
 _UNMAP_WAIT_S = 5.0
@@ -46,6 +46,8 @@ class Evictor:
         self._leases = leases
         self._grace_until_s = services.clock.monotonic_s() + grace_s
         self._busy: Counter[tuple[str, str]] = Counter()
+        self._tidied: tuple[int, frozenset[str]] = (-1, frozenset())
+        self._cold: list[Model] = []
         self.opening = asyncio.Lock()
         """Held while room is made and taken: those who want the same blob, or the same room, take turns."""
 
@@ -188,15 +190,32 @@ class Evictor:
         services.registry.forget_model(model)
 
     async def tidy(self) -> None:
-        """What needs no room to be made: cold models that nobody uses leave L1, and so do blobs that nobody has."""
-        storage = self._services.storage
+        """What needs no room to be made: cold models that nobody uses leave L1, and so do blobs that nobody has.
+
+        Called every second, so it does nothing for thousands of blobs that are as they were.
+        """
+        registry, storage = self._services.registry, self._services.storage
         now_s = self._services.clock.monotonic_s()
-        for action in plan_idle(self._snapshot(), now_s, cold_grace_s=_COLD_GRACE_S).actions:
-            if isinstance(action, Evict):
-                self._evict_planned(action)
+        if (registry.changes, self.loads.held_digests()) != self._tidied:
+            for level in storage.levels:
+                self._drop_unowned(level, self._pending_digests())
+            self._cold = [model for model in registry.models.values() if self._is_cold_in_l1(model)]
+            self._tidied = (registry.changes, self.loads.held_digests())
+        if any(self._is_idle(model, now_s) for model in self._cold):
+            for action in plan_idle(self._snapshot(), now_s, cold_grace_s=_COLD_GRACE_S).actions:
+                if isinstance(action, Evict):
+                    self._evict_planned(action)
         for level in storage.levels:
-            self._drop_unowned(level, self._pending_digests())
             self._trim(level)
+
+    def _is_cold_in_l1(self, model: Model) -> bool:
+        registry = self._services.registry
+        return model.tier[0] is Tier.COLD and any(
+            registry.bytes_at(manifest, Level.L1) for manifest in model.manifests.values()
+        )
+
+    def _is_idle(self, model: Model, now_s: float) -> bool:
+        return not self._leases.count(model.name) and now_s - model.last_used_s >= _COLD_GRACE_S
 
     def _trim(self, level: Level) -> None:
         """A level may hold less than it did: the host got short, or a budget was lowered. What is held stays."""

@@ -331,9 +331,7 @@ class ModelCache:
     def _used(self, model: Model, *, attaches: int) -> None:
         clock = self._parts.services.clock
         model.last_used_s = clock.monotonic_s()
-        self._parts.services.registry.update(
-            model, last_used_wall_s=clock.wall_s(), attach_count=model.record.attach_count + attaches
-        )
+        self._parts.services.registry.used(model, clock.wall_s(), attaches=attaches)
 
     def _tell_holders(self, manifest: Manifest, entry: FileEntry, damage: Damage) -> None:
         for attachment in self._attachments.values():

@@ -62,10 +62,7 @@ class Recovery:
                 _log.warning("recovery.removed_blob", level=level.value, digest=digest, cause="no revision has it")
                 continue
             storage.adopt(level, digest, size_bytes)
-            if level is Level.L1:
-                blob.l1 = Presence.UNCONFIRMED
-            else:
-                blob.l2 = True
+            services.registry.found(digest, level)
         for ingest_id, size_bytes in found.ingests.items():
             if ingest_id in pending:
                 storage.keep_ingest(level, ingest_id, size_bytes)

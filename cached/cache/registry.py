@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 import structlog
 
@@ -42,6 +42,26 @@ class Blob:
     def at(self, level: Level) -> bool:
         """True if its bytes are at ``level``, confirmed or not."""
         return self.l1 is not Presence.ABSENT if level is Level.L1 else self.l2
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """How much of a revision is where."""
+
+    l1_bytes: int
+    l2_bytes: int
+    confirmed_in_l1: bool
+    whole_in_l2: bool
+
+    @classmethod
+    def of(cls, blobs: list[Blob]) -> Self:
+        """Counts them."""
+        return cls(
+            l1_bytes=sum(blob.record.size_bytes for blob in blobs if blob.at(Level.L1)),
+            l2_bytes=sum(blob.record.size_bytes for blob in blobs if blob.l2),
+            confirmed_in_l1=all(blob.l1 is Presence.CONFIRMED for blob in blobs),
+            whole_in_l2=all(blob.l2 for blob in blobs),
+        )
 
 
 @dataclass(slots=True)
@@ -101,11 +121,17 @@ class Registry:
         self._on_fault = on_fault
         self.models: dict[str, Model] = {}
         self.blobs: dict[str, Blob] = {}
+        self.changes = 0
+        """Grows whenever a model, a revision or a blob, or where one is, changes; not when a model is merely used."""
         self._quarantined: dict[str, str] = {}
         """Digest → what of the blob is damaged and could not be mended."""
+        self._used: set[str] = set()
+        self._present: dict[tuple[str, str], Present] = {}
+        self._present_at = -1
 
     def load(self) -> None:
         """Reads the index. No blob is at any level until recovery says so. What the catalog said before stays said."""
+        self.changes += 1
         for record in self._index.models():
             self._model(record.name).record = record
         for blob in self._index.blobs():
@@ -120,6 +146,7 @@ class Registry:
 
     def close(self) -> None:
         """Closes the index."""
+        self.write_uses()
         self._index.close()
 
     @property
@@ -129,6 +156,7 @@ class Registry:
 
     def set_catalog(self, catalog: Catalog) -> None:
         """Replaces every model's catalog settings; models of the catalog become known, others stay known."""
+        self.changes += 1
         for model in self.models.values():
             model.catalog = catalog.models.get(model.name)
         for name, entry in catalog.models.items():
@@ -188,6 +216,23 @@ class Registry:
         model.record = replace(model.record, **changes)
         self._write(lambda: self._index.put_model(model.record))
 
+    def used(self, model: Model, wall_s: float, *, attaches: int) -> None:
+        """Notes a use of a model. In memory: attaching must not wait for a disk. `write_uses` makes it durable."""
+        count = model.record.attach_count + attaches
+        model.record = replace(model.record, last_used_wall_s=wall_s, attach_count=count)
+        self._used.add(model.name)
+
+    def write_uses(self) -> None:
+        """Writes the uses noted since the last time, in one transaction."""
+        names, self._used = self._used & self.models.keys(), set()
+        if names:
+            self._write(lambda: self._put_models(names))
+
+    def _put_models(self, names: set[str]) -> None:
+        with self._index.transact():
+            for name in sorted(names):
+                self._index.put_model(self.models[name].record)
+
     def add_manifest(self, manifest: Manifest) -> None:
         """Records a revision whose blobs are all known, and makes it the current one."""
         model = self._model(manifest.name)
@@ -221,8 +266,17 @@ class Registry:
         if model.catalog is not None:
             self._model(model.name).catalog = model.catalog
 
+    def found(self, digest: str, level: Level) -> None:
+        """A known blob was found at a level, where an earlier daemon left it; in L1 it is yet to be confirmed."""
+        self.changes += 1
+        if level is Level.L1:
+            self.blobs[digest].l1 = Presence.UNCONFIRMED
+        else:
+            self.blobs[digest].l2 = True
+
     def landed(self, record: BlobRecord, level: Level) -> None:
         """A blob was committed or confirmed at a level."""
+        self.changes += 1
         blob = self.blobs.get(record.digest)
         if blob is None:
             blob = self.blobs[record.digest] = Blob(record)
@@ -236,11 +290,13 @@ class Registry:
 
     def doubt(self, digest: str) -> None:
         """A blob in L1 is known to be damaged: whoever attaches next has it confirmed again, and so mended."""
+        self.changes += 1
         if self.blobs[digest].l1 is Presence.CONFIRMED:
             self.blobs[digest].l1 = Presence.UNCONFIRMED
 
     def lost(self, digest: str, level: Level) -> None:
         """A blob left a level."""
+        self.changes += 1
         blob = self.blobs[digest]
         if level is Level.L1:
             blob.l1 = Presence.ABSENT
@@ -256,15 +312,25 @@ class Registry:
         """Each blob of a revision once."""
         return [self.blobs[digest] for digest in dict.fromkeys(entry.digest for entry in manifest.files)]
 
+    def present(self, manifest: Manifest) -> Present:
+        """Where a revision's bytes are; counted once, until something changes."""
+        if self._present_at != self.changes:
+            self._present.clear()
+            self._present_at = self.changes
+        key = (manifest.name, manifest.revision)
+        if key not in self._present:
+            self._present[key] = Present.of(self.blobs_of(manifest))
+        return self._present[key]
+
     def bytes_at(self, manifest: Manifest, level: Level) -> int:
         """Bytes of a revision that are at a level, shared ones included."""
-        return sum(blob.record.size_bytes for blob in self.blobs_of(manifest) if blob.at(level))
+        present = self.present(manifest)
+        return present.l1_bytes if level is Level.L1 else present.l2_bytes
 
     def whole_at(self, manifest: Manifest, level: Level) -> bool:
         """True if every blob of a revision is at a level; in L1 they must be confirmed."""
-        if level is Level.L1:
-            return all(blob.l1 is Presence.CONFIRMED for blob in self.blobs_of(manifest))
-        return all(blob.l2 for blob in self.blobs_of(manifest))
+        present = self.present(manifest)
+        return present.confirmed_in_l1 if level is Level.L1 else present.whole_in_l2
 
     def is_here(self, manifest: Manifest) -> bool:
         """True if every blob of a revision is at some local level, so that it needs no origin."""
@@ -292,10 +358,12 @@ class Registry:
 
     def quarantine(self, digest: str, why: str) -> None:
         """Marks a blob as damaged beyond repair for now: no new lease on the revisions that have it."""
+        self.changes += 1
         self._quarantined[digest] = why
 
     def mended(self, digest: str) -> None:
         """Every byte of a blob was found right, or put right: it is out of quarantine."""
+        self.changes += 1
         self._quarantined.pop(digest, None)
 
     def is_quarantined(self, manifest: Manifest) -> bool:
@@ -308,10 +376,12 @@ class Registry:
 
     def _model(self, name: str) -> Model:
         if name not in self.models:
+            self.changes += 1
             self.models[name] = Model(ModelRecord(name=name))
         return self.models[name]
 
     def _write(self, change: Callable[[], None]) -> None:
+        self.changes += 1
         try:
             change()
             self._on_fault("")

@@ -41,6 +41,7 @@ class Storage:
         self._limits = dict.fromkeys(self._levels, Limit(0, "not looked at yet"))
         self._resumed: dict[Level, set[str]] = {level: set() for level in self._levels}
         self._collecting = asyncio.Lock()
+        self._blob_bytes: dict[str, int] = {}
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -88,13 +89,23 @@ class Storage:
     def _allocated_bytes(self) -> int:
         """What our segments really take up now; one that is still arriving has only some of its pages."""
         prefix = f"cached.{self.l1.instance}."
-        total_bytes = 0
+        blobs, self._blob_bytes = self._blob_bytes, {}
+        others_bytes = 0
         with os.scandir(SHM_FOLDER) as entries:
             for entry in entries:
-                if entry.name.startswith(prefix):
-                    with suppress(FileNotFoundError):  # its memory is being given back in a thread
-                        total_bytes += entry.stat(follow_symlinks=False).st_blocks * 512
-        return total_bytes
+                name = entry.name
+                if not name.startswith(prefix):
+                    continue
+                if name in blobs:  # is whole, and stays as it is
+                    self._blob_bytes[name] = blobs[name]
+                    continue
+                with suppress(FileNotFoundError):  # its memory is being given back in a thread
+                    size_bytes = entry.stat(follow_symlinks=False).st_blocks * 512
+                    if name.startswith("blob.", len(prefix)):
+                        self._blob_bytes[name] = size_bytes
+                    else:
+                        others_bytes += size_bytes
+        return others_bytes + sum(self._blob_bytes.values())
 
     # Ingests
 

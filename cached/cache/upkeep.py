@@ -19,6 +19,10 @@ _log = structlog.get_logger(__name__)
 
 _TICK_S = 1.0
 _RETRY_S = 60.0
+_CAPACITIES_S = 5.0
+"""Whoever makes room looks for himself; this is for a host that gets short of memory meanwhile."""
+
+_USES_S = 30.0
 
 
 class Upkeep:
@@ -30,6 +34,9 @@ class Upkeep:
         self._pulls = pulls
         self._evictor = evictor
         self._not_before: dict[str, float] = {}
+        self._seen = -1
+        self._hot: list[Model] = []
+        self._only_in_l1: list[Manifest] = []
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -45,17 +52,37 @@ class Upkeep:
     async def _tick(self) -> None:
         storage = self._services.storage
         await storage.collect()
-        storage.refresh_capacities()
+        if self._is_time("capacities", _CAPACITIES_S):
+            storage.refresh_capacities()
         await storage.clear_pool(self._services.runner)
         await self._evictor.tidy()
+        self._look()
         self._bring_hot()
         await self._copy_to_l2()
+        if self._is_time("uses", _USES_S):
+            self._services.registry.write_uses()
+
+    def _look(self) -> None:
+        """Notes what there is to do, if anything changed: a daemon that idles with many models must cost nothing."""
+        registry = self._services.registry
+        if registry.changes == self._seen:
+            return
+        self._seen = registry.changes
+        self._hot = [model for model in registry.models.values() if model.tier[0] is Tier.HOT]
+        has_l2 = self._services.storage.has(Level.L2)
+        self._only_in_l1 = [item for item in registry.manifests() if has_l2 and self._not_on_disk(item)]
+
+    def _not_on_disk(self, manifest: Manifest) -> bool:
+        registry = self._services.registry
+        if not registry.whole_at(manifest, Level.L1) or registry.whole_at(manifest, Level.L2):
+            return False
+        return any(not blob.l2 and not blob.left_l2 for blob in registry.blobs_of(manifest))
 
     def _bring_hot(self) -> None:
         """A hot model is always in L1: brought when it is not, and tried again now and then when that failed."""
         registry = self._services.registry
-        for model in list(registry.models.values()):
-            if model.tier[0] is not Tier.HOT or self._loader.active(model.name) or not self._due(f"hot {model.name}"):
+        for model in self._hot:
+            if self._loader.active(model.name) or not self._due(f"hot {model.name}"):
                 continue
             manifest = model.current
             if manifest is not None and (registry.is_quarantined(manifest) or registry.whole_at(manifest, Level.L1)):
@@ -72,16 +99,18 @@ class Upkeep:
 
     async def _copy_to_l2(self) -> None:
         """Blobs that are only in L1, because L2 failed or was full when they came."""
-        services = self._services
-        if not services.storage.has(Level.L2) or self._loader.loads:
+        if self._loader.loads:
             return
-        for manifest in list(services.registry.manifests()):
-            if not services.registry.whole_at(manifest, Level.L1) or not self._due(f"l2 {manifest.name}"):
-                continue
-            missing = [blob for blob in services.registry.blobs_of(manifest) if not blob.l2 and not blob.left_l2]
-            if missing:
+        for manifest in self._only_in_l1:
+            if self._due(f"l2 {manifest.name}") and self._is_known(manifest) and self._not_on_disk(manifest):
                 self._later(f"l2 {manifest.name}")
-                await self._copy(manifest, missing)
+                blobs = self._services.registry.blobs_of(manifest)
+                await self._copy(manifest, [blob for blob in blobs if not blob.l2 and not blob.left_l2])
+
+    def _is_known(self, manifest: Manifest) -> bool:
+        """While one was copied, another may have been forgotten."""
+        model = self._services.registry.models.get(manifest.name)
+        return model is not None and manifest.revision in model.manifests
 
     async def _copy(self, manifest: Manifest, missing: list[Blob]) -> None:
         services = self._services
@@ -104,5 +133,11 @@ class Upkeep:
     def _due(self, what: str) -> bool:
         return self._services.clock.monotonic_s() >= self._not_before.get(what, 0.0)
 
-    def _later(self, what: str) -> None:
-        self._not_before[what] = self._services.clock.monotonic_s() + _RETRY_S
+    def _later(self, what: str, delay_s: float = _RETRY_S) -> None:
+        self._not_before[what] = self._services.clock.monotonic_s() + delay_s
+
+    def _is_time(self, what: str, every_s: float) -> bool:
+        if not self._due(what):
+            return False
+        self._later(what, every_s)
+        return True

@@ -56,7 +56,7 @@ class FioContestant:
         if done.returncode == 99 or "unshare:" in done.stderr:
             raise Unavailable(f"a mount with huge pages is not permitted: {done.stderr.strip()[:200]}")
         done.check_returncode()
-        jobs: list[dict[str, Any]] = json.loads(done.stdout)["jobs"]
+        jobs: list[dict[str, Any]] = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
         cpu_s = sum((job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1e3 for job in jobs)
         reads = [job["read"] for job in jobs]
         return Sample(max(read["runtime"] for read in reads) / 1e3, sum(read["io_bytes"] for read in reads), cpu_s)
@@ -65,15 +65,17 @@ class FioContestant:
         """Nothing is left: the mount went with its process."""
 
     def _command(self) -> list[str]:
-        jobs, number = [], 0
+        jobs: list[str] = []
+        number, block_bytes = 0, self._block_bytes
         for path in self._files:
-            part_bytes = path.stat().st_size // self._each // _PAGE_BYTES * _PAGE_BYTES
+            part_bytes = max(_PAGE_BYTES, path.stat().st_size // self._each // _PAGE_BYTES * _PAGE_BYTES)
+            block_bytes = min(block_bytes, part_bytes)
             for part in range(self._each):
                 jobs += [f"--name=job{number}", f"--filename={path}", f"--offset={part * part_bytes}"]
                 jobs += [f"--size={part_bytes}", *self._memory(number)]
                 number += 1
         fio = ["fio", "--output-format=json", "--rw=read", "--direct=1", "--ioengine=psync", "--thread"]
-        return [*self._wrap(number), *fio, f"--bs={self._block_bytes}", *jobs]
+        return [*self._wrap(number), *fio, f"--bs={block_bytes}", *jobs]
 
     def _memory(self, number: int) -> list[str]:
         return [f"--mem=mmapshared:{self._buffers / str(number)}"] if self._buffers else []

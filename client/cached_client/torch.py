@@ -32,7 +32,7 @@ def tensor_from_view(view: memoryview, info: TensorInfo) -> torch.Tensor:
     dtype = torch_dtype(info)
     shape = torch_shape(info)
     if not view:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")  # whatever device is the default in this block
     aligned = info.begin % DTYPES[info.dtype].item_bytes == 0
     return torch.frombuffer(view if aligned else bytearray(view), dtype=dtype).reshape(shape)
 

@@ -307,7 +307,7 @@ def test_a_binding_ends(monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     ("generation", "processors", "threads", "slot_mib"),
-    [(4, 64, 3, 4), (5, 64, 6, 2.668), (None, 64, 4, 4), (6, 64, 8, 2), (5, 2, 2, 4)],
+    [(4, 64, 4, 4), (5, 64, 8, 2), (None, 64, 4, 4), (6, 64, 12, 2), (5, 6, 6, 2.668), (5, 2, 2, 4)],
 )
 def test_the_default_ring(generation, processors, threads, slot_mib) -> None:
     geometry = Geometry.choose(GpuOptions(), generation, processors)

@@ -94,7 +94,7 @@ class CudaDevice:
             return CudaPinned(array, memory, self._register(array, _PORTABLE)), ""
         except PinningError as refusal:
             try:
-                pinned = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
+                pinned = torch.empty(size_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
             except RuntimeError as error:
                 self._clear_error()
                 raise PinningError(

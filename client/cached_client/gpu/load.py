@@ -92,7 +92,8 @@ class DeviceLoads:
         opened, topology = open_device(device)
         if not options.bind:
             topology = Topology(pcie_generation=topology.pcie_generation)
-        geometry = Geometry.choose(options, topology.pcie_generation, len(os.sched_getaffinity(0)))
+        processors = topology.processors or os.sched_getaffinity(0)
+        geometry = Geometry.choose(options, topology.pcie_generation, len(processors))
         fallbacks: list[str] = []
         try:
             ring = RINGS.take(opened, geometry, topology.processors)

@@ -36,7 +36,8 @@ def device(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[LateDevice]:
 
 def sharded(site: Site, **options: Any) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(9)
-    tensors, files = {}, model_files(MB, MB)
+    tensors: dict[str, torch.Tensor] = {}
+    files = model_files(MB, MB)
     for number, (path, count) in enumerate(zip(SHARDS, (4, 20), strict=True)):
         part = {f"{number}.{n}": torch.randn(500, 1024, generator=generator) for n in range(count)}
         files[path] = save(part)

@@ -139,3 +139,20 @@ def test_buffers_end_between_tensors() -> None:
 def test_a_slice_that_does_not_fit_is_refused(wanted) -> None:
     with pytest.raises(InvalidRequestError, match="does not fit 'a'"):
         Image([TensorInfo("a", "F32", (4, 8), 0, 128)], {"a": wanted})
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40))), st.integers(0, 40), st.integers(0, 40))
+def test_gaps_and_the_range_around_a_position(ranges, begin: int, end: int) -> None:
+    held, positions = RangeSet(), set()
+    for first, second in ranges:
+        held.add(first, second)
+        positions.update(range(first, second))
+    gaps = held.gaps(begin, end)
+    assert {at for gap in gaps for at in range(*gap)} == set(range(begin, end)) - positions
+    assert all(first < second for first, second in gaps)
+    first, last = held.span_at(begin)
+    assert set(range(first, last)) <= positions
+    assert (begin in range(first, last)) == (begin in positions)
+    assert first - 1 not in positions or begin not in positions
+    assert last not in positions or begin not in positions

@@ -274,6 +274,20 @@ def test_damaged_bytes_are_not_copied() -> None:
         attached.load(device)
 
 
+def test_bytes_found_damaged_while_they_cross_are_not_handed_out(monkeypatch) -> None:
+    content = save({"only": torch.arange(1000.0)})
+    attached, device = Attached({"m.safetensors": content}, arrived=True), LateDevice()
+    copy = device.copy
+
+    def damage_and_copy(*arguments) -> None:
+        attached.arrivals.damaged(0, len(content) - 100, 50)
+        copy(*arguments)
+
+    monkeypatch.setattr(device, "copy", damage_and_copy)
+    with pytest.raises(CacheError, match="damaged in memory"):
+        attached.load(device)
+
+
 def test_a_bad_slice_is_refused_before_anything_is_copied() -> None:
     device = LateDevice()
     with pytest.raises(InvalidRequestError, match="does not fit"):

@@ -285,6 +285,8 @@ class Upload:
 
     def _land(self, window: Window) -> None:
         """The bytes of a window are on the device: hands out the tensors that are whole by that."""
+        # Raises for bytes that were found damaged after they had been planned: they may be in the copy.
+        self._arrivals.view(window.file_index, window.source_begin, window.runs[-1][1].end)
         file = self._files[window.file_index]
         flat, buffer = file.flats[window.buffer_index], file.image.buffers[window.buffer_index]
         file.landed.add(window.low, window.high)

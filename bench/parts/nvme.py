@@ -1,9 +1,9 @@
 """NVMe → memory, cold: a checkpoint that lies on the local drive, nothing of it in the page cache, until it is ready.
 
 The limit is fio with direct reads into its own buffers: no checks, and no memory that anybody else could use. It reads
-with several block sizes and kinds of memory, and its best counts. All contestants read the very same files: those
-of the daemon's disk level, the peers by links that have the names of the checkpoint's files. `cached` compares every
-chunk with its checksum; nobody else checks anything.
+into small pages, as it usually does, and into huge ones, which a drive fills faster. All contestants read the very same
+files: those of the daemon's disk level, the peers by links that have the names of the checkpoint's files. `cached`
+compares every chunk with its checksum; nobody else checks anything.
 """
 
 from __future__ import annotations
@@ -50,17 +50,19 @@ def run(options: Options) -> PartResult:
 
 
 def requirements(contest: Contest) -> list[Requirement]:
-    """What has to be reached; the limit is the best of fio's."""
+    """What has to be reached: of fio as it is usually run, and of fio at its best, with huge pages."""
     limits = [item for item in contest.standings if item.role is Role.LIMIT and item.measured]
     best = max(limits, key=lambda item: item.median("gb_per_s"), default=None)
+    rows = (
+        ("cached", "with the pool in use", "limit-8x4m", "fio's, the same block size and threads"),
+        ("cached", "with the pool in use", best.name if best else "", "fio's best, into huge pages"),
+        ("cached-huge", "huge pages, no pool", best.name if best else "", "fio's best, into huge pages"),
+    )
     return [
         Requirement(
-            f"{contest.title}, {words}: GB/s, every chunk checked, to fio's best",
-            contest.ratio(name, best.name) if best else None,
-            0.9,
-            unit="×",
+            f"{contest.title}, {words}: GB/s, every chunk checked, to {of}", contest.ratio(ours, limit), 0.9, unit="×"
         )
-        for name, words in (("cached", "with the pool in use"), ("cached-huge", "huge pages, no pool"))
+        for ours, words, limit, of in rows
     ]
 
 

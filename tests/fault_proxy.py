@@ -29,7 +29,7 @@ _BLOCK_BYTES = 1 << 18
 _HOP_HEADERS = {"connection", "transfer-encoding", "keep-alive", "expect"}
 
 FaultKind = Literal[
-    "reset", "status", "truncate", "short_length", "wrong_range", "whole", "etag", "corrupt", "hold", "slow"
+    "reset", "status", "truncate", "short_length", "wrong_range", "whole", "etag", "corrupt", "hold", "garbage", "slow"
 ]
 
 
@@ -54,7 +54,7 @@ class Fault:
 
     ``after_bytes`` counts bytes of the body: ``reset``, ``truncate`` and ``hold`` act behind them, ``corrupt`` flips
     the byte there. ``truncate`` closes early; ``short_length`` announces and sends less. ``hold`` waits for
-    ``release()``.
+    ``release()``; so does ``garbage``, which goes on with other bytes then.
     """
 
     kind: FaultKind
@@ -295,13 +295,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_body(self, blocks: Iterator[bytes], fault: Fault | None) -> None:
         kind = fault.kind if fault else ""
         for block in blocks:
-            if fault is None or kind not in {"reset", "truncate", "corrupt", "hold", "slow"}:
+            if fault is None or kind not in {"reset", "truncate", "corrupt", "hold", "garbage", "slow"}:
                 self._send(block)
                 continue
             cut = fault.after_bytes - self._seen.body_bytes
             if kind == "slow":
                 threading.Event().wait(len(block) / fault.rate_bytes_per_s)
                 self._send(block)
+            elif kind == "garbage" and cut < len(block):
+                self._send(block[: max(cut, 0)])
+                if cut >= 0:
+                    self._act(fault)
+                self._send(bytes(len(block) - max(cut, 0)))
             elif not 0 <= cut < len(block):
                 self._send(block)
             elif kind == "corrupt":
@@ -313,7 +318,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _act(self, fault: Fault) -> None:
         fault.reached.set()
-        if fault.kind == "hold":
+        if fault.kind in {"hold", "garbage"}:
             fault.gate.wait()
             return
         if fault.kind == "reset":

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from enum import StrEnum
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, Self, cast
 
 import grpc
 import grpc.aio
@@ -18,6 +18,7 @@ from cached.rpc import errors
 
 _log = structlog.get_logger(__name__)
 _PREFIX = "/cached.v1.CacheService/"
+_SILENT_S = 0.02
 _WHILE_DRAINING = frozenset({"Detach", "List", "Describe", "ListLeases", "Stats", "Watch"})
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -72,6 +73,40 @@ class Gate:
         raise UnavailableError(msg, hint="try again in a moment", phase=self.phase)
 
 
+class _TakenUp:
+    """Tells the caller of a stream that it was taken up, unless its first message soon does: it may be silent for long.
+
+    Not at once: on a busy host each message of its own costs a stream, and so a warm attach, milliseconds.
+    """
+
+    def __init__(self, context: _Context) -> None:
+        self._context = context
+        self._sending: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._timer = asyncio.get_running_loop().call_later(_SILENT_S, self._send)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._timer.cancel()
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.gather(self._sending, return_exceptions=True)
+
+    async def settle(self) -> None:
+        """Before each message: it carries the news itself, if it is still to be told."""
+        self._timer.cancel()
+        if self._sending is not None:
+            sending, self._sending = self._sending, None
+            await sending
+
+    def _send(self) -> None:
+        self._sending = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        await self._context.send_initial_metadata(())
+
+
 class Interceptor(grpc.aio.ServerInterceptor):
     """Wraps CacheService only; health and reflection pass as they are."""
 
@@ -113,10 +148,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 # Writing here, not yielding: a cancelled call then closes the method's generator at once, and with it
                 # the lease, and not when the generator happens to be collected.
                 with self._gate.stream():
-                    # A stream may stay silent for long; its caller learns at once that it was taken up.
-                    await context.send_initial_metadata(())
-                    async with aclosing(answer(request, context)) as messages:
+                    async with _TakenUp(context) as taken_up, aclosing(answer(request, context)) as messages:
                         async for message in messages:
+                            await taken_up.settle()
                             await context.write(message)
 
             await self._guard(method, context, work)

@@ -71,7 +71,7 @@ class PendingTensors:
     """The tensors of a file that were not handed out yet. Cheap to ask often: an MoE model has 19,000 tensors."""
 
     def __init__(self, tensors: Iterable[TensorInfo]) -> None:
-        self._tensors = sorted(tensors, key=attrgetter("begin", "end"))
+        self._tensors = sorted(tensors, key=attrgetter("begin"))  # stable: an empty one stays before its neighbour
 
     def __len__(self) -> int:
         return len(self._tensors)

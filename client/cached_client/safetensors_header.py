@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from json import JSONDecodeError, JSONDecoder
-from operator import itemgetter, sub
+from operator import itemgetter, ne, sub
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from cached_client.dtypes import DTYPES
@@ -282,22 +282,24 @@ def _read_plain(text: str, at: int, header_bytes: int) -> list[TensorInfo] | Non
     """The tensors, in the order of their bytes, if all of ``text`` from ``at`` is a list of plain and valid entries."""
     if _PLAIN_ENTRY.match(text, at) is None:
         return None
-    entries, names, dtypes, shapes, *offsets = zip(*_PLAIN_ENTRY.findall(text, at), strict=True)
+    entries, names, dtypes, shapes, from_texts, to_texts = zip(*_PLAIN_ENTRY.findall(text, at), strict=True)
     # Entries that are together as long as the text have nothing between them. Only the last can end with the brace.
     if sum(map(len, entries)) != len(text) - at or entries[-1].endswith(","):
         return None
     if len(set(names)) != len(names) or _METADATA in names:
         return None
-    begins, ends = ([header_bytes + offset for offset in map(int, column)] for column in offsets)
+    ends = [header_bytes + offset for offset in map(int, to_texts)]
+    in_order = from_texts[1:] == to_texts[:-1]
+    begins = [header_bytes + int(from_texts[0]), *ends[:-1]]
+    if not in_order:
+        begins = [header_bytes + offset for offset in map(int, from_texts)]
     kinds = list(zip(dtypes, shapes, strict=True))
     known = {kind: _plain_kind(*kind) for kind in set(kinds)}  # few, however many tensors there are
-    sizes = {kind: size_bytes for kind, (_, size_bytes) in known.items()}
-    if None in sizes.values() or list(map(sizes.__getitem__, kinds)) != list(map(sub, ends, begins)):
+    extents, sizes = zip(*map(known.__getitem__, kinds), strict=True)
+    if (None in {size_bytes for _, size_bytes in known.values()}) or any(map(ne, sizes, map(sub, ends, begins))):
         return None
-    extents = {kind: shape for kind, (shape, _) in known.items()}
-    rows = zip(names, dtypes, map(extents.__getitem__, kinds), begins, ends, strict=True)
-    infos = [tuple.__new__(TensorInfo, row) for row in rows]
-    if begins[1:] != ends[:-1]:
+    infos = [tuple.__new__(TensorInfo, row) for row in zip(names, dtypes, extents, begins, ends, strict=True)]
+    if not in_order:
         infos.sort(key=_PLACE)
     return infos
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from cached_client.dtypes import DTYPES
@@ -58,6 +59,8 @@ def tensors_from_view(view: memoryview, begin: int, infos: Sequence[TensorInfo])
 
 def _alike(view: memoryview, info: TensorInfo, count: int) -> Iterable[torch.Tensor]:
     """``count`` tensors like ``info``, which follow one another in ``view``."""
+    import torch
+
     dtype, shape, item_bytes = torch_dtype(info), torch_shape(info), DTYPES[info.dtype].item_bytes
     carrier = _carrier(item_bytes)
     if carrier is None or not view or not shape or info.begin % item_bytes:
@@ -65,8 +68,7 @@ def _alike(view: memoryview, info: TensorInfo, count: int) -> Iterable[torch.Ten
         return [tensor_from_view(view[at * size_bytes : (at + 1) * size_bytes], info) for at in range(count)]
     # numpy divides and shapes memory several times faster than torch, and need not know what the items mean.
     from_numpy, array = carrier
-    whole = map(from_numpy, array(view).reshape(count, *shape))
-    return (tensor.view(dtype) for tensor in whole)
+    return map(torch.Tensor.view, map(from_numpy, array(view).reshape(count, *shape)), repeat(dtype))
 
 
 @cache

@@ -296,7 +296,7 @@ def _read_plain(text: str, at: int, header_bytes: int) -> list[TensorInfo] | Non
     kinds = list(zip(dtypes, shapes, strict=True))
     known = {kind: _plain_kind(*kind) for kind in set(kinds)}  # few, however many tensors there are
     extents, sizes = zip(*map(known.__getitem__, kinds), strict=True)
-    if (None in {size_bytes for _, size_bytes in known.values()}) or any(map(ne, sizes, map(sub, ends, begins))):
+    if any(map(ne, sizes, map(sub, ends, begins))):
         return None
     infos = [tuple.__new__(TensorInfo, row) for row in zip(names, dtypes, extents, begins, ends, strict=True)]
     if not in_order:
@@ -305,7 +305,7 @@ def _read_plain(text: str, at: int, header_bytes: int) -> list[TensorInfo] | Non
 
 
 def _plain_kind(dtype: str, shape: str) -> tuple[tuple[int, ...], int | None]:
-    """A shape as numbers, and the bytes of such a tensor; None if it is not valid."""
+    """A shape as numbers, and the bytes of such a tensor; None, which equals no size, if it is not valid."""
     match = _INTEGERS.fullmatch(f"[{shape}]")
     if match is None or dtype not in DTYPES:
         return (), None

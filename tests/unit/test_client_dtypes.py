@@ -99,7 +99,8 @@ def test_the_table_is_that_of_safetensors() -> None:
 @pytest.mark.parametrize("dtype", TORCH_DTYPES)
 def test_neighbours_made_together_are_those_made_alone(dtype: str, shift: int) -> None:
     file = bytearray(np.random.default_rng(4).integers(0, 2, 4096, dtype=np.uint8).tobytes())
-    infos, at = [], 64 + shift
+    infos: list[TensorInfo] = []
+    at = 64 + shift
     for shape in ((2, 4), (2, 4), (2, 4), (4, 2), (8,), (8,), (0, 2), (0, 2), (2, 4), (2, 4)):
         size_bytes = DTYPES[dtype].bits * int(np.prod(shape)) // 8
         infos.append(TensorInfo(str(len(infos)), dtype, shape, at, at + size_bytes))

@@ -23,12 +23,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cached_client.gpu.image import Slice, Slices
 from cached_client.gpu.options import DeviceReport, GpuOptions
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DeviceReport", "GpuOptions", "release", "to_device"]
+__all__ = ["DeviceReport", "GpuOptions", "Slice", "Slices", "release", "to_device"]
 
 
 def to_device(tensor: torch.Tensor, device: str | torch.device | None) -> torch.Tensor:

@@ -19,6 +19,7 @@ from cached_client.errors import CacheError, DeviceError, InvalidRequestError, T
 from cached_client.gpu.options import Geometry
 from cached_client.gpu.ring import Ring, Window
 from cached_client.gpu.upload import Wanted
+from tests.unit.client_support import eventually
 from tests.unit.gpu_support import SMALL, Attached, LateDevice, gpu_threads, pieces, same
 
 BIG = Geometry(threads=3, slot_bytes=65536, steps=2)
@@ -202,6 +203,25 @@ def test_at_most_so_much_lies_untaken_on_the_device() -> None:
     for taken, (name, tensor) in enumerate(stream, 1):
         assert sum(device.allocated) <= 60_000 + 256 * 50 + taken * 10_000
         found[name] = tensor.clone()
+    check(device, found, tensors)
+
+
+def test_a_buffer_that_was_begun_is_finished_though_an_earlier_one_has_no_room() -> None:
+    tensors = {f"w{index}": torch.full((50_000,), index, dtype=torch.uint8) for index in range(4)}
+    content = save(tensors)
+    header_bytes = len(content) - 4 * 50_000
+    attached, device = Attached({"m.safetensors": content}), LateDevice()
+    stream = attached.upload(device, wanted=Wanted(buffer_bytes=1, ahead_bytes=1), timeout_s=20).tensors()
+    attached.announce(0, 0, header_bytes)
+    attached.announce(0, header_bytes + 110_000, header_bytes + 120_000)  # of the third
+    consumer = threading.Thread(target=lambda: found.update(stream))
+    found: dict[str, torch.Tensor] = {}
+    consumer.start()
+    eventually(lambda: device.allocated, "the buffer of the third tensor")
+    attached.announce(0, 0, len(content))
+    attached.arrive()
+    consumer.join()
+    assert next(iter(found)) == "w2"
     check(device, found, tensors)
 
 

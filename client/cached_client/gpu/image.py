@@ -158,14 +158,13 @@ class Image:
             high = self._filled[last - 1].end if last else 0
         return low, max(low, high)
 
-    def windows(self, low: int, high: int, size_bytes: int) -> Iterator[tuple[int, int, int]]:
-        """``(buffer index, low, high)``: the range cut at buffers, and into pieces of at most ``size_bytes``."""
+    def parts(self, low: int, high: int) -> Iterator[tuple[int, int, int]]:
+        """``(buffer index, low, high)``: the range cut at buffers."""
         index = max(0, bisect_right(self._buffer_begins, low) - 1)
         while index < len(self.buffers) and self.buffers[index].begin < high:
-            buffer = self.buffers[index]
-            end = min(high, buffer.end)
-            for at in range(max(low, buffer.begin), end, size_bytes):
-                yield index, at, min(end, at + size_bytes)
+            begin, end = max(low, self.buffers[index].begin), min(high, self.buffers[index].end)
+            if begin < end:
+                yield index, begin, end
             index += 1
 
     def places_in(self, low: int, high: int) -> list[Place]:

@@ -234,20 +234,28 @@ class Upload:
             self._hand_out([(place.info.name, tensor, None) for place, tensor in zip(empty, carved, strict=True)])
 
     def _plan_file(self, file_index: int, file: _File, windows: deque[Window]) -> None:
-        image = file.image
         for begin, end in self._arrivals.spans(file_index):
-            for gap in file.planned.gaps(*image.range_of(begin, end)):
-                for buffer_index, low, high in image.windows(*gap, self._step_bytes):
-                    runs = image.runs(low, high)
-                    if runs:
-                        if len(windows) == _WINDOWS_AT_ONCE or not self._has_room(file, buffer_index):
-                            return
-                        view = self._arrivals.view(file_index, runs[0][1].begin, runs[-1][1].end)
-                        if view is None:
-                            return  # the daemon was restarted, and announces anew what is in place
-                        windows.append(self._window(file_index, buffer_index, low, high, runs, view))
-                    file.planned.add(low, high)
-                    file.unplanned_bytes -= sum(rows.total_bytes for _, rows in runs)
+            for gap in file.planned.gaps(*file.image.range_of(begin, end)):
+                for buffer_index, low, high in file.image.parts(*gap):
+                    # Without room for it, later buffers that were begun must go on: or there would never be room.
+                    if self._has_room(file, buffer_index):
+                        self._plan_part(file_index, buffer_index, low, high, windows)
+                    if len(windows) == _WINDOWS_AT_ONCE:
+                        return
+
+    def _plan_part(self, file_index: int, buffer_index: int, low: int, high: int, windows: deque[Window]) -> None:
+        """Of one buffer."""
+        file = self._files[file_index]
+        for at in range(low, high, self._step_bytes):
+            end = min(high, at + self._step_bytes)
+            runs = file.image.runs(at, end)
+            if runs:
+                view = self._arrivals.view(file_index, runs[0][1].begin, runs[-1][1].end)
+                if view is None or len(windows) == _WINDOWS_AT_ONCE:
+                    return  # None: the daemon was restarted, and announces anew what is in place
+                windows.append(self._window(file_index, buffer_index, at, end, runs, view))
+            file.planned.add(at, end)
+            file.unplanned_bytes -= sum(rows.total_bytes for _, rows in runs)
 
     def _has_room(self, file: _File, buffer_index: int) -> bool:
         """Whether the buffer exists, or may be made: not too much may lie on the device untaken."""

@@ -23,7 +23,7 @@ from rich.console import Console
 from bench import hardware
 from bench.checkpoints import Checkpoints
 from bench.options import Options
-from bench.results import FOLDER, PartResult, Role, Unavailable
+from bench.results import FOLDER, PartResult, Role, Unavailable, merged, read_part
 from bench.show import show_part
 from cached.units import parse_size
 
@@ -76,8 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         failed = failed or result is None or not _all_of_ours(result)
         if result is not None:
             show_part(console, result)
-            if arguments.out or not (arguments.quick or arguments.only or arguments.contests):
-                console.print(f"written: {result.write(arguments.out or FOLDER)}")
+            if arguments.out or not (arguments.quick or arguments.only):
+                console.print(f"written: {_write(result, arguments.out or FOLDER, keep=bool(arguments.contests))}")
     return 1 if failed else 0
 
 
@@ -92,8 +92,19 @@ def _measure(name: str, options: Options) -> PartResult | None:
         traceback.print_exc()
         return None
     result.hardware = hardware.describe(options.folder)
+    when = f"{result.hardware['time'][:10]}, revision {result.hardware['revision']}, {options.rounds} rounds"
+    for contest in result.contests:
+        contest.when = when
     result.options = {"rounds": options.rounds, "size_bytes": options.size_bytes, "quick": options.quick}
     return result
+
+
+def _write(result: PartResult, folder: Path, *, keep: bool) -> Path:
+    """With ``keep``, contests that were not held this time stay as they were."""
+    before = folder / f"{result.part}.json"
+    if keep and before.exists():
+        result = merged(read_part(before), result)
+    return result.write(folder)
 
 
 def _all_of_ours(result: PartResult) -> bool:
@@ -127,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peers", type=Path, default=_PEERS, metavar="PYTHON", help="interpreter that has the peers")
     parser.add_argument("--dir", help="where the temporary folder is made (default: the system's)")
     parser.add_argument(
-        "--out", type=Path, help="folder for the JSON (default: bench/results, and none for a selection or --quick)"
+        "--out", type=Path, help="folder for the JSON (default: bench/results; none with --only or --quick)"
     )
     return parser
 

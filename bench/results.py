@@ -114,13 +114,14 @@ class Standing:
 
 @dataclass(slots=True)
 class Contest:
-    """Contestants that did the same thing in turn."""
+    """Contestants that did the same thing in turn. ``when``: day, revision and rounds."""
 
     name: str
     title: str
     standings: list[Standing]
     size_bytes: int = 0
     note: str = ""
+    when: str = ""
 
     def get(self, name: str) -> Standing | None:
         """A contestant that was measured, or None."""
@@ -198,6 +199,16 @@ class PartResult:
         fresh.write_text(json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=1) + "\n", encoding="utf-8")
         fresh.replace(path)
         return path
+
+
+def merged(old: PartResult, new: PartResult) -> PartResult:
+    """``new``, with those contests, tables and requirements of ``old`` that it does not have."""
+    contests = {item.name: item for item in (*old.contests, *new.contests)}
+    tables = {item.name: item for item in (*old.tables, *new.tables)}
+    requirements = {item.text: item for item in (*old.requirements, *new.requirements)}
+    return dataclasses.replace(
+        new, contests=[*contests.values()], tables=[*tables.values()], requirements=[*requirements.values()]
+    )
 
 
 def read_part(path: Path) -> PartResult:

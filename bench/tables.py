@@ -22,7 +22,8 @@ def part_text(name: str, folder: Path = FOLDER) -> str:
         return f"Not measured: {result.unavailable}."
     paragraphs = [_where(result)]
     for contest in result.contests:
-        title = f"**{contest.title}**, {contest.size_bytes / 1e9:.2f} GB"
+        when = f" ({contest.when})" if contest.when else ""
+        title = f"**{contest.title}**, {contest.size_bytes / 1e9:.2f} GB{when}"
         paragraphs += [_with_note(title, contest.note), table(contest_heads(contest), contest_rows(contest))]
         paragraphs += ["\n".join(f"- {note}" for note in contest_notes(contest))]
     for figures in result.tables:

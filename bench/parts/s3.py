@@ -191,9 +191,10 @@ class _Race:
         server = self._site.s3
         trusted = {"AWS_CA_BUNDLE": server.ca_bundle, "SSL_CERT_FILE": server.ca_bundle} if server.ca_bundle else {}
         access = {**server.env(), "AWS_ENDPOINT_URL": server.endpoint_url, "AWS_REGION": "us-east-1", **trusted}
+        access |= environment or {}
         return PeerContestant(
             name, title, python=python or self._options.peers_python, module=module, order=order, files=self._files,
-            role=role, log=self._options.folder / f"{name}-{self._scheme}.log", environment={**access, **(environment or {})},
+            role=role, log=self._options.folder / f"{name}-{self._scheme}.log", environment=access,
             server_pids=(server.pid,),
         )  # fmt: skip
 

@@ -7,7 +7,18 @@ import json
 import pytest
 
 from bench.contest import hold, rotated
-from bench.results import Contest, FigureTable, PartResult, Requirement, Role, Sample, Standing, Unavailable, read_part
+from bench.results import (
+    Contest,
+    FigureTable,
+    PartResult,
+    Requirement,
+    Role,
+    Sample,
+    Standing,
+    Unavailable,
+    merged,
+    read_part,
+)
 from bench.tables import part_text, required_text
 
 
@@ -97,6 +108,16 @@ def test_what_was_never_measured_says_how_to(tmp_path):
     assert part_text("part", tmp_path) == "Not measured yet: `make bench BENCH_ARGS=part`."
     PartResult("part", "A part", unavailable="there is no GPU here").write(tmp_path)
     assert part_text("part", tmp_path) == "Not measured: there is no GPU here."
+
+
+def test_what_was_not_measured_again_stays():
+    old, new = result(), result()
+    old.contests.append(Contest("other", "Another", []))
+    new.contests[0].when = "today"
+    new.requirements = [Requirement("small", 2.0, 3.0, at_least=False)]
+    both = merged(old, new)
+    assert [(item.name, item.when) for item in both.contests] == [("race", "today"), ("other", "")]
+    assert [(item.text, item.figure) for item in both.requirements] == [("fast | enough", 4.0), ("small", 2.0)]
 
 
 class Runner:

@@ -139,7 +139,8 @@ class Flight:
         await self._until(lambda: self.verified)
 
     async def until_landed(self) -> BlobRecord:
-        """The committed blob's record; raises the flight's error."""
+        """The committed blob's record; raises the flight's error. Its SHA-256 may not be begun before somebody asks."""
+        self.fill.want_sha256()
         await self._until(lambda: self.record is not None)
         assert self.record is not None  # noqa: S101 - the line above
         return self.record

@@ -133,7 +133,7 @@ class Fill:
     ) -> None:
         """``urgent``: somebody waits for the first chunk more than for the others.
 
-        ``sha256_behind``: nobody waits for the SHA-256. It is begun when all chunks are in, and lets others go first.
+        ``sha256_behind``: the SHA-256 is not begun before ``want_sha256``.
         """
         self.key = key
         self.target = target
@@ -151,7 +151,8 @@ class Fill:
         self._width = width
         self._priority = priority
         self._with_sha256 = with_sha256
-        self._sha256_behind = sha256_behind
+        self._sha256_wanted = not sha256_behind
+        self._sha256_priority = _HASH_BEHIND_PRIORITY if sha256_behind else _HASH_PRIORITY
         self._urgent = urgent
         self._pieces: list[_Piece] = []
         self._observer = observer or Observer()
@@ -177,6 +178,11 @@ class Fill:
         if self._with_sha256:
             works.append(self._hash())
         await run_all(*works)
+
+    def want_sha256(self) -> None:
+        """Somebody waits for it now."""
+        self._sha256_wanted = True
+        self.signal.notify()
 
     async def mend(self, index: int) -> None:
         """Brings a single chunk again, whatever is in place. Raises its typed error."""
@@ -337,7 +343,7 @@ class Fill:
 
     async def _hash(self) -> None:
         """SHA-256 of the whole, behind the watermark of contiguous chunks. A lost mover costs a new start from 0."""
-        while self._sha256_behind and not self.chunks_done:
+        while not self._sha256_wanted:
             await self.signal.wait()
         for restart in range(_HASH_RESTARTS + 1):
             try:
@@ -362,8 +368,7 @@ class Fill:
             final = watermark == self.chunk_count
             end = min(watermark * CHUNK_BYTES, self.size_bytes)
             job = Hash(self.key, self.target, done * CHUNK_BYTES, end - done * CHUNK_BYTES, final)
-            priority = _HASH_BEHIND_PRIORITY if self._sha256_behind else _HASH_PRIORITY
-            answer = await self._runner.run(job, key=self.key, priority=priority)
+            answer = await self._runner.run(job, key=self.key, priority=self._sha256_priority)
             if not isinstance(answer, Hashed):
                 raise MoverError("a mover answered a hash with something else")
             if final:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Mapping
+import ssl
+from collections.abc import Callable, Mapping
 from typing import Any
 
+_BUFFERED_BYTES = io.DEFAULT_BUFFER_SIZE
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -35,7 +38,8 @@ class Body:
 
     def __init__(self) -> None:
         self._raw: Any = None
-        self._source: Any = None
+        self._inner: Any = None
+        self._receive: Callable[[memoryview], int] | None = None
         self._finished = False
 
     def begin(self, raw: Any) -> None:
@@ -43,14 +47,14 @@ class Body:
         self._raw = raw
         # urllib3's own readinto goes through its buffer; http.client's reads from the socket into the view.
         inner: Any = getattr(raw, "_fp", None)
-        self._source = inner if hasattr(inner, "readinto") else raw
+        self._inner = inner if hasattr(inner, "readinto") else raw
 
     def read_into(self, view: memoryview) -> int:
         """Fills ``view``; the count of bytes, less than asked for if the body ends early."""
         done_bytes = 0
         while done_bytes < len(view):
             with view[done_bytes:] as rest:
-                count = self._source.readinto(rest)
+                count = self._receive(rest) if self._receive is not None else self._read_first(rest)
             if not count:
                 break
             done_bytes += count
@@ -58,7 +62,9 @@ class Body:
 
     def finish(self) -> None:
         """Everything was read: a chunked body ends with a marker that has to be read before the next request."""
-        self._finished = not self._source.read(1)
+        if self._receive is not None:
+            self._inner.length = 0
+        self._finished = not self._inner.read(1)
 
     def end(self) -> None:
         """Gives the connection back if the body was read to its end, else closes it."""
@@ -67,3 +73,23 @@ class Body:
         if not self._finished:
             self._raw.close()
         self._raw.release_conn()
+
+    def _read_first(self, view: memoryview) -> int:
+        """What came with the headers, and more. From then on a body of known length is received from the socket itself.
+
+        The layers above it cost more for 64 KiB (for 16 KiB, with TLS) than copying them does.
+        """
+        buffered = getattr(self._inner, "fp", None)
+        if len(view) <= _BUFFERED_BYTES or self._inner.length is None or not isinstance(buffered, io.BufferedReader):
+            return int(self._inner.readinto(view))
+        count = buffered.readinto1(view)  # takes all that is buffered, or else what the socket has
+        self._receive = _receiver(buffered)
+        return count
+
+
+def _receiver(buffered: io.BufferedReader) -> Callable[[memoryview], int]:
+    sock = buffered.raw._sock  # type: ignore[attr-defined]  # noqa: SLF001
+    if isinstance(sock, ssl.SSLSocket):
+        read: Callable[[int, memoryview], int] = sock._sslobj.read  # type: ignore[attr-defined]  # noqa: SLF001
+        return lambda view: read(len(view), view)
+    return sock.recv_into  # type: ignore[no-any-return]

@@ -7,11 +7,12 @@ free memory back, the first touch of a page costs whoever comes first up to two 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from bench.results import Contest, Role, Sample, Standing, Unavailable
 
+T = TypeVar("T")
 _POPULATE_WRITE = 23
 _STEP_BYTES = 64 << 20
 
@@ -62,7 +63,7 @@ def hold(
     return contest
 
 
-def rotated(contestants: Sequence[Contestant], number: int) -> Iterable[Contestant]:
+def rotated(contestants: Sequence[T], number: int) -> list[T]:
     """The order of round ``number``."""
     start = number % len(contestants) if contestants else 0
     return [*contestants[start:], *contestants[:start]]

@@ -121,7 +121,7 @@ class Site:
 
 def huge_page_command() -> tuple[str, ...]:
     """Starts a daemon that has a /dev/shm with huge pages to itself. Raises Unavailable where that is not permitted."""
-    command = ("unshare", "--mount", "sh", "-c", _HUGE_SHM)
+    command: tuple[str, ...] = ("unshare", "--mount", "sh", "-c", _HUGE_SHM)
     if os.geteuid() != 0:
         command = ("unshare", "--user", "--map-root-user", *command[1:])
     if shutil.which("unshare") is None:

@@ -88,9 +88,8 @@ def _best_peer(contest: Contest) -> str:
 
 
 def _quickest(contest: Contest, wanted: Callable[[str], bool]) -> str:
-    names = [item.name for item in contest.standings if wanted(item.name) and item.measured]
-    standings = {name: contest.get(name) for name in names}
-    return max(names, key=lambda name: standings[name].median("gb_per_s") if standings[name] else 0.0, default="")
+    rates = {item.name: item.median("gb_per_s") for item in contest.standings if item.measured and wanted(item.name)}
+    return max(rates, key=lambda name: rates[name], default="")
 
 
 class _Race:

@@ -24,7 +24,9 @@ Order = dict[str, Any]
 class Loader(Protocol):
     """A peer at work. What ``load`` returns is kept until ``tensors`` was asked for it."""
 
-    packages: tuple[str, ...]
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What is measured: distributions, for their versions."""
 
     def warm_up(self) -> None:
         """Something small, by the same way. Not measured."""

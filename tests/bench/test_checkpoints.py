@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -16,7 +17,7 @@ MIB = 1 << 20
 
 
 def tensors(folder: Path):
-    found = {}
+    found: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             found |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

@@ -146,7 +146,7 @@ class Runner:
 
 
 def test_contestants_take_turns_in_an_order_that_rotates():
-    log = []
+    log: list[str] = []
     held = hold(Contest("c", "C", []), [Runner("a", log), Runner("b", log)], rounds=2, memory_bytes=1 << 20)
     turns = [f"{step} {name}" for name in "abba" for step in ("prepare", "run")]
     assert log == [*turns, "close a", "close b"]
@@ -157,7 +157,7 @@ def test_contestants_take_turns_in_an_order_that_rotates():
 
 
 def test_one_that_fails_is_out_with_its_reason_and_the_others_go_on():
-    log = []
+    log: list[str] = []
     runners = [Runner("a", log, fails_at=2), Runner("b", log), Runner("c", log, missing=True)]
     told = []
     held = hold(

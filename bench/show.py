@@ -19,7 +19,10 @@ def turn_printer(console: Console) -> Callable[[int, Standing], None]:
 
     def say(number: int, standing: Standing) -> None:
         if standing.reason:
-            console.print(f"  round {number + 1}  {standing.name:<22} not measured: {standing.reason}", style="yellow")
+            console.print(
+                f"  round {number + 1}  {standing.name:<22} not measured: {standing.reason}",
+                style="yellow", markup=False,
+            )  # fmt: skip
             return
         sample = standing.samples[-1]
         extra = "".join(f"  {name} {short(value)}" for name, value in sample.extra.items())
@@ -34,7 +37,7 @@ def turn_printer(console: Console) -> Callable[[int, Standing], None]:
 def show_part(console: Console, result: PartResult) -> None:
     """All tables and requirements of a part."""
     if result.unavailable:
-        console.print(f"{result.title}: not measured here: {result.unavailable}", style="yellow")
+        console.print(f"{result.title}: not measured here: {result.unavailable}", style="yellow", markup=False)
     for contest in result.contests:
         table = _table(contest.title, contest_heads(contest))
         for standing, cells in zip(contest.standings, contest_rows(contest), strict=True):

@@ -56,7 +56,7 @@ def requirements(contest: Contest) -> list[Requirement]:
     rows = (
         ("cached", "with the pool in use", "limit-8x4m", "fio's, the same block size and threads"),
         ("cached", "with the pool in use", best.name if best else "", "fio's best, into huge pages"),
-        ("cached-huge", "huge pages, no pool", best.name if best else "", "fio's best, into huge pages"),
+        ("cached-huge", "huge pages, with the pool in use", best.name if best else "", "fio's best, into huge pages"),
     )
     return [
         Requirement(
@@ -124,14 +124,14 @@ class _Race:
                 "transfer": {"movers": 0, "idle_timeout_s": 3600.0},
                 "http": {"listen": ""},
             }
-            if kind != "pool":
+            if kind.endswith("nopool"):
                 settings["l1"]["pool_bytes"] = "0B"
             # A socket's path is short; the temporary folder's may not be.
-            short = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix=f"cached-{kind}-")))
+            short = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="cached-")))
             settings["daemon"]["socket"] = str(short / "cached.sock")
             daemon = DaemonProcess(
                 self._options.folder / f"{self._name}-{kind}", models={_MODEL: {"source": f"file://{self._source}"}},
-                settings=settings, command=huge_page_command() if kind == "huge" else _SERVE,
+                settings=settings, command=huge_page_command() if kind.startswith("huge") else _SERVE,
             )  # fmt: skip
             daemon.socket, daemon.descriptor_socket = short / "cached.sock", short / "cached-fd.sock"
             self._daemons[kind] = self._stack.enter_context(daemon)
@@ -154,7 +154,8 @@ class _Race:
     def _contestants(self) -> Iterator[Contestant]:
         yield ColdCached("cached", "cached", self, "pool", self._files)
         yield ColdCached("cached-nopool", "cached, no pool", self, "nopool", self._files)
-        yield ColdCached("cached-huge", "cached, huge pages, no pool", self, "huge", self._files)
+        yield ColdCached("cached-huge", "cached, huge pages", self, "huge", self._files)
+        yield ColdCached("cached-huge-nopool", "cached, huge pages, no pool", self, "huge-nopool", self._files)
         yield from self._peers()
         for threads, block_bytes, huge in _FIO:
             yield FioContestant(

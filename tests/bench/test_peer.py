@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,13 @@ def raw(site, tmp_path, checked_against, *, key=None, python=sys.executable):
 
 @pytest.fixture
 def closing():
-    opened = []
-    yield lambda peer: opened.append(peer) or peer
-    for peer in opened:
-        peer.close()
+    with ExitStack() as stack:
+
+        def close_at_the_end(peer):
+            stack.callback(peer.close)
+            return peer
+
+        yield close_at_the_end
 
 
 def test_a_peer_that_loads_the_checkpoint_is_measured_round_after_round(site, tmp_path, closing):

@@ -94,6 +94,7 @@ def name_of(spec: OriginSpec) -> str:
 @dataclass(slots=True, eq=False)
 class _Flight:
     ticket: Ticket
+    size_bytes: int
     stalled: asyncio.Future[None]
 
 
@@ -148,12 +149,10 @@ class Lane:
         return result
 
     async def _enter(self, priority: int) -> None:
-        if self._in_flight < self._width.limit and not self._waiting:
-            self._in_flight += 1
-            return
         self._entries += 1
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (priority, self._entries, turn))
+        self._admit()
         try:
             await turn
         except asyncio.CancelledError:
@@ -174,7 +173,7 @@ class Lane:
         original = self._pool.submit(job, priority=priority)
         hedge: Ticket | None = None
         try:
-            with self._watched(original) as flight:
+            with self._watched(original, job.length_bytes) as flight:
                 await _first_of(original.future, flight.stalled)
             if not original.future.done():
                 hedge = self._hedge(job, original, priority)
@@ -216,8 +215,8 @@ class Lane:
         return result
 
     @contextmanager
-    def _watched(self, ticket: Ticket) -> Iterator[_Flight]:
-        flight = _Flight(ticket, asyncio.get_running_loop().create_future())
+    def _watched(self, ticket: Ticket, size_bytes: int) -> Iterator[_Flight]:
+        flight = _Flight(ticket, size_bytes, asyncio.get_running_loop().create_future())
         self._flights.add(flight)
         self._look_soon()
         try:
@@ -225,7 +224,7 @@ class Lane:
         finally:
             self._flights.discard(flight)
             if self._hedging is not None and ticket.future.done() and not _failed(ticket):
-                self._hedging.timed(self._clock.monotonic_s() - ticket.sent_s)
+                self._hedging.timed(size_bytes, self._clock.monotonic_s() - ticket.sent_s)
             if not self._flights and self._look_later is not None:
                 self._look_later.cancel()
                 self._look_later = None
@@ -237,9 +236,9 @@ class Lane:
     def _look(self) -> None:
         self._look_later = None
         assert self._hedging is not None  # noqa: S101 - else nobody looks
-        stalled_s = self._hedging.stalled_after_s()
         for flight in self._flights:
-            if not flight.stalled.done() and self._pool.age_s(flight.ticket) > stalled_s and self._hedging.take():
+            late = self._pool.age_s(flight.ticket) > self._hedging.stalled_after_s(flight.size_bytes)
+            if late and not flight.stalled.done() and self._hedging.take():
                 flight.stalled.set_result(None)
         if self._flights:
             self._look_soon()

@@ -19,7 +19,7 @@ from cached.origins.base import OriginObject, OriginSpec
 from cached.transfer.jobs import Fetch, Hedge, Listing, StatObjects
 from cached.transfer.lanes import Lanes
 from cached.transfer.pool import MoverPool
-from cached.units import CHUNK_BYTES, MIB
+from cached.units import MIB
 from tests.fault_proxy import Fault
 from tests.integration.mover_support import (
     Files,
@@ -247,13 +247,11 @@ async def test_waiting_ranges_go_by_priority_and_can_be_cancelled(proxy: Countin
 
 
 def test_a_pull_does_not_wait_for_a_connection_that_stalls(site: Site) -> None:
-    files = model_files(3 * CHUNK_BYTES + MB) | {f"part-{number}.json": b"{}" for number in range(24)}
+    files = model_files(MB) | {f"part-{number}.json": b'{"a": 1}' for number in range(24)}
     site.add("m", files)
     site.settings |= {"s3": {"read_timeout_s": 600.0}}
     site.start()
-    fault = site.proxy.inject(
-        "garbage", path="model.safetensors", after_bytes=MB, range=f"bytes={CHUNK_BYTES}-{2 * CHUNK_BYTES - 1}"
-    )
+    fault = site.proxy.inject("garbage", path="part-7.json", after_bytes=3)
     assert site.pull("m")[-1].phase == "ready"
     assert fault.hits == 1
     counters = site.daemon.stats().counters

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ import urllib3.exceptions
 from cached.origins.base import Abort
 from cached.origins.s3.addresses import Address, Addresses, resolve
 from cached.origins.s3.connections import interruptible, pool_classes
+from tests.servers import make_certificate
 
 NAME = "store.example"
 DEADLINE_S = 30
@@ -92,11 +95,16 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, number: int, port: int = 0) -> None:
+    def __init__(self, number: int, port: int = 0, context: ssl.SSLContext | None = None) -> None:
         super().__init__((f"127.0.0.{number}", port), Handler)
+        if context is not None:
+            self.socket = context.wrap_socket(self.socket, server_side=True)
         self.stalled = threading.Event()
         self.done = threading.Event()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that refuses the certificate is nothing to report."""
 
     def end(self) -> None:
         self.done.set()
@@ -186,6 +194,23 @@ def test_no_address_that_answers_is_an_error_of_urllib3() -> None:
     names.answer = None
     with manager_of(Addresses(names)) as manager, pytest.raises(urllib3.exceptions.NameResolutionError):
         manager.request("GET", f"http://{NAME}:1/")
+
+
+def test_certificates_are_checked_for_the_name(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = Server(2, context=context)
+    port = server.server_port
+    try:
+        addresses = Addresses(lambda _host, _port: [address(2, port)])
+        with manager_of(addresses, ca_certs=str(certificate)) as manager:
+            answer = manager.request("GET", f"https://localhost:{port}/")
+            assert answer.data.decode() == f"127.0.0.2 localhost:{port}"
+            with pytest.raises(urllib3.exceptions.SSLError, match=NAME.replace(".", r"\.")):
+                manager.request("GET", f"https://{NAME}:{port}/")
+    finally:
+        server.end()
 
 
 @pytest.mark.parametrize("reused", [False, True])

@@ -144,6 +144,12 @@ class L1Config:
     pool_bytes: str = _setting(
         "auto", "Memory of evicted segments that is kept for the next load: auto, or a size.", _size_or_auto
     )
+    pool_reserve_bytes: str = _setting(
+        "auto",
+        "Memory that is allocated ahead for the next load, part of pool_bytes: auto (an eighth of L1, 64GiB at most), "
+        "or a size.",
+        _size_or_auto,
+    )
     segment_mode: str = _setting("0600", "Mode of segments, octal.", _mode)
     segment_group: str = _setting("", "Group of segments. Empty: the daemon's own.")
 

@@ -14,6 +14,7 @@ from cached.cache.events import EventBus
 from cached.cache.evictor import Evictor
 from cached.cache.links import DirectoryView
 from cached.cache.loader import Loader
+from cached.cache.pool_keeper import PoolKeeper
 from cached.cache.pulls import Pulls
 from cached.cache.recovery import Recovery
 from cached.cache.registry import Registry
@@ -54,6 +55,7 @@ class Parts:
     pulls: Pulls
     recovery: Recovery
     upkeep: Upkeep
+    pool_keeper: PoolKeeper
     verifier: Verifier
     describer: Describer
 
@@ -110,6 +112,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         pulls=pulls,
         recovery=Recovery(services, loader, pulls),
         upkeep=Upkeep(services, loader, pulls, evictor),
+        pool_keeper=PoolKeeper(services, lambda: bool(loader.loads)),
         verifier=Verifier(services, pulls),
         describer=Describer(services, loader, leases, view, version=version, instance=instance),
     )

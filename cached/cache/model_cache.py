@@ -64,6 +64,7 @@ class ModelCache:
         self.ready = True
         self._spawn(self._parts.recovery.resume())
         self._spawn(self._parts.upkeep.run())
+        self._spawn(self._parts.pool_keeper.run())
 
     async def drain(self, timeout_s: float) -> None:
         """Refuses new work and gives loads under way a moment to finish; what is left stays resumable."""

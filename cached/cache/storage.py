@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import structlog
@@ -16,18 +17,18 @@ from cached.ledger import Ledger
 from cached.levels.base import FileRef, Found, LocalLevel
 from cached.levels.shm import SHM_FOLDER, ShmLevel
 from cached.manifest import BlobRecord
-from cached.transfer.fill import Runner
-from cached.transfer.jobs import Clear
 from cached.types import Level
-from cached.units import MIB, parse_size
+from cached.units import GIB, MIB, parse_size
 
 _log = structlog.get_logger(__name__)
 
 _POOL, _WITHDRAWN = "pool", "withdrawn"
-_PRIORITY_CLEAR = 2_000_000_000
-
 _SMALLEST_POOLED_BYTES = 2 * MIB
 """Below this, fresh pages cost less than keeping account of old ones."""
+_SMALLEST_GROWN_BYTES = 32 * MIB
+_LARGEST_GROWN_BYTES = 4 * GIB
+_LARGEST_RESERVE_BYTES = 64 * GIB
+"""What is allocated ahead at most, unless it is configured: a large model, and not the memory of a large host."""
 
 
 class Storage:
@@ -251,17 +252,37 @@ class Storage:
                 await asyncio.to_thread(self.l1.drop_pool, excess)
             self._settle()
 
-    async def clear_pool(self, runner: Runner) -> None:
-        """Zeroes what came into the pool, so that no blob ever shows another's bytes."""
-        for ref in self.l1.dirty_pool():
-            try:
-                await runner.run(Clear(ref), priority=_PRIORITY_CLEAR)
-            except CachedError as error:
-                _log.warning("pool.clear_failed", path=ref.path, cause=error.message)
-                await asyncio.to_thread(self.l1.drop_pooled, ref)
-            else:
-                self.l1.mark_clean(ref)
+    def grow_pool(self, expected: Iterable[int]) -> FileRef | None:
+        """Adds fresh memory to the pool, to be cleared. None when the pool has its reserve, or there is no room.
+
+        It is of the first of the ``expected`` sizes that the pool has not. Beyond those each segment is half of what
+        lacks: of segments of halving sizes, one is about as large as whatever comes.
+        """
+        lacking_bytes = min(self._pool_reserve() - self.l1.pool_bytes, self._ledgers[Level.L1].available_bytes)
+        if lacking_bytes < _SMALLEST_GROWN_BYTES:
+            return None
+        there = Counter(self.l1.pool_sizes())
+        size_bytes = min(_LARGEST_GROWN_BYTES, max(_SMALLEST_GROWN_BYTES, lacking_bytes // 2))
+        for expected_bytes in expected:
+            if there[expected_bytes]:
+                there[expected_bytes] -= 1
+            elif _SMALLEST_GROWN_BYTES <= expected_bytes <= lacking_bytes:
+                size_bytes = expected_bytes
+                break
+        ref = self.l1.grow_pool(size_bytes)
         self._settle()
+        return ref
+
+    async def drop_pooled(self, ref: FileRef) -> None:
+        """Gives one segment of the pool back."""
+        await asyncio.to_thread(self.l1.drop_pooled, ref)
+        self._settle()
+
+    def _pool_reserve(self) -> int:
+        configured, limit = self._config.l1.pool_reserve_bytes, self._pool_limit()
+        if configured == "auto":
+            return min(self._ledgers[Level.L1].capacity_bytes // 8, _LARGEST_RESERVE_BYTES, limit)
+        return min(parse_size(configured), limit)
 
     def _pool_limit(self) -> int:
         configured = self._config.l1.pool_bytes

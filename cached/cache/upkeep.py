@@ -54,7 +54,6 @@ class Upkeep:
         await storage.collect()
         if self._is_time("capacities", _CAPACITIES_S):
             storage.refresh_capacities()
-        await storage.clear_pool(self._services.runner)
         await self._evictor.tidy()
         self._look()
         self._bring_hot()

@@ -147,15 +147,6 @@ def huge_buffer(size_bytes: int) -> memoryview:
     return memoryview(memory)[start_bytes : start_bytes + size_bytes]
 
 
-def clear(mapping: Mapping) -> None:
-    """Zeroes a writable mapping; its pages stay allocated, holes get pages. Raises as ``allocate_pages``."""
-    for offset_bytes in range(0, mapping.size_bytes, _STEP_BYTES):
-        step_bytes = min(_STEP_BYTES, mapping.size_bytes - offset_bytes)
-        # A hole must not be met by memset: on a full file system that would be a SIGBUS.
-        allocate_pages(mapping, offset_bytes, step_bytes)
-        ctypes.memset(mapping.address + offset_bytes, 0, step_bytes)
-
-
 def _page_range(mapping: Mapping, offset_bytes: int, length_bytes: int) -> tuple[int, int]:
     if offset_bytes < 0 or length_bytes < 0 or offset_bytes + length_bytes > mapping.size_bytes:
         msg = f"[{offset_bytes}, +{length_bytes}) is outside a mapping of {mapping.size_bytes} bytes"

@@ -78,12 +78,11 @@ class Pool:
     @property
     def bytes(self) -> int:
         """Of all segments."""
-        return self.clean_bytes + sum(segment.size_bytes for segment in list(self._dirty.values()))
+        return sum(self.sizes())
 
-    @property
-    def clean_bytes(self) -> int:
-        """Of those that may be reused."""
-        return sum(segment.size_bytes for segment in list(self._clean.values()))
+    def sizes(self) -> list[int]:
+        """Of all segments."""
+        return [segment.size_bytes for where in (self._dirty, self._clean) for segment in list(where.values())]
 
     def add_dirty(self, segment: Segment) -> None:
         """Takes in a segment that still has old bytes, or no pages yet."""

@@ -113,10 +113,9 @@ class ShmLevel:
         """Bytes kept for the next blob, clean or not; they count as used."""
         return self._pool.bytes
 
-    @property
-    def pool_clean_bytes(self) -> int:
-        """The part of ``pool_bytes`` that ``create`` may take."""
-        return self._pool.clean_bytes
+    def pool_sizes(self) -> list[int]:
+        """The sizes of its segments."""
+        return self._pool.sizes()
 
     # Coming and going
 

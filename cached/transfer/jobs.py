@@ -110,9 +110,11 @@ class PartDigests:
 
 @dataclass(frozen=True, slots=True)
 class Clear:
-    """Zeroes a segment and leaves its pages allocated, for the pool. Answer: Moved with crc64 0."""
+    """Zeroes a range of a segment of the pool, allocating its pages. Answer: Moved with crc64 0."""
 
     target: FileRef
+    offset_bytes: int
+    length_bytes: int
 
 
 Job = ListObjects | StatObjects | Prepare | Fetch | Hedge | Copy | Checksum | Hash | PartDigests | Clear

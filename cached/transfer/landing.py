@@ -18,6 +18,7 @@ from cached.transfer import ranges
 from cached.units import CHUNK_BYTES, MIB
 
 PIECE_BYTES = MIB // 4
+_ZEROS = memoryview(bytes(PIECE_BYTES))
 
 
 def land(target: FileRef, offset_bytes: int, length_bytes: int, read_into: ReadInto, slab: memoryview) -> int:
@@ -37,6 +38,19 @@ def land(target: FileRef, offset_bytes: int, length_bytes: int, read_into: ReadI
                 crc64 = _read(view, read_into, crc64)
                 file.write(offset_bytes + at, view)
     return crc64
+
+
+def clear(target: FileRef, offset_bytes: int, length_bytes: int) -> None:
+    """Zeroes a range of a memory file, and allocates the pages that it has not. Raises NoRoomError, LevelError."""
+    if ranges.has_huge_pages(target):
+        with ranges.pages_for(target, offset_bytes, length_bytes) as view:
+            for at in range(0, length_bytes, PIECE_BYTES):
+                with view[at : at + PIECE_BYTES] as piece:
+                    piece[:] = _ZEROS[: len(piece)]
+        return
+    with ranges.LocalFile(target, writable=True) as file:
+        for at in range(0, length_bytes, PIECE_BYTES):
+            file.write(offset_bytes + at, _ZEROS[: min(PIECE_BYTES, length_bytes - at)])
 
 
 def _read(view: memoryview, read_into: ReadInto, crc64: int) -> int:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from cached.checksum import RunningDigest, crc64nvme, new_digest
 from cached.errors import InvalidRequestError, MoverError, OriginDeniedError
-from cached.levels.memory import clear
 from cached.origins.base import Abort, Origin, OriginObject, OriginSpec, read_range
 from cached.transfer import ranges
 from cached.transfer.control import Control
@@ -34,7 +33,7 @@ from cached.transfer.jobs import (
     Result,
     StatObjects,
 )
-from cached.transfer.landing import land, views_released
+from cached.transfer.landing import clear, land, views_released
 from cached.units import CHUNK_BYTES
 
 _MAX_ORIGINS = 8
@@ -102,9 +101,9 @@ class Worker:
                 crc64 = ranges.checksum(job.source, job.offset_bytes, job.length_bytes, self._slabs.view())
                 return crc64, job.length_bytes
             case Clear():
-                with ranges.mapped(job.target, writable=True) as mapping:
-                    clear(mapping)
-                return 0, job.target.size_bytes
+                ranges.check_range(job.target, job.offset_bytes, job.length_bytes)
+                clear(job.target, job.offset_bytes, job.length_bytes)
+                return 0, job.length_bytes
 
     def _hedge(self, job: Fetch, control: Control) -> int:
         if job.length_bytes > CHUNK_BYTES:

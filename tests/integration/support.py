@@ -335,9 +335,10 @@ class Site:
     # Where its bytes are.
 
     def segment(self, name: str, path: str) -> Path:
-        """The L1 segment of a file of a model."""
-        digest = sha256(self.files[name][path])
-        return next(item for item in self.daemon.segments() if item.name.endswith(f".blob.{digest}"))
+        """The L1 segment of a file of a model. It has its name a little after the model could be used."""
+        end = f".blob.{sha256(self.files[name][path])}"
+        found = wait_for(lambda: [item for item in self.daemon.segments() if item.name.endswith(end)], f"{path} in L1")
+        return found[0]
 
     def segments(self, kind: str) -> list[Path]:
         """Segments of a kind: blob, ingest, withdrawn or pool."""

@@ -208,7 +208,7 @@ async def test_clearing_leaves_zeroed_pages(files: Files) -> None:
     size_bytes = 5 * MIB + 9
     ref = files.memory(size_bytes, content_of(3 * MIB))
     async with pool_of() as pool:
-        result = await pool.run(Clear(ref))
+        result = await pool.run(Clear(ref, 0, size_bytes))
     assert isinstance(result, Moved)
     assert (result.crc64, result.length_bytes) == (0, size_bytes)
     assert read(ref) == bytes(size_bytes)
@@ -240,7 +240,7 @@ async def test_failures_keep_their_type(files: Files) -> None:
             Copy(renamed, disk, 0, 1),
             Fetch(files.spec, item, 0, 1, renamed),
             Fetch(files.spec, item, 0, 1, FileRef(disk.path, disk.inode, 1, False)),
-            Clear(gone),
+            Clear(gone, 0, size_bytes),
         ):
             with pytest.raises(LevelError):
                 await pool.run(job)
@@ -338,7 +338,7 @@ async def main():
         Copy(source, memory, 0, 16 * MIB),
         Fetch(spec, item, 0, 16 * MIB, disk),
         Copy(source, disk, 0, 16 * MIB),
-        Clear(memory),
+        Clear(memory, 0, 16 * MIB),
     ]:
         try:
             await pool.run(job)

@@ -11,8 +11,9 @@ import pytest
 from cached.errors import LevelError
 from cached.levels import memory
 from cached.levels.base import FileRef
-from cached.levels.memory import allocate_pages, clear, open_mapping
+from cached.levels.memory import allocate_pages, open_mapping
 from cached.levels.shm import ShmLevel
+from cached.transfer.landing import clear
 from tests.small_tmpfs import run_on_small_tmpfs
 
 MIB = 1024 * 1024
@@ -22,8 +23,9 @@ PREAMBLE = """
 import os, sys
 from cached.errors import CachedError, NoRoomError
 from cached.levels import memory
-from cached.levels.memory import allocate_pages, clear, open_mapping
+from cached.levels.memory import allocate_pages, open_mapping
 from cached.levels.shm import ShmLevel
+from cached.transfer.landing import clear
 MIB = 1024 * 1024
 level = ShmLevel("small")
 level.scan()
@@ -44,7 +46,7 @@ with open_mapping(ref, writable=True) as mapping:
     attempt(lambda: allocate_pages(mapping, 0, 4 * MIB))
     mapping.view[: 4 * MIB] = b"x" * (4 * MIB)
     attempt(lambda: allocate_pages(mapping, 4 * MIB, 16 * MIB, huge=True))
-    attempt(lambda: clear(mapping))
+    attempt(lambda: clear(ref, 0, ref.size_bytes))
     assert bytes(mapping.view[:10]) in (b"x" * 10, bytes(10))
 print("alive")
 """
@@ -99,15 +101,16 @@ def test_clearing_leaves_zeros_with_their_pages(level: ShmLevel) -> None:
     ref = level.create("one", 17 * MIB + 3)
     with open_mapping(ref, writable=True) as mapping:
         mapping.view[:] = b"x" * ref.size_bytes
-        clear(mapping)
+        clear(ref, 0, ref.size_bytes)
         assert bytes(mapping.view) == bytes(ref.size_bytes)
     assert allocated_bytes(ref) == 17 * MIB + PAGE
 
 
 def test_an_empty_segment_needs_nothing(level: ShmLevel) -> None:
-    with open_mapping(level.create("one", 0), writable=True) as mapping:
+    ref = level.create("one", 0)
+    with open_mapping(ref, writable=True) as mapping:
         allocate_pages(mapping, 0, 0, huge=True)
-        clear(mapping)
+        clear(ref, 0, ref.size_bytes)
         assert len(mapping.view) == 0
 
 

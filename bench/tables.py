@@ -37,12 +37,13 @@ def required_text(folder: Path = FOLDER) -> str:
     rows = [
         [path.stem, *cells] for path in sorted(folder.glob("*.json")) for cells in requirement_rows(read_part(path))
     ]
-    return table(("Part", "Requirement", "Measured", "Bound", "Reached"), rows) if rows else "Nothing was measured yet."
+    heads = ("Part", "Requirement", "Measured", "Bound", "Reached")
+    return table(heads, rows, text_columns=2) if rows else "Nothing was measured yet."
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its numbers to the right; short rows are filled up."""
-    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """A Markdown table, the numbers behind its columns of text to the right; short rows are filled up."""
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * text_columns + "---:|" * (len(heads) - text_columns)]
     for row in rows:
         cells = [*row, *[""] * (len(heads) - len(row))]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -74,4 +75,5 @@ def _where(result: PartResult) -> str:
 def _versions(result: PartResult) -> list[str]:
     told = {item.version for contest in result.contests for item in contest.standings if item.version}
     named = sorted({one for version in told for one in version.split(", ") if " " in one})
-    return [*named, *(f"{name} {number}" for name, number in result.hardware.get("versions", {}).items())]
+    ours = [f"{name} {number}" for name, number in result.hardware.get("versions", {}).items()]
+    return [*dict.fromkeys([*named, *ours])]

@@ -18,7 +18,9 @@ from tests.integration.harness import DaemonProcess, wait_for
 class CachedContestant:
     """Attaches ``model`` after evicting all that the daemon has, and waits until all of it is ready, that is checked.
 
-    ``start`` gives the daemon. ``level`` is what it is evicted from (all levels, or only L1), ``expected`` the check
+    ``start`` gives the daemon. ``level`` is what it is evicted from (all levels, or only L1); with ``forget`` the model
+    is removed, so that each load is the first of its content: what is known already is compared chunk by chunk with
+    the record of its first load, and needs no digest of the whole. ``expected`` is the check
     that the report must name and the level that it must come from. Processor time is that of the daemon, of its movers
     (also those that ended) and of this process as the worker; ``later_cpu_s`` is what the daemon spends on the load
     afterwards: digests, writing to disk, making the next segments ready.
@@ -36,6 +38,7 @@ class CachedContestant:
         model: str,
         files: Sequence[Path],
         level: pb.Level = pb.LEVEL_UNSPECIFIED,
+        forget: bool = False,
         expected: tuple[str, str] = ("origin-checksum", "l3"),
         server_pids: Sequence[int] = (),
     ) -> None:
@@ -44,6 +47,7 @@ class CachedContestant:
         self._model = model
         self._files = files
         self._level = level
+        self._forget = forget
         self._expected = expected
         self._server_pids = tuple(server_pids)
         self._daemon: DaemonProcess | None = None
@@ -103,7 +107,9 @@ class CachedContestant:
         """All models, for they may share their content."""
         with daemon.stub() as stub:
             for model in stub.List(pb.ListRequest()).models:
-                if model.l1_bytes or model.l2_bytes:
+                if self._forget:
+                    stub.Remove(pb.RemoveRequest(ref=model.name))
+                elif model.l1_bytes or model.l2_bytes:
                     stub.Evict(pb.EvictRequest(ref=model.name, level=self._level))
         wait_idle(daemon.pid)
 

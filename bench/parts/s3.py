@@ -22,7 +22,6 @@ from bench.peer import PeerContestant
 from bench.results import Contest, PartResult, Requirement, Role
 from bench.show import turn_printer
 from bench.site import BUCKET, Site, huge_page_command
-from cached_client._proto import cached_pb2 as pb
 from tests.integration.harness import DaemonProcess
 
 TITLE = "S3 → memory, HTTP and TLS"
@@ -128,17 +127,19 @@ class _Race:
         yield self._cached("cached-sha256", "cached, SHA-256", "sha256", "pool")
         yield self._cached("cached-crc-nopool", "cached, CRC64-NVME, no pool", "crc", "nopool")
         yield self._cached("cached-sha256-nopool", "cached, SHA-256, no pool", "sha256", "nopool")
+        yield self._cached("cached-known", "cached, content known from before", "sha256", "pool", forget=False)
         yield self._cached("cached-crc-l2", "cached, CRC64-NVME, disk written behind", "crc", "l2")
         yield self._cached("cached-crc-huge", "cached, CRC64-NVME, huge pages, no pool", "crc", "huge")
 
-    def _cached(self, name: str, title: str, check: str, kind: str) -> CachedContestant:
+    def _cached(self, name: str, title: str, check: str, kind: str, *, forget: bool = True) -> CachedContestant:
         checked_by = {"crc": "origin-checksum", "sha256": "catalog-sha256"}[check]
+        daemon = check if forget else "known"
         return CachedContestant(
-            name, title, start=lambda: self._daemon(check, kind), model=check, files=self._files,
-            level=pb.LEVEL_UNSPECIFIED, expected=(checked_by, "l3"), server_pids=(self._site.s3.pid,),
+            name, title, start=lambda: self._daemon(daemon, check, kind), model=check, files=self._files, forget=forget,
+            expected=(checked_by, "l3"), server_pids=(self._site.s3.pid,),
         )  # fmt: skip
 
-    def _daemon(self, check: str, kind: str) -> DaemonProcess:
+    def _daemon(self, name: str, check: str, kind: str) -> DaemonProcess:
         """One for each way of checking and of having memory."""
         settings: dict[str, dict[str, Any]] = {
             "l1": {"capacity": f"{self._size_bytes * 3}B", "pool_bytes": f"{self._size_bytes * 5 // 4}B"},
@@ -147,7 +148,7 @@ class _Race:
         if kind in {"nopool", "huge"}:
             settings["l1"]["pool_bytes"] = "0B"
         more = {"command": huge_page_command()} if kind == "huge" else {}
-        return self._site.daemon(f"{check}-{kind}", models={check: self._catalog[check]}, settings=settings, **more)
+        return self._site.daemon(f"{name}-{kind}", models={check: self._catalog[check]}, settings=settings, **more)
 
     # The others.
 

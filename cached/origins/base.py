@@ -134,11 +134,3 @@ class WritableOrigin(Origin, Protocol):
         origin returns one: IntegrityError. On an error the object is absent, old, or whole, never partial.
         """
         ...
-
-
-def read_range(
-    origin: Origin, item: OriginObject, offset_bytes: int, view: memoryview, abort: Abort | None = None
-) -> None:
-    """Fills ``view`` with the bytes from ``offset_bytes``, or raises as ``Origin.open_range`` does."""
-    with origin.open_range(item, offset_bytes, len(view), abort) as read_into:
-        read_into(view)

@@ -8,8 +8,6 @@ page is a fault (0.27 against 0.56 CPU-s/GB, receiving included). Huge pages are
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from cached.checksum import crc64nvme
 from cached.levels.base import FileRef
@@ -17,7 +15,7 @@ from cached.origins.base import ReadInto
 from cached.transfer import ranges
 from cached.units import CHUNK_BYTES, MIB
 
-PIECE_BYTES = MIB // 4
+PIECE_BYTES = MIB // 2
 _ZEROS = memoryview(bytes(PIECE_BYTES))
 
 
@@ -28,14 +26,14 @@ def land(target: FileRef, offset_bytes: int, length_bytes: int, read_into: ReadI
     """
     if target.memory and ranges.has_huge_pages(target):
         with ranges.pages_for(target, offset_bytes, length_bytes) as view:
-            return _read(view, read_into, 0)
+            return read_checksummed(view, read_into)
     crc64 = 0
     with ranges.LocalFile(target, writable=True) as file:
         # A disk is written in large pieces, which it takes directly; memory while they are in the processor's cache.
         step_bytes = PIECE_BYTES if target.memory else CHUNK_BYTES
         for at in range(0, length_bytes, step_bytes):
             with slab[: min(step_bytes, length_bytes - at)] as view:
-                crc64 = _read(view, read_into, crc64)
+                crc64 = read_checksummed(view, read_into, crc64)
                 file.write(offset_bytes + at, view)
     return crc64
 
@@ -53,22 +51,18 @@ def clear(target: FileRef, offset_bytes: int, length_bytes: int) -> None:
             file.write(offset_bytes + at, _ZEROS[: min(PIECE_BYTES, length_bytes - at)])
 
 
-def _read(view: memoryview, read_into: ReadInto, crc64: int) -> int:
+def read_checksummed(view: memoryview, read_into: ReadInto, crc64: int = 0) -> int:
+    """Fills ``view``; the CRC64-NVME of its bytes, continued from ``crc64``. An error holds no slice of the view."""
     for at in range(0, len(view), PIECE_BYTES):
-        with view[at : at + PIECE_BYTES] as piece, views_released():
-            read_into(piece)
+        with view[at : at + PIECE_BYTES] as piece:
+            try:
+                read_into(piece)
+            except Exception as error:
+                # Slices in the frames of the failed call would keep the view, and its mapping, from being closed.
+                _clear_frames(error)
+                raise
             crc64 = crc64nvme(piece, crc64)
     return crc64
-
-
-@contextmanager
-def views_released() -> Iterator[None]:
-    """An error that leaves the block holds no slice of a view: those would keep a mapping from being closed."""
-    try:
-        yield
-    except Exception as error:
-        _clear_frames(error)
-        raise
 
 
 def _clear_frames(error: BaseException | None) -> None:

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cached.checksum import RunningDigest, crc64nvme, new_digest
+from cached.checksum import RunningDigest, new_digest
 from cached.errors import InvalidRequestError, MoverError, OriginDeniedError
-from cached.origins.base import Abort, Origin, OriginObject, OriginSpec, read_range
+from cached.origins.base import Abort, Origin, OriginObject, OriginSpec, ReadInto
 from cached.transfer import ranges
 from cached.transfer.control import Control
 from cached.transfer.jobs import (
@@ -33,7 +33,7 @@ from cached.transfer.jobs import (
     Result,
     StatObjects,
 )
-from cached.transfer.landing import clear, land, views_released
+from cached.transfer.landing import clear, land, read_checksummed
 from cached.units import CHUNK_BYTES
 
 _MAX_ORIGINS = 8
@@ -108,22 +108,26 @@ class Worker:
     def _hedge(self, job: Fetch, control: Control) -> int:
         if job.length_bytes > CHUNK_BYTES:
             raise InvalidRequestError(f"a range of {job.length_bytes} bytes cannot be hedged", value=job.item.path)
-        with self._slabs.view()[: job.length_bytes] as view, views_released():
+        with self._slabs.view()[: job.length_bytes] as view:
             control.check()
-            with self._origins.use(job.origin) as origin:
-                read_range(origin, job.item, job.offset_bytes, view, control.abort)
-            crc64 = crc64nvme(view)
+            with self._opened(job, control.abort) as read_into:
+                crc64 = read_checksummed(view, read_into)
             control.check()
             control.arrived()
             with ranges.LocalFile(job.target, writable=True) as file:
                 file.write(job.offset_bytes, view)
             return crc64
 
-    def _fetch(self, job: Fetch, abort: Abort) -> int:
+    @contextmanager
+    def _opened(self, job: Fetch, abort: Abort) -> Iterator[ReadInto]:
         with (
             self._origins.use(job.origin) as origin,
             origin.open_range(job.item, job.offset_bytes, job.length_bytes, abort) as read_into,
         ):
+            yield read_into
+
+    def _fetch(self, job: Fetch, abort: Abort) -> int:
+        with self._opened(job, abort) as read_into:
             return land(job.target, job.offset_bytes, job.length_bytes, read_into, self._slabs.view())
 
     def _copy(self, job: Copy) -> int:

@@ -24,11 +24,12 @@ from cached.errors import (
     OriginProtocolError,
     OriginUnavailableError,
 )
-from cached.origins.base import OriginChecksum, OriginSpec, read_range
+from cached.origins.base import OriginChecksum, OriginSpec
 from cached.origins.registry import open_origin, open_writable
 from cached.origins.s3 import S3Origin
 from cached.origins.s3.body import range_problem
 from cached.origins.s3.versions import marker, request_condition, same_version
+from tests.conformance.reading import read_range
 from tests.fault_proxy import FaultKind
 from tests.servers import ACCESS_KEY, SECRET_KEY, CountingProxy, MotoS3, RcloneS3, S3Server, s3_env
 

@@ -22,8 +22,9 @@ from cached.errors import (
     ObjectChangedError,
     OriginProtocolError,
 )
-from cached.origins.base import OriginSpec, WritableOrigin, read_range
+from cached.origins.base import OriginSpec, WritableOrigin
 from cached.origins.registry import open_origin, open_writable, redact, supported_schemes
+from tests.conformance.reading import read_range
 from tests.servers import S3Server, s3_env
 
 DATA = bytes(range(256)) * 1000 + b"an unaligned end"

@@ -164,7 +164,7 @@ def test_a_cold_model_leaves_l1_by_itself_when_its_last_lease_ends(site: Site) -
     site.start()
     with site.attach("m") as model:
         model.wait(60)
-        assert resident(site) == {"m"}
+        wait_for(lambda: resident(site) == {"m"}, "the load to be recorded")
     wait_for(lambda: not resident(site), "the cold model to leave L1")
     assert site.summary("m").l2_bytes > 0
 

@@ -47,6 +47,9 @@ _NETWORK = (
     OSError,
 )
 
+RAISED = (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError, *_NETWORK)
+"""What botocore and the layers below it raise."""
+
 
 class Failures:
     """Turns what botocore raises into typed errors that name the endpoint, the bucket and the kind of credentials."""
@@ -60,11 +63,9 @@ class Failures:
         """Everything that goes wrong in the block leaves it as a CachedError, without secrets."""
         try:
             yield
-        except CachedError:
-            raise
-        except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError, *_NETWORK) as error:
+        except RAISED as error:
             # Not chained: the original's text may hold what the server echoed of the request.
-            raise self._translate(error, path, expected_version) from None
+            raise self.translate(error, path, expected_version=expected_version) from None
 
     def make(
         self, kind: type[OriginError], message: str, path: str, *, hint: str, cause: str, **fields: object
@@ -80,7 +81,8 @@ class Failures:
             **fields,
         )
 
-    def _translate(self, error: BaseException, path: str, expected_version: str) -> CachedError:
+    def translate(self, error: BaseException, path: str, *, expected_version: str = "") -> CachedError:
+        """The typed error for one of RAISED."""
         if isinstance(error, botocore.exceptions.ClientError):
             return self._answered(error, path, expected_version)
         if isinstance(error, _NO_CREDENTIALS):

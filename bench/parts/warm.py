@@ -20,6 +20,7 @@ from shutil import copytree
 from typing import Any
 
 from bench.checkpoints import TensorPlan, moe, total_bytes
+from bench.cpu import wait_idle
 from bench.options import Options
 from bench.peers.fingerprint import fingerprint_of_files
 from bench.results import Cell, FigureTable, PartResult, Requirement
@@ -39,6 +40,7 @@ class _Entrant:
     name: str
     title: str
     worker: Worker
+    content: dict[str, object]
     loads: list[dict[str, float]] = field(default_factory=list)
     reason: str = ""
 
@@ -71,8 +73,14 @@ def run(options: Options) -> PartResult:
         daemon = DaemonProcess(options.folder / "daemon", models=models, settings=settings)
         daemon.socket = socket
         stack.enter_context(daemon)
+        workers = {
+            how: stack.enter_context(
+                Worker("ready", {"how": how, "socket": str(socket)}, options.folder / "logs" / f"{how}.log")
+            )
+            for how in ("cached", "load_file", "safe_open")
+        }
         for name, folder in sources.items():
-            table, p50[name] = _measure(options, daemon, name, folder)
+            table, p50[name] = _measure(options, workers, daemon, name, folder)
             result.tables.append(table)
     result.requirements = _requirements(p50)
     return result
@@ -116,16 +124,15 @@ def _dense(size_bytes: int) -> Iterator[TensorPlan]:
         yield TensorPlan(f"model.layers.{layer}.{parts[part]}.weight", (rows, columns))
 
 
-def _measure(options: Options, daemon: DaemonProcess, name: str, folder: Path) -> tuple[FigureTable, float | None]:
+def _measure(
+    options: Options, workers: dict[str, Worker], daemon: DaemonProcess, name: str, folder: Path
+) -> tuple[FigureTable, float | None]:
     with ExitStack() as stack:
         fast = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cached-bench-", dir="/dev/shm")))
         copytree(folder, fast, dirs_exist_ok=True)
-        entrants = [
-            _Entrant(key, title, stack.enter_context(Worker("ready", order, options.folder / "logs" / f"{key}.log")))
-            for key, title, order in _orders(daemon, name, folder, fast)
-            if options.wants(key)
-        ]
+        entrants = [item for item in _entrants(workers, name, folder, fast) if options.wants(item.name)]
         _check(entrants, sorted(folder.glob("*.safetensors")))
+        wait_idle(daemon.pid)
         for number in range(options.rounds):
             start = number % max(1, len(entrants))
             for entrant in [*entrants[start:], *entrants[:start]]:
@@ -140,12 +147,13 @@ def _measure(options: Options, daemon: DaemonProcess, name: str, folder: Path) -
         return FigureTable(name, title, _HEADS, [entrant.row() for entrant in entrants]), ours
 
 
-def _orders(daemon: DaemonProcess, name: str, folder: Path, fast: Path) -> Iterator[tuple[str, str, dict[str, object]]]:
-    yield "cached", "cached: attach() → state_dict()", {"how": "cached", "socket": str(daemon.socket), "model": name}
+def _entrants(workers: dict[str, Worker], name: str, folder: Path, fast: Path) -> Iterator[_Entrant]:
+    yield _Entrant("cached", "cached: attach() → state_dict()", workers["cached"], {"model": name})
     for how, words in (("load_file", "safetensors load_file"), ("safe_open", "safetensors safe_open, get_tensor")):
         for place, at in (("page cache", folder), ("tmpfs", fast)):
             paths = [str(path) for path in sorted(at.glob("*.safetensors"))]
-            yield f"{how}-{place.replace(' ', '-')}", f"{words}, {place}", {"how": how, "paths": paths}
+            title = f"{words}, {place}"
+            yield _Entrant(f"{how}-{place.replace(' ', '-')}", title, workers[how], {"paths": paths})
 
 
 def _check(entrants: Sequence[_Entrant], paths: Sequence[Path]) -> None:
@@ -153,7 +161,7 @@ def _check(entrants: Sequence[_Entrant], paths: Sequence[Path]) -> None:
     expected = fingerprint_of_files(paths, full=True)
     for entrant in entrants:
         try:
-            if entrant.worker.ask(check=True)["fingerprint"] != expected:
+            if entrant.worker.ask(check=True, **entrant.content)["fingerprint"] != expected:
                 entrant.reason = "failed: what it loaded is not the checkpoint"
         except RuntimeError as error:
             entrant.reason = f"failed: {error}"
@@ -161,7 +169,7 @@ def _check(entrants: Sequence[_Entrant], paths: Sequence[Path]) -> None:
 
 def _take_turn(entrant: _Entrant) -> None:
     try:
-        entrant.loads += entrant.worker.ask(times=_TIMES)["seconds"]
+        entrant.loads += entrant.worker.ask(times=_TIMES, **entrant.content)["seconds"]
     except RuntimeError as error:
         entrant.reason = f"failed: {error}"
 

@@ -131,7 +131,7 @@ def test_an_etag_that_changes_between_ranges_is_never_mixed(site: Site) -> None:
     site.start()
     site.pull("m")
     assert fault.hits == 1
-    assert site.proxy.get_bytes(WEIGHTS) >= len(files[WEIGHTS]) + length, "the blob was begun anew"
+    assert site.proxy.get_bytes(WEIGHTS) > len(files[WEIGHTS]), "the blob was begun anew"
     site.check_served("m")
     check_at_rest(site.daemon)
 

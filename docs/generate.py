@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 
+from bench.scale import scale_text
 from bench.tables import part_text, required_text
 from cached import errors, metrics, settings
 from cached.cli.failures import exit_code
@@ -234,6 +235,7 @@ PARTS = (
     Part("architecture.md", "house", house_text),
     Part("performance.md", "required", required_text),
     *(Part("performance.md", f"measured-{name}", partial(part_text, name)) for name in MEASURED),
+    Part("performance.md", "scale", scale_text),
     Part("reference.md", "settings", settings_text),
     Part("reference.md", "cli", cli_text),
     Part("reference.md", "metrics", metrics_text),

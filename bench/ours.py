@@ -14,6 +14,9 @@ from cached import __version__
 from cached_client._proto import cached_pb2 as pb
 from tests.integration.harness import DaemonProcess, wait_for
 
+_POOL_TICK_S = 1.2
+"""Within this the daemon begins to clear what came into its pool; after it, it idles once the pool is clear."""
+
 
 class CachedContestant:
     """Attaches ``model`` after evicting all that the daemon has, and waits until all of it is ready, that is checked.
@@ -111,6 +114,8 @@ class CachedContestant:
                     stub.Remove(pb.RemoveRequest(ref=model.name))
                 elif model.l1_bytes or model.l2_bytes:
                     stub.Evict(pb.EvictRequest(ref=model.name, level=self._level))
+            wait_for(lambda: not any(level.withdrawn_bytes for level in stub.Stats(pb.StatsRequest()).levels), "memory")
+        time.sleep(_POOL_TICK_S)
         wait_idle(daemon.pid)
 
     def _check(self, cache: cached_client.Cache) -> None:

@@ -15,7 +15,7 @@ from cached.units import MIB
 
 _log = structlog.get_logger(__name__)
 
-_TICK_S = 1.0
+_TICK_S = 0.25
 _RETRY_S = 60.0
 _STEP_BYTES = 64 * MIB
 _PRIORITY = 2_000_000_000

@@ -36,17 +36,7 @@ def crc32(view: Readable, initial: int = 0) -> int:
 
 def combine_crc64nvme(parts: Iterable[tuple[int, int]]) -> int:
     """The CRC64-NVME of a concatenation, from (CRC, length in bytes) of each part in order; 0 for none."""
-    return _combine(checksums.combine_crc64nvme, parts)
-
-
-def combine_crc32c(parts: Iterable[tuple[int, int]]) -> int:
-    """As ``combine_crc64nvme``, for CRC32C."""
-    return _combine(checksums.combine_crc32c, parts)
-
-
-def combine_crc32(parts: Iterable[tuple[int, int]]) -> int:
-    """As ``combine_crc64nvme``, for CRC32."""
-    return _combine(checksums.combine_crc32, parts)
+    return reduce(lambda folded, part: int(checksums.combine_crc64nvme(folded, part[0], part[1])), parts, 0)
 
 
 def crc64_hex(crc64: int) -> str:
@@ -116,7 +106,7 @@ def new_digest(algorithm: str) -> RunningDigest:
             return RunningCrc(crc32c, 4)
         case "crc32":
             return RunningCrc(crc32, 4)
-    raise _unknown(algorithm)
+    raise InvalidRequestError(f"{algorithm!r} cannot be used here; known are {', '.join(ALGORITHMS)}", value=algorithm)
 
 
 def part_digest(algorithm: str, *views: Readable) -> str:
@@ -132,27 +122,4 @@ def compose_parts(algorithm: str, values_hex: Iterable[str]) -> str:
     return part_digest(algorithm, *(bytes.fromhex(value) for value in values_hex))
 
 
-def fold_full_object(algorithm: str, parts: Iterable[tuple[int, int]]) -> str:
-    """Hex of the full-object value, from (CRC, length) of consecutive parts; only CRCs can be folded so.
-
-    Raises InvalidRequestError for any other algorithm.
-    """
-    match algorithm:
-        case "crc64nvme":
-            return crc64_hex(combine_crc64nvme(parts))
-        case "crc32c":
-            return f"{combine_crc32c(parts):08x}"
-        case "crc32":
-            return f"{combine_crc32(parts):08x}"
-    raise _unknown(algorithm)
-
-
 _HEX_DIGITS = frozenset("0123456789abcdef")
-
-
-def _combine(combine_two: Callable[[int, int, int], int], parts: Iterable[tuple[int, int]]) -> int:
-    return reduce(lambda folded, part: combine_two(folded, part[0], part[1]), parts, 0)
-
-
-def _unknown(algorithm: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{algorithm!r} cannot be used here; known are {', '.join(ALGORITHMS)}", value=algorithm)

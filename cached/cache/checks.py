@@ -23,14 +23,14 @@ def strongest(checksums: tuple[OriginChecksum, ...]) -> OriginChecksum | None:
     return min(known, key=lambda item: (bool(item.part_sizes_bytes), _STRENGTH.index(item.algorithm)), default=None)
 
 
-async def confirm_origin_checksum(runner: Runner, order: BlobOrder, fill: Fill) -> bool:
-    """True when the origin vouches for the content and it is what it vouches for; False when it does not vouch.
+async def confirm_origin_checksum(runner: Runner, order: BlobOrder, fill: Fill) -> None:
+    """Returns when the content is what the origin vouches for, if it does. All chunks must be in.
 
-    All chunks must be in. Raises IntegrityError naming the file, the check, what was expected and what was found.
+    Raises IntegrityError naming the file, the check, what was expected and what was found.
     """
     checksum = strongest(order.origin.item.checksums) if order.origin else None
     if checksum is None:
-        return False
+        return
     if checksum.algorithm == "crc64nvme" and not checksum.part_sizes_bytes:
         parts = ((fill.crc64[index], chunk_length(fill.size_bytes, index)) for index in range(fill.chunk_count))
         found = f"{combine_crc64nvme(parts):016x}"
@@ -38,7 +38,6 @@ async def confirm_origin_checksum(runner: Runner, order: BlobOrder, fill: Fill) 
         found = await _digest_again(runner, checksum, fill)
     if found != checksum.value_hex:
         raise _mismatch(order, f"origin-{checksum.algorithm}", checksum.value_hex, found)
-    return True
 
 
 async def _digest_again(runner: Runner, checksum: OriginChecksum, fill: Fill) -> str:

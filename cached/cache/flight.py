@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from cached.cache.checks import confirm_origin_checksum, confirm_sha256
+from cached.cache.checks import confirm_origin_checksum, confirm_sha256, strongest
 from cached.cache.persist import Persist
 from cached.cache.services import Services
 from cached.errors import (
@@ -73,6 +73,11 @@ class BlobOrder:
         return "\0".join((self.origin.spec.uri, item.path, item.version, str(item.size_bytes)))
 
     @property
+    def vouched(self) -> bool:
+        """The origin has a checksum of the whole, and the catalog nothing stronger."""
+        return not self.sha256 and self.origin is not None and strongest(self.origin.item.checksums) is not None
+
+    @property
     def journalled(self) -> bool:
         """Bytes from an origin are dear: what was verified of them is kept across restarts."""
         return self.origin is not None and not self.adopt
@@ -112,7 +117,7 @@ class Flight:
             width=services.width,
             priority=priority,
             with_sha256=order.record is None,
-            sha256_behind=not order.sha256,
+            sha256_behind=order.vouched,
             urgent=urgent,
             observer=Observer(self._on_chunk, self._on_moved, self._on_damage, self._on_retry),
         )
@@ -196,15 +201,15 @@ class Flight:
             await self._services.runner.settled(self._persist.target.path)
 
     async def _check_early(self) -> None:
-        """Unless the catalog has their SHA-256, the bytes are ready before it is known."""
+        """Where the origin vouches for the whole content, the bytes are ready before their SHA-256 is known."""
         while not self.fill.chunks_done:
             await self.fill.signal.wait()
             self.signal.notify()
         if self.order.record is not None:
             self._pass(None)
-        elif not self.order.sha256:
-            vouched = await confirm_origin_checksum(self._services.runner, self.order, self.fill)
-            self._pass(CheckedBy.ORIGIN_CHECKSUM if vouched else CheckedBy.FIRST_SEEN)
+        elif self.order.vouched:
+            await confirm_origin_checksum(self._services.runner, self.order, self.fill)
+            self._pass(CheckedBy.ORIGIN_CHECKSUM)
 
     async def _named(self) -> BlobRecord:
         if self.order.record is not None:
@@ -213,6 +218,8 @@ class Flight:
         if self.order.sha256:
             confirm_sha256(self.order, fill.sha256)
             self._pass(CheckedBy.CATALOG_SHA256)
+        elif not self.verified:
+            self._pass(CheckedBy.FIRST_SEEN)
         crc64 = tuple(fill.crc64[index] for index in range(fill.chunk_count))
         return BlobRecord(digest=fill.sha256, size_bytes=fill.size_bytes, crc64=crc64)
 

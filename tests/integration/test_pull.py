@@ -186,7 +186,8 @@ async def test_composite_checksums_vouch_part_by_part(tmp_path: Path, algorithm:
         await fill.run()
         order = BlobOrder(Level.L1, len(data), "m", "w.safetensors", origin=source)
         if vouched:
-            assert await confirm_origin_checksum(InProcess(), order, fill)
+            assert order.vouched
+            await confirm_origin_checksum(InProcess(), order, fill)
         else:
             with pytest.raises(IntegrityError) as caught:
                 await confirm_origin_checksum(InProcess(), order, fill)

@@ -40,7 +40,7 @@ def test_a_pull_brings_every_byte_to_both_levels_and_says_how(site: Site) -> Non
     firsts = list(dict.fromkeys(asked))
     assert not {"pytorch_model.bin", "weights.pth"} & set(firsts)
     small = {path for path, data in files.items() if len(data) < MB}
-    # Requests that are in flight at the same time reach the server in any order: the eight of the first weight file's head.
+    # Requests in flight together reach the server in any order: eight are for the head of the first weight file.
     assert small <= set(asked[: len(small) + 8]), f"small files must come first: {asked}"
     assert site.proxy.get_bytes() == total_bytes(files)
     check_at_rest(site.daemon)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import structlog
-
+from cached.cache.background import repeat
 from cached.cache.services import Services
 from cached.errors import CachedError
 from cached.levels.base import FileRef
 from cached.transfer.jobs import Clear
 from cached.types import Level
 from cached.units import MIB
-
-_log = structlog.get_logger(__name__)
 
 _TICK_S = 0.25
 _RETRY_S = 60.0
@@ -34,13 +31,7 @@ class PoolKeeper:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            await self._services.clock.sleep(_TICK_S)
-            try:
-                await self._tick()
-            except CachedError as error:
-                _log.warning("pool.failed", reason=error.reason, cause=error.message)
-                self._no_growth_before_s = self._services.clock.monotonic_s() + _RETRY_S
+        await repeat(self._services.clock, _TICK_S, self._tick, what="pool")
 
     async def _tick(self) -> None:
         storage = self._services.storage
@@ -72,6 +63,9 @@ class PoolKeeper:
             try:
                 await self._services.runner.run(Clear(ref, at_bytes, length_bytes), priority=_PRIORITY)
             except CachedError:
+                if ref not in self._services.storage.l1.dirty_pool():
+                    return  # it was given back meanwhile
+                self._no_growth_before_s = self._services.clock.monotonic_s() + _RETRY_S
                 await self._services.storage.drop_pooled(ref)
                 raise
             self._cleared_bytes[ref.path] = at_bytes + length_bytes

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import structlog
 
+from cached.cache.background import repeat
 from cached.cache.evictor import Evictor
 from cached.cache.loader import Loader
 from cached.cache.persist import persist_resident
 from cached.cache.pulls import Pulls
 from cached.cache.registry import Blob, Model
 from cached.cache.services import Services
-from cached.errors import CachedError
 from cached.manifest import Manifest
 from cached.refs import Ref
 from cached.types import Level, Tier
@@ -40,14 +40,7 @@ class Upkeep:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            await self._services.clock.sleep(_TICK_S)
-            try:
-                await self._tick()
-            except CachedError as error:
-                _log.warning("upkeep.failed", reason=error.reason, cause=error.message)
-            except Exception:  # noqa: BLE001 - logged
-                _log.exception("upkeep.bug")  # the next tick is worth a try: without upkeep nothing is ever freed
+        await repeat(self._services.clock, _TICK_S, self._tick, what="upkeep")
 
     async def _tick(self) -> None:
         storage = self._services.storage

@@ -13,7 +13,7 @@ _log = structlog.get_logger(__name__)
 
 
 async def repeat(clock: Clock, period_s: float, step: Callable[[], Awaitable[None]], *, what: str) -> None:
-    """Takes the step after each period, until cancelled. One that fails is logged as ``what``, and the next is taken."""
+    """Takes the step after each period, until cancelled. One that fails is logged as ``what``; the next is taken."""
     while True:
         await clock.sleep(period_s)
         try:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import Sequence
 
 from cached.transfer.fill import Runner
 from cached.transfer.jobs import Checksum, Copy, Job, Prepare, Result
-
-_Turn = tuple[int, int, asyncio.Future[None]]
+from cached.transfer.turns import Turns
 
 
 class Drives:
@@ -24,8 +22,7 @@ class Drives:
         self._runner = runner
         self._limit = limit
         self._in_flight = dict.fromkeys(folders, 0)
-        self._waiting: dict[str, list[_Turn]] = {folder: [] for folder in folders}
-        self._numbers = 0
+        self._waiting = {folder: Turns() for folder in folders}
 
     async def run(self, job: Job, *, key: str | None = None, priority: int = 0) -> Result:
         """See Runner. Cancellation gives the turn back."""
@@ -52,9 +49,7 @@ class Drives:
         return next((folder for folder in self._in_flight if job.source.path.startswith(f"{folder}/")), None)
 
     async def _turn(self, drive: str, priority: int) -> None:
-        self._numbers += 1
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting[drive], (priority, self._numbers, turn))
+        turn = self._waiting[drive].add(priority)
         self._admit()
         try:
             await turn
@@ -69,12 +64,13 @@ class Drives:
 
     def _admit(self) -> None:
         while sum(self._in_flight.values()) < self._limit:
-            for turns in self._waiting.values():
-                while turns and turns[0][2].done():  # cancelled while it waited
-                    heapq.heappop(turns)
-            wanted = [drive for drive, turns in self._waiting.items() if turns]
+            wanted = [
+                (self._in_flight[drive], rank, drive)
+                for drive, turns in self._waiting.items()
+                if (rank := turns.first) is not None
+            ]
             if not wanted:
                 return
-            drive = min(wanted, key=lambda drive: (self._in_flight[drive], self._waiting[drive][0][:2]))
-            heapq.heappop(self._waiting[drive])[2].set_result(None)
+            drive = min(wanted)[2]
+            self._waiting[drive].give()
             self._in_flight[drive] += 1

@@ -6,7 +6,6 @@ Every other job goes to the movers at once. Runs in the loop.
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from cached.transfer.hedge import HedgePolicy
 from cached.transfer.jobs import Fetch, Hedge, Job, Prepare, Result
 from cached.transfer.pool import MoverPool
 from cached.transfer.process import Ticket
+from cached.transfer.turns import Turns
 from cached.transfer.width import Width
 from cached.types import OriginStats
 
@@ -116,17 +116,15 @@ class Lane:
         self._width = width
         self._hedging = hedging
         self._on_hedge = on_hedge
-        self._entries = 0
         self._in_flight = 0
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waiting = Turns()
         self._flights: set[_Flight] = set()
         self._look_later: asyncio.TimerHandle | None = None
 
     @property
     def stats(self) -> OriginStats:
         """What is under way."""
-        waiting = sum(not entry[2].done() for entry in self._waiting)
-        return OriginStats(self._name, self._in_flight, waiting, self._width.limit)
+        return OriginStats(self._name, self._in_flight, len(self._waiting), self._width.limit)
 
     async def fetch(self, job: Fetch, priority: int) -> Result:
         """The result of a Fetch. Cancellation ends it where it is."""
@@ -149,9 +147,7 @@ class Lane:
         return result
 
     async def _enter(self, priority: int) -> None:
-        self._entries += 1
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (priority, self._entries, turn))
+        turn = self._waiting.add(priority)
         self._admit()
         try:
             await turn
@@ -162,11 +158,9 @@ class Lane:
             raise
 
     def _admit(self) -> None:
-        while self._waiting and (self._in_flight < self._width.limit or self._waiting[0][2].done()):
-            turn = heapq.heappop(self._waiting)[2]
-            if not turn.done():
-                self._in_flight += 1
-                turn.set_result(None)
+        while self._in_flight < self._width.limit and self._waiting.first is not None:
+            self._waiting.give()
+            self._in_flight += 1
 
     async def _raced(self, job: Fetch, priority: int) -> Result:
         """The result of the range, or of its hedge if that comes first; the other one does not write any more then."""

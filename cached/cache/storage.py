@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import structlog
@@ -165,11 +165,20 @@ class Storage:
         """True between ``open`` and ``commit``, ``suspend`` or ``discard``."""
         return level in self._ledgers and ingest_id in self._ledgers[level].reservations
 
-    async def commit(self, level: Level, ingest_id: str, record: BlobRecord) -> FileRef:
-        """Makes an open ingest the blob, durably for its level. A blob that is there already is kept instead."""
+    async def commit(
+        self,
+        level: Level,
+        ingest_id: str,
+        record: BlobRecord,
+        moved: Callable[[str, str], None] = lambda _source, _target: None,
+    ) -> FileRef:
+        """Makes an open ingest the blob, durably for its level. A blob that is there already is kept instead.
+
+        ``moved``: see ``ShmLevel.commit``; of L1 only.
+        """
         store, ledger, key = self._levels[level], self._ledgers[level], _blob(record.digest)
         if level is Level.L1:
-            ref = store.commit(ingest_id, record.digest)
+            ref = self.l1.commit(ingest_id, record.digest, moved)
         else:
             ref = await self._commit_in_thread(store, ingest_id, record.digest, known=key in ledger.used)
         if key in ledger.used:

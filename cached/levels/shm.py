@@ -3,7 +3,7 @@
 Names say all there is to know, so that a scan needs no index: ``cached.<instance>.<kind>.<id>``, flat in /dev/shm, of
 kind ``blob`` (id: SHA-256), ``ingest``, ``withdrawn`` (no longer to be opened; workers may still map it) and ``pool``
 (memory kept for the next blob). A segment goes ingest → blob → withdrawn → pool → ingest by renaming, and no step
-overwrites a name.
+overwrites a name. For a moment of ``commit`` it has both names, for those who come by path.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 
 import posix_ipc
 import structlog
@@ -71,6 +73,9 @@ class ShmLevel:
         aside: list[str] = []
         with level_errors(Level.L1, SHM_FOLDER, "list"):
             names = sorted(name for name in os.listdir(SHM_FOLDER) if name.startswith(self._prefix))
+        for name in self._half_committed(names):
+            _unlink(f"{SHM_FOLDER}/{name}")
+            names.remove(name)
         for name in names:
             problem = self._sort_in(name, found)
             if problem:
@@ -134,8 +139,14 @@ class ShmLevel:
         segment = self._pool.match(size_bytes)
         return segment.size_bytes if segment else 0
 
-    def commit(self, ingest_id: str, digest: str) -> FileRef:
-        """See LocalLevel. Never blocks: shared memory has nothing to be made durable."""
+    def commit(
+        self, ingest_id: str, digest: str, moved: Callable[[str, str], None] = lambda _source, _target: None
+    ) -> FileRef:
+        """See LocalLevel. Never blocks: shared memory has nothing to be made durable.
+
+        ``moved(source, target)`` is called while both paths lead to the content: it leads to ``target`` what leads to
+        ``source``, which is gone after. It must not raise.
+        """
         source = self._path("ingest", checked_ingest_id(ingest_id))
         target = self._path("blob", checked_digest(digest))
         ref = stat_ref(Level.L1, source)
@@ -144,11 +155,14 @@ class ShmLevel:
         if os.path.lexists(target):
             existing = stat_ref(Level.L1, target)
             if existing.size_bytes == ref.size_bytes:
+                moved(source, target)
                 self.discard(ingest_id)
                 return existing
             self._withdraw(target)
         with level_errors(Level.L1, target, "rename to"):
-            rename_new(source, target)
+            os.link(source, target, follow_symlinks=False)
+        moved(source, target)
+        _unlink(source)
         self._lengths.pop(ingest_id, None)
         return FileRef(path=target, inode=ref.inode, size_bytes=ref.size_bytes, memory=True)
 
@@ -291,6 +305,18 @@ class ShmLevel:
             os.fchown(fd, -1, self._group)
         # Explicitly, since the umask may have taken bits away.
         os.fchmod(fd, self._mode)
+
+    def _half_committed(self, names: list[str]) -> list[str]:
+        """Blobs that are still ingests, too: a daemon was killed within ``commit``, and has recorded nothing of it."""
+        twice: dict[str, dict[int, str]] = {"ingest": {}, "blob": {}}
+        for name in names:
+            kind = name.removeprefix(self._prefix).partition(".")[0]
+            with suppress(OSError):  # _sort_in tells what cannot be looked at
+                found = os.lstat(f"{SHM_FOLDER}/{name}")
+                ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+                if ours and found.st_nlink == 2 and kind in twice:
+                    twice[kind][found.st_ino] = name
+        return [name for inode, name in twice["blob"].items() if inode in twice["ingest"]]
 
     def _sort_in(self, name: str, found: Found) -> str:
         """Takes account of one name of ours; the reason why it is none of ours, or nothing."""

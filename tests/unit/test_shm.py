@@ -75,6 +75,38 @@ def commit(level: ShmLevel, size_bytes: int = MIB, digest: str = DIGEST) -> str:
     return level.commit("ingest", digest).path
 
 
+def test_a_blob_can_be_read_by_path_at_every_moment_of_its_commit(level: ShmLevel) -> None:
+    level.create("ingest", MIB)
+    heard: list[str] = []
+
+    def moved(source: str, target: str) -> None:
+        assert os.path.samefile(source, target)
+        heard.extend((source, target))
+
+    blob = level.commit("ingest", DIGEST, moved)
+    assert heard[1:] == [blob.path]
+    assert [os.path.exists(path) for path in heard] == [False, True]
+    again = level.create("ingest", MIB)
+    assert level.commit("ingest", DIGEST, lambda source, target: heard.extend((source, target))) == blob
+    assert heard[2:] == [again.path, blob.path]
+
+
+def test_a_commit_that_a_kill_cut_short_is_undone(level: ShmLevel, instance: str) -> None:
+    class Killed(BaseException):
+        """Nothing after it runs."""
+
+    def killed(_source: str, _target: str) -> None:
+        raise Killed
+
+    ingest = level.create("ingest", MIB)
+    with pytest.raises(Killed):
+        level.commit("ingest", DIGEST, killed)
+    assert os.stat(ingest.path).st_nlink == 2
+    found = ShmLevel(instance).scan()
+    assert (found.blobs, found.ingests, found.set_aside) == ({}, {"ingest": MIB}, ())
+    assert os.stat(ingest.path).st_nlink == 1
+
+
 def pooled(level: ShmLevel, size_bytes: int) -> None:
     """A clean pool segment that once held a blob."""
     commit(level, size_bytes)

@@ -118,6 +118,25 @@ class Storage:
         free = ledger.capacity_bytes - ledger.used_bytes - ledger.reserved_bytes + ledger.used.get(_POOL, 0)
         return max(0, sum(sizes.values()) - kept - free)
 
+    async def fit_pool(self, sizes: Mapping[str, int]) -> None:
+        """Makes what the pool has for these ingests fit, before ``open``: cutting takes long, so in a thread.
+
+        Nothing else may open ingests meanwhile. Cancelled, it leaves the pool as anybody's.
+        """
+        used = self._ledgers[Level.L1].used
+        new = {ingest_id: size_bytes for ingest_id, size_bytes in sizes.items() if _kept(ingest_id) not in used}
+        if not self.l1.fit_pool(new):
+            return
+        thread = asyncio.ensure_future(asyncio.to_thread(self.l1.cut_pool, new))
+        try:
+            await asyncio.shield(thread)
+        except BaseException:
+            await asyncio.wait([thread])  # a thread cannot be cancelled
+            self.l1.unfit_pool()
+            raise
+        finally:
+            self._settle()
+
     def open(self, level: Level, sizes: Mapping[str, int]) -> None:
         """Reserves and creates these ingests, all or none; kept ones are taken up again.
 
@@ -143,6 +162,8 @@ class Storage:
                 self.discard(level, ingest_id)
             raise
         finally:
+            if level is Level.L1:
+                self.l1.unfit_pool()
             self._settle()
 
     def _is_whole(self, level: Level, ingest_id: str, size_bytes: int) -> bool:

@@ -13,8 +13,9 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 import posix_ipc
 import structlog
@@ -44,7 +45,7 @@ _PRIVATE = 0o600
 
 
 class ShmLevel:
-    """L1. Belongs to the loop, but for ``scan``, ``collect`` and ``drop_pool``, which may run in one thread beside it.
+    """L1. Belongs to the loop, but for what is said to be safe in a thread beside it.
 
     ``instance`` keeps daemons on one host apart. ``mode`` and ``group`` are those of segments that may be opened by
     path; withdrawn and pooled ones are always 0600.
@@ -125,19 +126,43 @@ class ShmLevel:
     # Coming and going
 
     def create(self, ingest_id: str, size_bytes: int) -> FileRef:
-        """See LocalLevel. From the pool it takes whole segments: ``pool_match`` says beforehand how many bytes.
+        """See LocalLevel. From the pool it takes whole segments; those of ``fit_pool`` need not be cut here.
 
         Pages are not allocated here: movers do it before they write (``levels.memory.allocate_pages``).
         """
         path = self._path("ingest", checked_ingest_id(ingest_id))
-        ref = self._reuse(path, size_bytes) or self._create_fresh(path, size_bytes)
+        ref = self._reuse(path, ingest_id, size_bytes) or self._create_fresh(path, size_bytes)
         self._lengths[ingest_id] = size_bytes
         return ref
 
-    def pool_match(self, size_bytes: int) -> int:
-        """The bytes that leave the pool if ``create`` is called with this size now; 0 if it would take fresh memory."""
-        segment = self._pool.match(size_bytes)
-        return segment.size_bytes if segment else 0
+    def fit_pool(self, sizes: Mapping[str, int]) -> bool:
+        """Sets aside what ``create`` will take for these ingests, until ``unfit_pool``. True: ``cut_pool`` has work.
+
+        The largest choose first, for they spare the most.
+        """
+        for ingest_id, size_bytes in sorted(sizes.items(), key=lambda item: -item[1]):
+            self._pool.fit(ingest_id, size_bytes)
+        return any(segment.size_bytes > sizes[ingest_id] for ingest_id, segment in self._pool.fitted().items())
+
+    def cut_pool(self, sizes: Mapping[str, int]) -> None:
+        """Cuts what is set aside to its size, or else gives it back. About 0.15 s a GiB; safe to run in a thread."""
+        for ingest_id, segment in self._pool.fitted().items():
+            size_bytes = sizes[ingest_id]
+            if segment.size_bytes <= size_bytes:
+                continue
+            try:
+                _cut(segment.ref, size_bytes)
+            except CachedError as error:
+                _log.warning("l1.not_cut", path=segment.ref.path, error=error.message)
+                self._pool.take_fitted(ingest_id)
+                self._release(segment)
+                continue
+            ref = replace(segment.ref, size_bytes=size_bytes)
+            self._pool.resized(ingest_id, Segment(segment.segment_id, ref))
+
+    def unfit_pool(self) -> None:
+        """What was set aside and not taken is the pool's again."""
+        self._pool.unfit()
 
     def commit(
         self, ingest_id: str, digest: str, moved: Callable[[str, str], None] = lambda _source, _target: None
@@ -265,9 +290,14 @@ class ShmLevel:
             self._withdrawn[segment_id] = segment
             os.chmod(target, _PRIVATE)
 
-    def _reuse(self, path: str, size_bytes: int) -> FileRef | None:
-        segment = self._pool.match(size_bytes)
-        if segment is None or os.path.lexists(path) or self._pool.take(segment.ref) is None:
+    def _reuse(self, path: str, ingest_id: str, size_bytes: int) -> FileRef | None:
+        if os.path.lexists(path):
+            return None
+        segment = self._pool.take_fitted(ingest_id)
+        if segment is None:
+            match = self._pool.match(size_bytes)
+            segment = self._pool.take(match.ref) if match is not None else None
+        if segment is None:
             return None
         try:
             fd = open_checked(Level.L1, segment.ref.path, os.O_RDWR, segment.ref)
@@ -353,6 +383,15 @@ def huge_pages_allowed(mounts: str) -> bool:
         if len(fields) > 3 and fields[1] == SHM_FOLDER:
             options = fields[3]  # the last mount on a folder is the one that is seen
     return bool({"huge=always", "huge=within_size", "huge=advise"} & set(options.split(",")))
+
+
+def _cut(ref: FileRef, size_bytes: int) -> None:
+    fd = open_checked(Level.L1, ref.path, os.O_RDWR, ref)
+    try:
+        with level_errors(Level.L1, ref.path, "cut"):
+            os.ftruncate(fd, size_bytes)
+    finally:
+        os.close(fd)
 
 
 def _create_exclusive(path: str) -> int:

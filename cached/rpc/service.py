@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -58,7 +59,9 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
             only_if_resident=request.only_if_resident,
         )
         async with attachment:
-            events = paced(attachment.events(), merge_attach, interval_s=RANGES_INTERVAL_S, idle_s=self._keep_alive_s)
+            # Each at its own pace: a thousand leases that were opened together are not to speak in one moment.
+            idle_s = self._keep_alive_s * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
+            events = paced(attachment.events(), merge_attach, interval_s=RANGES_INTERVAL_S, idle_s=idle_s)
             async with aclosing(events):
                 async for event in events:
                     if event is None:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 MARGIN = 1.25
 """How many times as much a newcomer must be worth: estimates err, and an exchange that gains nothing costs a load."""
-PATIENCE = 32.0
+PATIENCE = 64.0
 """A newcomer whose users waited for it this many times as long as its victims take to reload is let in at last.
 
-So nobody who is asked for again and again is kept out for ever, and keeping that promise costs 1/32 at most of the
+So nobody who is asked for again and again is kept out for ever, and keeping that promise costs 1/64 at most of the
 waiting that it ends.
 """
 
@@ -55,9 +55,7 @@ class Newcomer:
     def of(needs: Sequence[Need], valuer: Valuer) -> Newcomer:
         """Taken together. A need without a newcomer's facts cannot be weighed, so all of them must have their room."""
         for_name = ", ".join(dict.fromkeys(need.for_name for need in needs))
-        valued = [
-            valuer.value_newcomer(need.newcomer, need.size_bytes) for need in needs if need.newcomer is not None
-        ]
+        valued = [valuer.value_newcomer(need.newcomer, need.size_bytes) for need in needs if need.newcomer is not None]
         wishes = {need.otherwise for need in needs}
         if len(valued) < len(needs) or Otherwise.EVICT in wishes:
             otherwise = Otherwise.EVICT
@@ -109,7 +107,7 @@ def weigh(level: Level, newcomer: Newcomer, victims: Sequence[Valued]) -> Decisi
     equals = [victim for victim in victims if victim.standing == newcomer.standing]
     against_s = sum(victim.worth_s for victim in equals)
     mine, theirs = format_duration(newcomer.worth_s), format_duration(against_s)
-    worth = f"it spares {mine} of waiting in the next four hours, {len(victims)} that would have to go {theirs}"
+    worth = f"it spares {mine} of waiting in the next six hours, {len(victims)} that would have to go {theirs}"
     if not victims:
         verdict, why = Verdict.ROOM, "nothing had to go for it"
     elif newcomer.otherwise is Otherwise.EVICT:

@@ -16,7 +16,7 @@ from cached.types import Level
 
 HALF_LIVES_S = (900.0, 7200.0, 86_400.0)
 """A burst, some hours, a day and longer."""
-HORIZON_S = 14_400.0
+HORIZON_S = 21_600.0
 """How far ahead a model's requests count: about as long as what is admitted stays before it is weighed again."""
 
 _DECAYS = tuple(log(2) / half_life_s for half_life_s in HALF_LIVES_S)
@@ -78,8 +78,7 @@ class Mix:
         teaches nothing.
         """
         rates = [
-            weight * decay * count
-            for weight, decay, count in zip(self.weights, _DECAYS, before.at(now_s), strict=True)
+            weight * decay * count for weight, decay, count in zip(self.weights, _DECAYS, before.at(now_s), strict=True)
         ]
         total = sum(rates)
         if total <= 0:

@@ -182,7 +182,9 @@ class _Round:
         """Chooses victims that leave room for the needs within capacity and quotas."""
         for_name = ", ".join(dict.fromkeys(need.for_name for need in needs))
         for quota in self._quotas():
-            size_bytes = sum(need.size_bytes for need in needs if need.newcomer and need.newcomer.tenant == quota.tenant)
+            size_bytes = sum(
+                need.size_bytes for need in needs if need.newcomer and need.newcomer.tenant == quota.tenant
+            )
             if size_bytes and (shortfall := self._within_quota(quota, size_bytes, for_name)):
                 return shortfall
         missing_bytes = needed_bytes - self._level.free_bytes
@@ -322,7 +324,7 @@ def _reason(valued: Valued) -> str:
 
 def _why(valued: Valued, reason: str) -> str:
     size = format_size(valued.own_bytes)
-    worth = f"{size} that spare {format_duration(valued.worth_s)} of waiting in the next four hours"
+    worth = f"{size} that spare {format_duration(valued.worth_s)} of waiting in the next six hours"
     return {
         _STALE: "a newer revision of the model has taken its place",
         _COLD: f"it is cold, and cold models go first: {worth}",

@@ -101,7 +101,6 @@ def _dual(gaps: list[_Gap], capacities: list[float], prices: list[list[float]]) 
             taken[best][begin] += size_gb
             taken[best][end] -= size_gb
     slack = [
-        [capacity - used for used in accumulate(level[:-1])]
-        for capacity, level in zip(capacities, taken, strict=True)
+        [capacity - used for used in accumulate(level[:-1])] for capacity, level in zip(capacities, taken, strict=True)
     ]
     return saved_s, slack

@@ -13,8 +13,12 @@ from cached.types import Level
 class Keeper(Protocol):
     """A policy's own state of both levels. Called by Host in order of time."""
 
-    evictions: int
     prefetched_bytes: int
+
+    @property
+    def evictions(self) -> int:
+        """Models that went from either level to make room."""
+        ...
 
     def has(self, level: Level, model: str) -> bool:
         """True when all of the model is there."""

@@ -12,7 +12,7 @@ from cached.types import Level
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Seconds are those that attaches waited for bytes; mean and percentiles are over all attaches, a hit in L1 being 0.
+    """Seconds are those that attaches waited for bytes; mean and percentiles are over all attaches, 0 for hits in L1.
 
     ``cold_start_share``: of what it would have cost to bring every attach's bytes from L3. Percentiles are by nearest
     rank. ``evictions`` counts both levels. A bound knows seconds only; the rest of it is None.
@@ -35,7 +35,9 @@ class Outcome:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-def outcome_of(setup: Setup, rows: list[Row], sources: list[Level], *, evictions: int, prefetched_bytes: int) -> Outcome:
+def outcome_of(
+    setup: Setup, rows: list[Row], sources: list[Level], *, evictions: int, prefetched_bytes: int
+) -> Outcome:
     """From where each row's bytes came. ``prefetched_bytes`` came from L3 before anybody asked."""
     waits = [setup.seconds(source, row.size_bytes) for row, source in zip(rows, sources, strict=True)]
     total_s = sum(waits)

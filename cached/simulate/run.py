@@ -43,6 +43,4 @@ def simulate(setup: Setup, rows: Sequence[Row], policy: str) -> Outcome:
     keeper = _KEEPERS[policy](setup, preloaded, sizes)
     host = Host(setup, keeper, preloaded)
     sources = [host.attach(row) for row in trace]
-    return outcome_of(
-        setup, trace, sources, evictions=keeper.evictions, prefetched_bytes=keeper.prefetched_bytes
-    )
+    return outcome_of(setup, trace, sources, evictions=keeper.evictions, prefetched_bytes=keeper.prefetched_bytes)

@@ -20,6 +20,7 @@ from cached.simulate.tiers import read_tiers
 from cached.simulate.trace import read_trace
 from cached.units import format_duration, parse_duration, parse_size
 
+_PNG = Path("sweep.png")
 _COLUMNS = (
     "POLICY",
     "MEAN",

@@ -24,6 +24,7 @@ def check_hot(hot: Mapping[str, int], name: str, size_bytes: int, budget_bytes: 
     named = [f"{other} ({format_size(taken)})" for other, taken in largest[:_NAMED]]
     if len(largest) > _NAMED:
         named.append(f"{len(largest) - _NAMED} more")
+    beside = f" beside {', '.join(named)}" if named else ""
     never = size_bytes > budget_bytes
     raise NoRoomError(
         f"{name} ({format_size(size_bytes)}) does not fit into the {format_size(budget_bytes)} for hot models: "

@@ -21,7 +21,7 @@ _RIGHT: Final = "write a window such as 'mon-fri 08:00-20:00', 'sat,sun 22:00-06
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Begins at ``begin_minute`` of each of ``days`` (0 is Monday), and ends the next day if that is not before its end.
+    """Begins at ``begin_minute`` of each of ``days`` (0 is Monday); one whose end is not later ends on the next day.
 
     ``zone`` is a name of the IANA database.
     """
@@ -32,7 +32,7 @@ class Window:
     zone: str
 
     def spans(self, around: datetime) -> Iterable[tuple[float, float]]:
-        """Begin and end, in Unix time, of the windows that begin from a day before ``around`` to eight days after it."""
+        """Begin and end, in Unix time, of those that begin from two days before ``around`` to eight days after it."""
         zone = ZoneInfo(self.zone)
         midnight = around.astimezone(zone).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
         for offset in range(-2, 9):

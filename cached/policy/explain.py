@@ -1,0 +1,103 @@
+"""Why a model is where it is: ``explain(snapshot, name, now_s)``, for people who wonder. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cached.policy.plan import eviction_order
+from cached.policy.snapshot import RevisionFacts, Snapshot
+from cached.policy.worth import Standing, Valued, Valuer
+from cached.types import Level
+from cached.units import format_duration, format_size
+
+_LEVELS = (Level.L1, Level.L2)
+_STANDINGS = {
+    Standing.STALE: "it is not its model's current revision, so it goes first",
+    Standing.COLD: "it is cold, so it goes before others",
+    Standing.ORDINARY: "its worth decides",
+    Standing.KEPT: "it is within a keep-alive or the last copy, so it goes only where nothing else does",
+    Standing.HELD: "it is never evicted",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A revision at one level, or absent from it.
+
+    ``worth_s``: seconds of waiting that its being there is expected to spare in the next six hours; ``requests``: what
+    is expected then; ``reload_s``: what each of them would wait without it. ``before``: those that would be evicted
+    before it, the first to go first; None when it may not be evicted itself.
+    """
+
+    level: Level
+    held_bytes: int
+    standing: Standing
+    worth_s: float
+    requests: float
+    reload_s: float
+    protections: tuple[str, ...]
+    before: tuple[str, ...] | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A model's places, one for each of its revisions and each level of the snapshot."""
+
+    name: str
+    places: tuple[tuple[str, Place], ...]
+
+    def place(self, level: Level, revision: str = "") -> Place | None:
+        """The place of a revision (else of the first that is known) at a level."""
+        found = (place for of, place in self.places if place.level is level and revision in {"", of})
+        return next(found, None)
+
+
+def explain(snapshot: Snapshot, name: str, now_s: float) -> Explanation:
+    """Every revision of the model that the snapshot has; without any, no places. The current revision comes first."""
+    own = sorted((facts for facts in snapshot.revisions if facts.name == name), key=lambda facts: not facts.current)
+    places = []
+    for level in _LEVELS:
+        if level in snapshot.levels and own:
+            order = eviction_order(snapshot, level, now_s)
+            places += [(facts.revision, _place(snapshot, level, facts, order, now_s)) for facts in own]
+    return Explanation(name, tuple(places))
+
+
+def _place(snapshot: Snapshot, level: Level, facts: RevisionFacts, order: list[Valued], now_s: float) -> Place:
+    held_bytes = sum(facts.blobs(level).values())
+    at = next((index for index, valued in enumerate(order) if valued.facts is facts), None)
+    valued = order[at] if at is not None else _value(snapshot, level, facts, now_s)
+    before = None if at is None else tuple(other.facts.name for other in order[:at])
+    return Place(
+        level=level,
+        held_bytes=held_bytes,
+        standing=valued.standing,
+        worth_s=valued.worth_s,
+        requests=valued.worth_s / valued.reload_s if valued.reload_s else 0.0,
+        reload_s=valued.reload_s,
+        protections=facts.protections,
+        before=before,
+        why=_why(level, facts, valued, held_bytes, before),
+    )
+
+
+def _value(snapshot: Snapshot, level: Level, facts: RevisionFacts, now_s: float) -> Valued:
+    """What it is, or would be, worth there, though it is no candidate for eviction."""
+    size_bytes = max(sum(facts.l1_blobs.values()), sum(facts.l2_blobs.values()))
+    time_s = now_s if snapshot.time_s is None else snapshot.time_s
+    valuer = Valuer(snapshot.levels[level], lambda one: one.l1_blobs.keys() <= one.l2_blobs.keys(), now_s, time_s)
+    return valuer.value_newcomer(facts, size_bytes)
+
+
+def _why(level: Level, facts: RevisionFacts, valued: Valued, held_bytes: int, before: tuple[str, ...] | None) -> str:
+    worth = f"it spares {format_duration(valued.worth_s)} of waiting in the next six hours"
+    if not held_bytes:
+        return f"not in {level}: there {worth.replace('spares', 'would spare')}"
+    held = f"{format_size(held_bytes)} in {level}"
+    if facts.protections:
+        return f"{held}: {', '.join(facts.protections)}, so it is not evicted"
+    if before is None:
+        return f"{held}: all of it is shared with others that stay, so its going would free nothing"
+    first = f"{len(before)} would go before it" if before else "it would go first"
+    return f"{held}: {worth}; {_STANDINGS[valued.standing]}; {first}"

@@ -28,8 +28,7 @@ def check_hot(hot: Mapping[str, int], name: str, size_bytes: int, budget_bytes: 
     never = size_bytes > budget_bytes
     raise NoRoomError(
         f"{name} ({format_size(size_bytes)}) does not fit into the {format_size(budget_bytes)} for hot models: "
-        f"{format_size(max(0, budget_bytes - taken_bytes))} are left"
-        + (f" beside {', '.join(named)}" if named else ""),
+        f"{format_size(max(0, budget_bytes - taken_bytes))} are left{beside}",
         hint=f"give hot models at least {format_size(taken_bytes + size_bytes)}"
         + ("" if never else ", or make another one warm"),
         level=Level.L1,

@@ -82,7 +82,9 @@ class Predictor:
             if (prediction := self._expected(name, now_s + (lead_s or {}).get(name, 0.0))) is not None
         ]
         for prediction in found:
-            self._open.setdefault((prediction.name, prediction.start_s), False)
+            day, slot, _ = self._place(prediction.start_s)
+            came = day in self._uses[prediction.name].get(slot, set())
+            self._open.setdefault((prediction.name, prediction.start_s), came)
         return tuple(sorted(found, key=lambda item: (-item.share, item.name)))
 
     def _expected(self, name: str, at_s: float) -> Prediction | None:

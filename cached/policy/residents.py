@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from cached.policy.snapshot import RevisionFacts
 from cached.types import Level
@@ -15,14 +16,10 @@ class Residents:
     def __init__(self, revisions: Sequence[RevisionFacts], level: Level) -> None:
         self._level = level
         self._revisions = revisions
-        self._holders: Counter[str] = Counter()
-        locked: set[str] = set()
-        for facts in revisions:
-            digests = facts.blobs(level).keys()
-            self._holders.update(digests)
-            if facts.protected:
-                locked.update(digests)
-        self._locked = locked
+        # In one go: this is most of a plan's work, and a plan holds the loop up.
+        self._holders = Counter(chain.from_iterable([facts.blobs(level) for facts in revisions]))
+        protected = [facts.blobs(level) for facts in revisions if facts.protected]
+        self._locked = frozenset(chain.from_iterable(protected))
 
     def evictable(self) -> list[RevisionFacts]:
         """Those that hold something here and may go."""

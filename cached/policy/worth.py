@@ -7,8 +7,8 @@ Who goes first is a matter of worth for each byte that is freed; who is admitted
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from cached.policy.demand import HALF_LIVES_S, HORIZON_S, Demand
 from cached.policy.snapshot import LevelFacts, RevisionFacts
@@ -31,8 +31,7 @@ class Standing(IntEnum):
     HELD = 4  # hot or pinned: never a victim, always admitted
 
 
-@dataclass(frozen=True, slots=True)
-class Valued:
+class Valued(NamedTuple):
     """A revision at a level with what it is worth there. ``own_bytes``: what it takes up, shared blobs divided."""
 
     facts: RevisionFacts
@@ -70,13 +69,8 @@ class Valuer:
 
     def _valued(self, facts: RevisionFacts, own_bytes: float, *, in_l2: bool) -> Valued:
         reload_s = self._reload_s(facts, own_bytes, in_l2=in_l2)
-        return Valued(
-            facts=facts,
-            standing=self._standing(facts, in_l2=in_l2),
-            worth_s=self._expected(facts) * reload_s,
-            own_bytes=own_bytes,
-            reload_s=reload_s,
-        )
+        standing = self._standing(facts, in_l2=in_l2)
+        return Valued(facts, standing, self._expected(facts) * reload_s, own_bytes, reload_s)
 
     def _reload_s(self, facts: RevisionFacts, size_bytes: float, *, in_l2: bool) -> float:
         if self._level is Level.L1:

@@ -83,7 +83,8 @@ def test_more_hot_bytes_than_the_budget_is_a_clear_error() -> None:
         check_hot({"a": 10 * GIB, "b": 20 * GIB}, "c", 11 * GIB, 40 * GIB)
     error = caught.value
     assert error.message == (
-        "c (11.0 GiB) does not fit into the 40.0 GiB for hot models: 10.0 GiB are left beside b (20.0 GiB), a (10.0 GiB)"
+        "c (11.0 GiB) does not fit into the 40.0 GiB for hot models: "
+        "10.0 GiB are left beside b (20.0 GiB), a (10.0 GiB)"
     )
     assert error.hint == "give hot models at least 41.0 GiB, or make another one warm"
     assert error.fields["fits"] == "later"

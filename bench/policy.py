@@ -81,7 +81,8 @@ class Synthetic:
 
     def diurnal(self) -> list[Row]:
         """Each model has its eight hours of the day."""
-        weights, rows = self.weights(0.7), []
+        weights = self.weights(0.7)
+        rows: list[Row] = []
         begins = [self.rng.choice([2, 9, 9, 10, 13, 20]) / 24 for _ in self.sizes]
         while len(rows) < self.rows:
             time_s, model = self.when(), self.choose(weights)
@@ -119,7 +120,8 @@ class Synthetic:
 
     def bursts(self) -> list[Row]:
         """A model that is used is used again within minutes, some times; then not for long."""
-        weights, rows = self.weights(0.8), []
+        weights = self.weights(0.8)
+        rows: list[Row] = []
         while len(rows) < self.rows:
             time_s, model = self.when(), self.choose(weights)
             for _ in range(1 + int(self.rng.expovariate(0.2))):

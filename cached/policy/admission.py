@@ -38,6 +38,16 @@ class Verdict(StrEnum):
     SKIPPED = "skipped"
 
 
+VERDICTS = {
+    Verdict.ROOM: "There was room: nothing had to go for it.",
+    Verdict.WORTH: "It is worth more than all that had to go for it, or stands higher.",
+    Verdict.WAITED: "It is worth less, but its users have waited for it long enough.",
+    Verdict.MUST: "There was no question of admission: somebody asked for it to be at that level.",
+    Verdict.FORCED: "It is worth less, but could be held nowhere else.",
+    Verdict.TRANSIENT: "It is worth less: it is held beside the level until its last lease ends.",
+    Verdict.SKIPPED: "It is worth less: it does without a place at that level.",
+}
+"""What each verdict means, for people."""
 _OUT = (Verdict.TRANSIENT, Verdict.SKIPPED)
 
 

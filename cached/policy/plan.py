@@ -18,10 +18,16 @@ from cached.policy.worth import Standing, Valued, Valuer
 from cached.types import Level, Tier
 from cached.units import format_duration, format_size
 
-_STALE, _COLD, _WORTH, _QUOTA, _IDLE, _AHEAD = REASONS = (
-    "stale", "cold", "worth least", "over quota", "cold and idle", "free ahead"
-)  # fmt: skip
-"""Why a revision went, in words that complete *it left l1:*. Stable, so that they can label a metric."""
+REASONS = {
+    "stale": "Room was needed, and it was not the current revision of its model.",
+    "cold": "Room was needed, and it was cold.",
+    "worth least": "Room was needed, and of those that could go it was worth least for each byte.",
+    "over quota": "Its tenant needed room within its quota, or the quota was lowered.",
+    "cold and idle": "It was cold, and no worker had it for some seconds. Nobody needed the room.",
+    "free ahead": "As `worth least`, by the background: so much of the level is kept free ahead of need.",
+}
+"""Why a revision went, in words that complete *it left l1:*, and what they mean. Stable: they label a metric."""
+_STALE, _COLD, _WORTH, _QUOTA, _IDLE, _AHEAD = REASONS
 
 
 @dataclass(frozen=True, slots=True)

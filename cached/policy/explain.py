@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cached.policy.plan import eviction_order
-from cached.policy.snapshot import RevisionFacts, Snapshot
+from cached.policy.plan import Evict, Plan, eviction_order, plan, plan_idle
+from cached.policy.snapshot import Need, RevisionFacts, Snapshot
 from cached.policy.worth import Standing, Valued, Valuer
-from cached.types import Level
+from cached.types import Level, Tier
 from cached.units import format_duration, format_size
 
 _LEVELS = (Level.L1, Level.L2)
@@ -101,3 +101,22 @@ def _why(level: Level, facts: RevisionFacts, valued: Valued, held_bytes: int, be
         return f"{held}: all of it is shared with others that stay, so its going would free nothing"
     first = f"{len(before)} would go before it" if before else "it would go first"
     return f"{held}: {worth}; {_STANDINGS[valued.standing]}; {first}"
+
+
+def what_if(snapshot: Snapshot, name: str, tier: Tier, now_s: float, *, size_bytes: int = 0) -> Plan:
+    """What would have to happen if a model had this tier: evictions for one that becomes hot, its own if it gets cold.
+
+    ``size_bytes``: what it would need of L1 if nothing of it is there. Nothing is decided by asking.
+    """
+    revisions = tuple(
+        replace(facts, tier=tier) if facts.name == name and facts.current else facts for facts in snapshot.revisions
+    )
+    changed = replace(snapshot, revisions=revisions, needs=())
+    own = next((facts for facts in revisions if facts.name == name and facts.current), None)
+    if tier is Tier.COLD:
+        leaving = plan_idle(changed, now_s).actions
+        return Plan(tuple(action for action in leaving if isinstance(action, Evict) and action.name == name))
+    if tier is not Tier.HOT or (own is not None and own.l1_blobs):
+        return Plan()
+    newcomer = own or RevisionFacts(name, "", tier)
+    return plan(replace(changed, needs=(Need(Level.L1, size_bytes, name, newcomer),)), now_s)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from cached.policy import Demand, LevelFacts, RevisionFacts, Snapshot
-from cached.policy.explain import explain
+from cached.policy import Demand, Evict, LevelFacts, Plan, RevisionFacts, Snapshot
+from cached.policy.explain import explain, what_if
 from cached.policy.worth import Standing
 from cached.types import Level, Tier
 
@@ -77,3 +77,19 @@ def test_levels_that_the_snapshot_lacks_are_left_out_and_the_current_revision_co
     explanation = explain(Snapshot((stale, *SNAPSHOT.revisions), {L1: SNAPSHOT.levels[L1]}), "b", NOW_S)
     assert [(revision, place.level) for revision, place in explanation.places] == [("b-1", L1), ("b-0", L1)]
     assert explanation.place(L1, "b-0") is explanation.places[1][1]
+
+
+def gone(outcome: Plan) -> list[str]:
+    return [action.name for action in outcome.actions if isinstance(action, Evict)]
+
+
+def test_what_if_it_were_hot() -> None:
+    assert gone(what_if(SNAPSHOT, "new", Tier.HOT, NOW_S, size_bytes=50)) == ["old"]
+    assert what_if(SNAPSHOT, "new", Tier.HOT, NOW_S, size_bytes=45).actions == ()
+    assert what_if(SNAPSHOT, "new", Tier.HOT, NOW_S, size_bytes=101).shortfall is not None
+    assert what_if(SNAPSHOT, "a", Tier.HOT, NOW_S, size_bytes=99) == Plan()  # it is there already
+
+
+def test_what_if_it_were_cold_or_warm() -> None:
+    assert gone(what_if(SNAPSHOT, "a", Tier.COLD, NOW_S)) == ["a"]
+    assert what_if(SNAPSHOT, "a", Tier.WARM, NOW_S) == Plan()

@@ -76,7 +76,7 @@ class Newcomer:
             otherwise=otherwise,
             standing=min((item.standing for item in valued), default=Standing.ORDINARY),
             worth_s=sum(item.worth_s for item in valued),
-            waited_s=sum(item.facts.waited_s for item in valued),
+            waited_s=sum(item.facts.waited_s(valuer.level) for item in valued),
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import exp, log
+from math import exp, isfinite, log
 from typing import Any
 
 from cached.types import Level
@@ -94,34 +94,44 @@ class ModelHistory:
     """What is kept of a model for ever: some numbers, whatever was evicted or restarted since.
 
     ``requests`` counts attaches, which is what L1 is for; ``misses`` those that L1 did not have, which is what L2 is
-    for. ``waited_s``: what its users waited for loads since it was last kept in L1.
+    for. ``waited_l1_s``: what its users waited for loads since it was last kept in L1; ``waited_l2_s``: the same
+    for L2 and loads from the origin.
     """
 
     requests: Demand = NEVER
     misses: Demand = NEVER
-    waited_s: float = 0.0
+    waited_l1_s: float = 0.0
+    waited_l2_s: float = 0.0
 
     def demand(self, level: Level) -> Demand:
         """What counts at L1 or L2."""
         return self.requests if level is Level.L1 else self.misses
 
+    def waited_s(self, level: Level) -> float:
+        """What was waited for want of a place at L1 or L2."""
+        return self.waited_l1_s if level is Level.L1 else self.waited_l2_s
+
     def to_record(self) -> list[float]:
-        """Nine plain numbers for the index."""
+        """Ten plain numbers for the index."""
         return [
             self.requests.time_s, *self.requests.counts,
             self.misses.time_s, *self.misses.counts,
-            self.waited_s,
+            self.waited_l1_s, self.waited_l2_s,
         ]  # fmt: skip
 
     @staticmethod
     def from_record(record: list[float]) -> ModelHistory:
         """The inverse of ``to_record``. Raises ValueError when that did not write it."""
-        if len(record) != 9:
-            raise ValueError(f"a model's history has nine numbers, not {len(record)}")
-        at, short, middle, long, missed_at, missed_short, missed_middle, missed_long, waited_s = map(float, record)
+        numbers = [float(number) for number in record]
+        if len(numbers) != 10:
+            raise ValueError(f"a model's history has ten numbers, not {len(numbers)}")
+        if not all(isfinite(number) for number in numbers):
+            raise ValueError("a model's history has a number that is not finite")
+        asked, missed = numbers[:4], numbers[4:8]
         return ModelHistory(
-            Demand(at, (short, middle, long)), Demand(missed_at, (missed_short, missed_middle, missed_long)), waited_s
-        )
+            Demand(asked[0], (asked[1], asked[2], asked[3])), Demand(missed[0], (missed[1], missed[2], missed[3])),
+            numbers[8], numbers[9],
+        )  # fmt: skip
 
 
 def _prior_mixes() -> dict[Level, Mix]:
@@ -146,16 +156,22 @@ class History:
         self.models[name] = after
         return after
 
-    def waited(self, name: str, seconds: float) -> None:
-        """A load took this long."""
-        known = self.models.get(name, ModelHistory())
-        self.models[name] = replace(known, waited_s=known.waited_s + max(0.0, seconds))
+    def waited(self, name: str, source: Level, seconds: float) -> None:
+        """A load from L2 or L3 took this long: a place in L1 would have spared it, one in L2 only what is from L3."""
+        known, seconds = self.of(name), max(0.0, seconds)
+        self.models[name] = replace(
+            known,
+            waited_l1_s=known.waited_l1_s + seconds,
+            waited_l2_s=known.waited_l2_s + (seconds if source is Level.L3 else 0.0),
+        )
 
-    def kept(self, name: str) -> None:
-        """It was admitted to L1, so nobody waits for that any more."""
-        known = self.models.get(name)
-        if known is not None and known.waited_s:
-            self.models[name] = replace(known, waited_s=0.0)
+    def kept(self, name: str, level: Level) -> None:
+        """It was admitted to L1 or L2, so nobody waits for that any more."""
+        known = self.of(name)
+        if known.waited_s(level):
+            self.models[name] = (
+                replace(known, waited_l1_s=0.0) if level is Level.L1 else replace(known, waited_l2_s=0.0)
+            )
 
     def of(self, name: str) -> ModelHistory:
         """A model's history; an empty one for a model that was never asked for."""

@@ -33,7 +33,7 @@ class Window:
 
     def spans(self, around: datetime) -> Iterable[tuple[float, float]]:
         """Begin and end, in Unix time, of those that begin from two days before ``around`` to eight days after it."""
-        zone = ZoneInfo(self.zone)
+        zone = _zone_info(self.zone)
         midnight = around.astimezone(zone).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
         for offset in range(-2, 9):
             day = midnight + timedelta(days=offset)
@@ -148,9 +148,15 @@ def _minute(text: str, word: str) -> int:
 
 def _zone(text: str, name: str) -> str:
     try:
-        return ZoneInfo(name).key
+        _zone_info(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise _wrong(text, f"names no time zone with {name!r}; zones are called 'Europe/Berlin' or 'UTC'") from None
+    return name
+
+
+def _zone_info(name: str) -> tzinfo:
+    """UTC is there even where the host has no database of zones."""
+    return UTC if name == "UTC" else ZoneInfo(name)
 
 
 def _wrong(text: str, what: str) -> ValueError:

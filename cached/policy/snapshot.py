@@ -21,7 +21,7 @@ class RevisionFacts:
 
     ``tier`` and ``pinned`` are the model's and speak of its ``current`` revision: a stale one is not protected by them.
     ``last_used_s`` and ``keep_until_s`` (the keep-alive of its last lease) are on the clock of ``plan``'s ``now_s``.
-    ``has_origin``: it could be pulled again. ``requests``, ``misses`` and ``waited_s`` are of its ModelHistory, the
+    ``has_origin``: it could be pulled again. ``requests``, ``misses`` and what was waited are of its ModelHistory, the
     hops of HopTimes. ``tenant``: the group of models whose quota it counts against; none when empty.
     """
 
@@ -39,7 +39,8 @@ class RevisionFacts:
     has_origin: bool = True
     requests: Demand = NEVER
     misses: Demand = NEVER
-    waited_s: float = 0.0
+    waited_l1_s: float = 0.0
+    waited_l2_s: float = 0.0
     from_l2: Hop = DEFAULT_HOPS[Level.L2]
     from_l3: Hop = DEFAULT_HOPS[Level.L3]
     keep_until_s: float = float("-inf")
@@ -52,6 +53,10 @@ class RevisionFacts:
     def demand(self, level: Level) -> Demand:
         """The requests that count at L1 or L2."""
         return self.requests if level is Level.L1 else self.misses
+
+    def waited_s(self, level: Level) -> float:
+        """What was waited for want of a place at L1 or L2."""
+        return self.waited_l1_s if level is Level.L1 else self.waited_l2_s
 
     @property
     def protected(self) -> bool:

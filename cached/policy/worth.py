@@ -52,7 +52,7 @@ class Valuer:
     """Values revisions at one level and one moment. ``at_l2``: the blobs that L2 has."""
 
     def __init__(self, level: LevelFacts, at_l2: Callable[[RevisionFacts], bool], now_s: float, time_s: float) -> None:
-        self._level = level.level
+        self.level = level.level
         self._factors = level.mix.factors()
         self._at_l2 = at_l2
         self._now_s = now_s
@@ -60,7 +60,7 @@ class Valuer:
 
     def value(self, facts: RevisionFacts, own_bytes: float) -> Valued:
         """A revision that is at the level."""
-        in_l1 = self._level is Level.L1
+        in_l1 = self.level is Level.L1
         return self._valued(facts, own_bytes, in_l2=in_l1 and self._at_l2(facts))
 
     def value_newcomer(self, facts: RevisionFacts, size_bytes: int) -> Valued:
@@ -73,14 +73,14 @@ class Valuer:
         return Valued(facts, standing, self._expected(facts) * reload_s, own_bytes, reload_s)
 
     def _reload_s(self, facts: RevisionFacts, size_bytes: float, *, in_l2: bool) -> float:
-        if self._level is Level.L1:
+        if self.level is Level.L1:
             return (facts.from_l2 if in_l2 else facts.from_l3).seconds(size_bytes)
         # A copy in L2 spares the difference only: what is left is paid with it, too.
         return max(0.0, facts.from_l3.seconds(size_bytes) - facts.from_l2.seconds(size_bytes))
 
     def _expected(self, facts: RevisionFacts) -> float:
         """Requests to expect, by tier and priority."""
-        demand: Demand = facts.requests if self._level is Level.L1 else facts.misses
+        demand: Demand = facts.requests if self.level is Level.L1 else facts.misses
         short, middle, long = demand.at(self._time_s)
         by_short, by_middle, by_long = self._factors
         expected = by_short * short + by_middle * middle + by_long * long
@@ -95,7 +95,7 @@ class Valuer:
             return Standing.STALE
         if facts.pinned or facts.tier is Tier.HOT:
             return Standing.HELD
-        last_copy = not facts.has_origin and not (in_l2 and self._level is Level.L1)
+        last_copy = not facts.has_origin and not (in_l2 and self.level is Level.L1)
         if last_copy or facts.keep_until_s > self._now_s:
             return Standing.KEPT
         return Standing.COLD if facts.tier is Tier.COLD else Standing.ORDINARY

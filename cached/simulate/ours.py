@@ -65,15 +65,12 @@ class OurKeeper:
         """See Keeper."""
         model = row.model
         self._history.asked(model, row.time_s, hit=False)
-        self._history.waited(model, self._setup.seconds(source, row.size_bytes))
+        self._history.waited(model, source, self._setup.seconds(source, row.size_bytes))
         if model in self._here:
             self._here[model] = self._facts(model, row.size_bytes, row.time_s)
         if source is Level.L3 and self._setup.preloaded is None:
             self._admit(Level.L2, row, Otherwise.SKIP, leased)
-        admitted = self._admit(Level.L1, row, Otherwise.TRANSIENT, leased)
-        if admitted:
-            self._history.kept(model)
-        return admitted
+        return self._admit(Level.L1, row, Otherwise.TRANSIENT, leased)
 
     def _admit(self, level: Level, row: Row, otherwise: Otherwise, leased: Container[str]) -> bool:
         newcomer = self._facts(row.model, row.size_bytes, row.time_s)
@@ -87,6 +84,7 @@ class OurKeeper:
                 self._take(level, action.name)
                 self.evictions += 1
         self._put(level, newcomer, row.size_bytes)
+        self._history.kept(row.model, level)
         return True
 
     def _revisions(self, leased: Container[str]) -> tuple[RevisionFacts, ...]:
@@ -120,7 +118,8 @@ class OurKeeper:
             l2_blobs={model: size_bytes} if in_l2 else _NO_BLOBS,
             requests=history.requests,
             misses=history.misses,
-            waited_s=history.waited_s,
+            waited_l1_s=history.waited_l1_s,
+            waited_l2_s=history.waited_l2_s,
             from_l2=self._setup.from_l2,
             from_l3=self._setup.from_l3,
         )

@@ -55,7 +55,7 @@ class Host:
             name, "1", self.tiers.get(name, Tier.AUTO), name in self.pinned, self.leased.get(name, 0) > 0,
             last_used_s=known.requests.time_s, l1_blobs=blobs if name in self.here[L1] else {},
             l2_blobs=blobs if name in self.here[L2] else {}, requests=known.requests, misses=known.misses,
-            waited_s=known.waited_s, tenant=TENANTS.get(name, ""),
+            waited_l1_s=known.waited_l1_s, waited_l2_s=known.waited_l2_s, tenant=TENANTS.get(name, ""),
         )  # fmt: skip
         return replace(facts, **changes)  # type: ignore[arg-type]
 
@@ -80,7 +80,7 @@ class Host:
         self.leased[name] = self.leased.get(name, 0) + 1
         if hit:
             return {}
-        self.history.waited(name, 5.0)
+        self.history.waited(name, L2 if name in self.here[L2] else Level.L3, 5.0)
         wanted = [L1] if name in self.here[L2] else [L2, L1]
         return {level: self.bring(name, level) for level in wanted}
 
@@ -98,8 +98,7 @@ class Host:
             return decision.verdict
         self.check_worth(snapshot, level, new, size, victims, decision.verdict)
         self.here[level].add(name)
-        if level is L1:
-            self.history.kept(name)
+        self.history.kept(name, level)
         assert self.used(level) <= self.capacity[level]
         if TENANTS.get(name):
             assert self.used(level, set(TENANTS)) <= self.quota[level]
@@ -118,7 +117,7 @@ class Host:
         if verdict is Verdict.WORTH:
             assert not least or mine.worth_s > MARGIN * least or mine.standing is Standing.HELD
         elif verdict is Verdict.WAITED:
-            assert new.waited_s >= PATIENCE * sum(victim.reload_s for victim in gone)
+            assert new.waited_s(level) >= PATIENCE * sum(victim.reload_s for victim in gone)
         else:
             assert verdict is Verdict.ROOM
             assert not victims

@@ -273,11 +273,17 @@ def test_a_need_of_which_nothing_is_known_must_have_its_room() -> None:
 
 def test_who_was_waited_for_long_enough_is_let_in() -> None:
     resident, reload_s = model("a", requests=99), SLOW.seconds(10)
-    assert verdict(offer(newcomer(1, waited_s=PATIENCE * reload_s - 1), resident)) is Verdict.TRANSIENT
-    outcome = offer(newcomer(1, waited_s=PATIENCE * reload_s), resident)
+    assert verdict(offer(newcomer(1, waited_l1_s=PATIENCE * reload_s - 1), resident)) is Verdict.TRANSIENT
+    outcome = offer(newcomer(1, waited_l1_s=PATIENCE * reload_s), resident)
     assert (verdict(outcome), gone(outcome)) == (Verdict.WAITED, ["a"])
+    at_l2 = model("a", requests=99, l2_blobs={"a": 10})
+    patient = newcomer(1, waited_l1_s=1e9), newcomer(1, waited_l2_s=1e9)
+    assert [verdict(offer(new, at_l2, level=L2, otherwise=Otherwise.SKIP)) for new in patient] == [
+        "skipped",
+        "waited long",
+    ]
     kept = model("a", requests=99, keep_until_s=NOW_S + 1)
-    assert verdict(offer(newcomer(1, waited_s=1e9), kept)) is Verdict.TRANSIENT
+    assert verdict(offer(newcomer(1, waited_l1_s=1e9), kept)) is Verdict.TRANSIENT
 
 
 def test_needs_of_one_level_are_decided_together() -> None:

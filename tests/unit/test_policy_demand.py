@@ -82,15 +82,17 @@ def test_l2_counts_misses_of_l1_only() -> None:
     assert history.of("m").demand(L2).counts[2] == 1.0
 
 
-def test_waiting_adds_up_until_the_model_is_kept() -> None:
+def test_waiting_adds_up_at_each_level_until_the_model_is_kept_there() -> None:
     history = History()
-    history.waited("m", 5.0)
-    history.waited("m", 7.0)
-    history.waited("m", -1.0)
-    assert history.of("m").waited_s == 12.0
-    history.kept("m")
-    history.kept("unknown")
-    assert history.of("m").waited_s == 0.0
+    history.waited("m", Level.L3, 5.0)
+    history.waited("m", Level.L2, 7.0)
+    history.waited("m", Level.L3, -1.0)
+    assert (history.of("m").waited_s(L1), history.of("m").waited_s(L2)) == (12.0, 5.0)
+    history.kept("m", L1)
+    history.kept("unknown", L1)
+    assert (history.of("m").waited_s(L1), history.of("m").waited_s(L2)) == (0.0, 5.0)
+    history.kept("m", L2)
+    assert history.of("m").waited_s(L2) == 0.0
     assert "unknown" not in history.models
 
 
@@ -98,15 +100,17 @@ def test_history_survives_as_plain_numbers() -> None:
     history = History()
     for number in range(20):
         history.asked(f"m{number % 3}", number * 100.0, hit=number % 2 == 0)
-    history.waited("m1", 3.5)
+    history.waited("m1", Level.L3, 3.5)
     again = History.from_records(json.loads(json.dumps(history.to_records())))
     assert again == history
     assert History.from_records(History().to_records()) == History()
 
 
 def test_a_record_of_another_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match="nine numbers, not 2"):
+    with pytest.raises(ValueError, match="ten numbers, not 2"):
         ModelHistory.from_record([1.0, 2.0])
+    with pytest.raises(ValueError, match="not finite"):
+        ModelHistory.from_record([1.0] * 9 + [float("nan")])
     with pytest.raises(KeyError):
         History.from_records({})
 

@@ -150,6 +150,16 @@ class L1Config:
         "or a size.",
         _size_or_auto,
     )
+    hot_capacity: str = _setting("80%", "What hot models may take of L1 together: a size, or a share of it.", _capacity)
+    free_ahead: str = _setting(
+        "2%", "What is kept free ahead of need, by evicting in the background: a size, or a share of L1.", _capacity
+    )
+    transient_capacity: str = _setting(
+        "25%",
+        "Memory beside the budget, where the host has it, for loads that are not worth another model's place: they go "
+        "with their last lease. A size, or a share of L1.",
+        _capacity,
+    )
     segment_mode: str = _setting("0600", "Mode of segments, octal.", _mode)
     segment_group: str = _setting("", "Group of segments. Empty: the daemon's own.")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from cached.cache.describe import Describer
 from cached.cache.events import EventBus
 from cached.cache.evictor import Evictor
+from cached.cache.history import UseHistory
 from cached.cache.links import DirectoryView
 from cached.cache.loader import Loader
 from cached.cache.pool_keeper import PoolKeeper
@@ -87,6 +88,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         runner=_runner(config, lanes, pool),
         storage=_storage(config, instance),
         registry=registry,
+        history=UseHistory(registry, clock),
         metrics=metrics,
         events=EventBus(clock),
         view=DirectoryView(Path(config.daemon.models_dir)),

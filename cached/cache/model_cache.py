@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from cached.manifest import FileEntry, Manifest
 from cached.metrics import Metrics
 from cached.refs import Ref, parse_ref
 from cached.types import (
+    Attached,
     Client,
     Damage,
     Damaged,
@@ -34,6 +35,7 @@ from cached.types import (
     PullProgress,
     Stats,
     Tier,
+    TierChange,
     VerifyProgress,
 )
 
@@ -97,7 +99,14 @@ class ModelCache:
         self._parts.services.events.emit(kind, message, name="", revision="", **fields)
 
     async def pull(
-        self, ref: str, *, source: str = "", tier: Tier | None = None, level: Level = Level.L1, wait: bool = True
+        self,
+        ref: str,
+        *,
+        source: str = "",
+        tier: Tier | None = None,
+        level: Level = Level.L1,
+        wait: bool = True,
+        at_time_s: float = 0.0,
     ) -> AsyncIterator[PullProgress]:
         """Brings what the origin has now to ``level``. Progress until it is finished; without ``wait``, until accepted.
 
@@ -128,6 +137,7 @@ class ModelCache:
         client: Client | None = None,
         resume: bool = False,
         only_if_resident: bool = False,
+        keep_alive_s: float = 0.0,
     ) -> Attachment:
         """A lease on a revision. Brings it to L1 first if need be: the attachment tells how that goes.
 
@@ -212,6 +222,10 @@ class ModelCache:
     async def set_tier(self, ref: str, tier: Tier) -> ModelSummary:
         """The operator's word on how soon a model is wanted; it outlives restarts."""
         return self._changed(ref, f"tier set to {tier}", operator_tier=tier)
+
+    def what_if(self, ref: str, tier: Tier) -> TierChange:
+        """What another tier would lead to; nothing is changed."""
+        raise NotImplementedError
 
     async def pin(self, ref: str) -> ModelSummary:
         """Never a victim from now on."""
@@ -308,6 +322,10 @@ class ModelCache:
     def stats(self) -> Stats:
         """The daemon at a glance."""
         return self._parts.describer.stats(self._parts.pool.active_movers, self._parts.lanes.stats())
+
+    def trace(self) -> Iterator[Attached]:
+        """The attaches that this host remembers, oldest first."""
+        raise NotImplementedError
 
     def watch(self, *, replay: bool) -> AsyncIterator[Event]:
         """Events from now on."""

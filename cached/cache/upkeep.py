@@ -53,6 +53,7 @@ class Upkeep:
         await self._copy_to_l2()
         if self._is_time("uses", _USES_S):
             self._services.registry.write_uses()
+            self._services.history.write()
 
     def _look(self) -> None:
         """Notes what there is to do, if anything changed: a daemon that idles with many models must cost nothing."""

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """A model, whether or not any of its bytes are here. ``history`` is the policy's memory of it, for ever."""
+    """A model, whether or not any of its bytes are here."""
 
     name: str
     source: str = ""
@@ -28,7 +28,6 @@ class ModelRecord:
     last_used_wall_s: float = 0.0
     attach_count: int = 0
     last_error: str = ""
-    history: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -47,6 +46,14 @@ class PendingPull:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRecord:
+    """Something that the policy remembers, in its own words: plain JSON."""
+
+    name: str
+    data: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,6 @@ def _model_to_dict(record: ModelRecord) -> dict[str, Any]:
         "last_used_wall_s": record.last_used_wall_s,
         "attach_count": record.attach_count,
         "last_error": record.last_error,
-        "history": dict(record.history),
     }
 
 
@@ -103,7 +109,6 @@ def _model_from_dict(data: object) -> ModelRecord:
             last_used_wall_s=reader.number("last_used_wall_s"),
             attach_count=reader.integer("attach_count"),
             last_error=reader.text("last_error"),
-            history=reader.numbers_by_name("history"),
         )
     except InvalidRequestError as error:
         raise reader.wrong(error.message) from error
@@ -140,6 +145,14 @@ def _pending_from_dict(data: object) -> PendingPull:
     return pull
 
 
+def _policy_from_dict(data: object) -> PolicyRecord:
+    if not isinstance(data, dict) or set(data) != {"name", "data"}:
+        raise ValueError("not a policy record")
+    if not isinstance(data["name"], str) or not isinstance(data["data"], dict):
+        raise ValueError("not a policy record")
+    return PolicyRecord(data["name"], data["data"])
+
+
 MODELS: Kind[ModelRecord] = Kind("model", lambda record: record.name, _model_to_dict, _model_from_dict)
 MANIFESTS: Kind[Manifest] = Kind(
     "manifest", lambda manifest: f"{manifest.name}/{manifest.revision}", Manifest.to_dict, Manifest.from_dict
@@ -150,4 +163,7 @@ BLOBS: Kind[BlobRecord] = Kind(
 PENDING: Kind[PendingPull] = Kind(
     "pending", lambda pull: f"{pull.name}/{pull.revision}", _pending_to_dict, _pending_from_dict
 )
-KINDS: tuple[Kind[Any], ...] = (MODELS, MANIFESTS, BLOBS, PENDING)
+POLICY: Kind[PolicyRecord] = Kind(
+    "policy", lambda record: record.name, lambda record: {"name": record.name, "data": record.data}, _policy_from_dict
+)
+KINDS: tuple[Kind[Any], ...] = (MODELS, MANIFESTS, BLOBS, PENDING, POLICY)

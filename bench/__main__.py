@@ -9,7 +9,6 @@ import argparse
 import importlib
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import traceback
@@ -20,7 +19,7 @@ from typing import Protocol, cast
 
 from rich.console import Console
 
-from bench import hardware
+from bench import ending, hardware
 from bench.checkpoints import Checkpoints
 from bench.options import Options
 from bench.results import FOLDER, PartResult, Role, Unavailable, merged, read_part
@@ -53,7 +52,6 @@ def load_part(name: str) -> Part:
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended, and its memory given back
     arguments = _parser().parse_args(argv)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     names = part_names()
@@ -67,18 +65,26 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     for variable in [key for key in os.environ if key.startswith(_ENVIRONMENT)]:
         del os.environ[variable]  # nothing of the developer's own reaches what is measured
-    failed = False
-    for name in arguments.parts or names:
-        with _folder(arguments.dir) as folder:
-            options = _options(arguments, folder, console)
-            console.print(f"\n[bold]{name}[/bold]: {load_part(name).TITLE}")
-            result = _measure(name, options)
-        failed = failed or result is None or not _all_of_ours(result)
-        if result is not None:
-            show_part(console, result)
-            if arguments.out or not (arguments.quick or arguments.only):
-                console.print(f"written: {_write(result, arguments.out or FOLDER, keep=bool(arguments.contests))}")
-    return 1 if failed else 0
+    ending.prepare()
+    try:
+        succeeded = [_run(name, arguments, console) for name in arguments.parts or names]
+    finally:
+        ending.kill_descendants()
+    return 0 if all(succeeded) else 1
+
+
+def _run(name: str, arguments: argparse.Namespace, console: Console) -> bool:
+    """Measures a part, shows and writes it. False when anything of ours failed."""
+    with _folder(arguments.dir) as folder:
+        options = _options(arguments, folder, console)
+        console.print(f"\n[bold]{name}[/bold]: {load_part(name).TITLE}")
+        result = _measure(name, options)
+    if result is None:
+        return False
+    show_part(console, result)
+    if arguments.out or not (arguments.quick or arguments.only):
+        console.print(f"written: {_write(result, arguments.out or FOLDER, keep=bool(arguments.contests))}")
+    return _all_of_ours(result)
 
 
 def _measure(name: str, options: Options) -> PartResult | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import cached_client
@@ -71,9 +72,11 @@ class CachedContestant:
         with cached_client.connect(str(daemon.socket)) as cache:
             cache.wait_ready(30)
             started_s = time.monotonic()
-            with measured((daemon.pid,)) as span, cache.attach(self._model) as model:
-                extra = self.use(model, started_s)
-                report = model.wait()
+            with ExitStack() as stack:
+                with measured((daemon.pid,)) as span:
+                    model = stack.enter_context(cache.attach(self._model))
+                    extra = self.use(model, started_s)
+                    report = model.wait()
                 size_bytes = sum(info.size_bytes for info in model.files.values())
             before_s = tree_cpu_s(daemon.pid)
             server_cpu_s = tree_cpu_s(*self._server_pids) - server_cpu_s

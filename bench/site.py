@@ -35,7 +35,11 @@ class Site:
         self.folder = folder
         self._stack = ExitStack()
         self.s3 = self._stack.enter_context(RcloneS3(folder / "s3", tls=tls, tls_folder=folder / "tls"))
-        self.s3.create_bucket(BUCKET)
+        try:
+            self.s3.create_bucket(BUCKET)
+        except BaseException:
+            self._stack.close()
+            raise
         self._daemons: dict[str, DaemonProcess] = {}
 
     def __enter__(self) -> Self:

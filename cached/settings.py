@@ -80,6 +80,8 @@ def _paths(value: tuple[str, ...]) -> str:
 def _socket(value: str) -> str:
     if len(os.fsencode(value)) > _MAX_SOCKET_BYTES:
         return f"a path of at most {_MAX_SOCKET_BYTES} bytes (the kernel's bound for sockets)"
+    if "," in value:
+        return "a path without a comma (which gRPC's clients take for the end of an address)"
     return _path(value)
 
 

@@ -57,7 +57,11 @@ class S3Server:
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read_log, args=(announced,))
         self._reader.start()
-        self._up.wait(30)
+        try:
+            self._up.wait(30)
+        except BaseException:
+            self.close()
+            raise
         if not self._url:
             self.close()
             raise RuntimeError(f"{command[0]} did not start:\n{self.log}")

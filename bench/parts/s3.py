@@ -129,7 +129,8 @@ class _Race:
         yield self._cached("cached-sha256-nopool", "cached, SHA-256, no pool", "sha256", "nopool")
         yield self._cached("cached-known", "cached, content known from before", "sha256", "pool", forget=False)
         yield self._cached("cached-crc-l2", "cached, CRC64-NVME, disk written behind", "crc", "l2")
-        yield self._cached("cached-crc-huge", "cached, CRC64-NVME, huge pages, no pool", "crc", "huge")
+        yield self._cached("cached-crc-huge", "cached, CRC64-NVME, huge pages", "crc", "huge")
+        yield self._cached("cached-crc-huge-nopool", "cached, CRC64-NVME, huge pages, no pool", "crc", "huge-nopool")
 
     def _cached(self, name: str, title: str, check: str, kind: str, *, forget: bool = True) -> CachedContestant:
         checked_by = {"crc": "origin-checksum", "sha256": "catalog-sha256"}[check]
@@ -145,9 +146,9 @@ class _Race:
             "l1": {"capacity": f"{self._size_bytes * 3}B", "pool_bytes": f"{self._size_bytes * 5 // 4}B"},
             "l2": {"enabled": kind == "l2", "capacity": f"{self._size_bytes * 3}B"},
         }
-        if kind in {"nopool", "huge"}:
+        if kind.endswith("nopool"):
             settings["l1"]["pool_bytes"] = "0B"
-        more = {"command": huge_page_command()} if kind == "huge" else {}
+        more = {"command": huge_page_command()} if kind.startswith("huge") else {}
         return self._site.daemon(f"{name}-{kind}", models={check: self._catalog[check]}, settings=settings, **more)
 
     # The others.

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from instanttensor import safe_open
 
-from bench.peers.protocol import Order, serve
-from bench.peers.runai import bytes_of
+from bench.peers.protocol import serve
+from bench.peers.tensors import Tensors, TensorsPeer
 
 
-class Instant:
-    """Order: ``paths`` and ``warm_paths``; ``device`` (default: cpu)."""
+class Instant(TensorsPeer):
+    """See TensorsPeer."""
 
     packages = ("instanttensor",)
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
-        self._device = order.get("device", "cpu")
-
-    def warm_up(self) -> None:
-        self._load(self._order["warm_paths"])
-
-    def load(self) -> dict[str, torch.Tensor]:
-        return self._load(self._order["paths"])
-
-    def tensors(self, loaded: dict[str, torch.Tensor]) -> Iterable[tuple[str, memoryview]]:
-        return ((name, bytes_of(tensor)) for name, tensor in loaded.items())
-
-    def clear(self) -> None:
-        """Nothing is left."""
-
-    def _load(self, paths: list[str]) -> dict[str, torch.Tensor]:
-        with safe_open(list(paths), framework="pt", device=self._device) as file:
+    def read(self, paths: list[str]) -> Tensors:
+        with safe_open(list(paths), framework="pt", device=self.device) as file:
             tensors = dict(file.tensors())
-        if self._device.startswith("cuda"):
+        if self.device.startswith("cuda"):
             torch.cuda.synchronize()
         return tensors
 

@@ -5,39 +5,22 @@ It maps the files: so one byte of each page is read, or nothing would have been 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from safetensors.torch import load_file
 
-from bench.peers.protocol import Order, serve
-from bench.peers.runai import bytes_of
+from bench.peers.protocol import serve
+from bench.peers.tensors import Tensors, TensorsPeer
 
 _PAGE_BYTES = 4096
 
 
-class LoadFile:
-    """Order: ``paths`` and ``warm_paths``."""
+class LoadFile(TensorsPeer):
+    """See TensorsPeer; always to the CPU."""
 
     packages = ("safetensors",)
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
-
-    def warm_up(self) -> None:
-        self._load(self._order["warm_paths"])
-
-    def load(self) -> dict[str, torch.Tensor]:
-        return self._load(self._order["paths"])
-
-    def tensors(self, loaded: dict[str, torch.Tensor]) -> Iterable[tuple[str, memoryview]]:
-        return ((name, bytes_of(tensor)) for name, tensor in loaded.items())
-
-    def clear(self) -> None:
-        """Nothing is left."""
-
-    def _load(self, paths: list[str]) -> dict[str, torch.Tensor]:
-        tensors: dict[str, torch.Tensor] = {}
+    def read(self, paths: list[str]) -> Tensors:
+        tensors: Tensors = {}
         for path in paths:
             tensors |= load_file(path)
         for tensor in tensors.values():

@@ -5,21 +5,19 @@ from __future__ import annotations
 import torch
 from safetensors.torch import load_file
 
-from bench.peers.loadfile import LoadFile
-from bench.peers.protocol import Order, serve
+from bench.peers.protocol import serve
+from bench.peers.tensors import Tensors, TensorsPeer
 
 
-class LoadFileOnDevice(LoadFile):
-    """Order: ``paths``, ``warm_paths``, ``device``."""
+class LoadFileOnDevice(TensorsPeer):
+    """See TensorsPeer; the device is a GPU."""
 
-    def __init__(self, order: Order) -> None:
-        super().__init__(order)
-        self._device = order["device"]
+    packages = ("safetensors",)
 
-    def _load(self, paths: list[str]) -> dict[str, torch.Tensor]:
-        tensors: dict[str, torch.Tensor] = {}
+    def read(self, paths: list[str]) -> Tensors:
+        tensors: Tensors = {}
         for path in paths:
-            tensors |= load_file(path, device=self._device)
+            tensors |= load_file(path, device=self.device)
         torch.cuda.synchronize()
         return tensors
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cached.cache.links import DirectoryView
 from cached.cache.load import Load
 from cached.cache.loader import Loader
@@ -84,6 +86,30 @@ class Describer:
             notes=manifest.notes if manifest else (),
             last_error=model.record.last_error,
         )
+
+    def arrived(self, model: Model, load: Load) -> ModelDetail:
+        """A revision that may be used but is not recorded yet; blobs that are not known yet have no SHA-256."""
+        plan, detail = load.plan, self.detail(model, None)
+        files = tuple(
+            FileDetail(
+                path=file.path,
+                size_bytes=file.size_bytes,
+                sha256=load.digest_of(file),
+                in_l1=True,
+                in_l2=False,
+                shared_with=(),
+                chunk_count=chunk_count(file.size_bytes),
+                checked_by=load.check_of(file),
+            )
+            for file in plan.files
+        )
+        summary = replace(
+            detail.summary, revision=plan.revision, state=RevisionState.PULLING, size_bytes=plan.total_bytes,
+            l1_bytes=plan.total_bytes, l2_bytes=0, file_count=len(files), source=plan.source,
+            checked_by=load.checked_by,
+        )  # fmt: skip
+        path = self._view.path(plan.name, plan.revision)
+        return replace(detail, summary=summary, files=files, path=path, notes=plan.notes)
 
     def _files(self, manifest: Manifest) -> tuple[FileDetail, ...]:
         registry = self._services.registry

@@ -81,6 +81,8 @@ class Evictor:
             await self._until_free(level, sizes)
         if storage.missing_bytes(level, sizes) > 0:
             self._refuse(level, sizes, for_name)
+        if level is Level.L1:
+            await storage.fit_pool(sizes)
         storage.open(level, sizes)
         if level is Level.L1:
             await storage.collect()

@@ -233,7 +233,7 @@ class Flight:
         if self.order.adopt:
             self._services.metrics.adopted_bytes.inc(record.size_bytes)
         else:
-            self.target = await storage.commit(level, self.order.ingest_id, record)
+            self.target = await storage.commit(level, self.order.ingest_id, record, self._services.moved_segment)
         self._services.registry.landed(record, level)
         if self._journal is not None:
             self._journal.landed(record.digest)

@@ -20,9 +20,12 @@ class DirectoryView:
     def __init__(self, models_dir: Path) -> None:
         self._root = models_dir
         self._views = models_dir / ".views"
+        self._arriving: dict[str, dict[str, str]] = {}
+        """Views of content whose bytes are to get other names: path in the model → absolute path of its bytes."""
 
     def clear(self) -> None:
         """Starts empty: links of an earlier daemon may point to what is gone."""
+        self._arriving.clear()
         try:
             shutil.rmtree(self._views, ignore_errors=True)
             _make_folder(self._views)
@@ -32,12 +35,17 @@ class DirectoryView:
         except OSError as error:
             raise self._failed(error) from error
 
-    def show(self, name: str, revision: str, targets: Mapping[str, str], *, current: bool) -> None:
+    def show(
+        self, name: str, revision: str, targets: Mapping[str, str], *, current: bool, arriving: bool = False
+    ) -> None:
         """Shows a revision, as the model's folder if it is the ``current`` one.
 
-        ``targets``: path in the model → absolute path of its bytes.
+        ``targets``: path in the model → absolute path of its bytes. ``arriving``: some get another path; see ``moved``.
         """
         view = self._views / f"{name}@{revision}"
+        self._arriving.pop(view.name, None)
+        if arriving:
+            self._arriving[view.name] = dict(targets)
         try:
             for path, target in targets.items():
                 link = view / path
@@ -48,9 +56,20 @@ class DirectoryView:
         except OSError as error:
             raise self._failed(error) from error
 
+    def moved(self, source: str, target: str) -> None:
+        """What was at ``source`` is at ``target`` now, too: ``source`` goes when this returns."""
+        try:
+            for view, targets in self._arriving.items():
+                for path in [path for path, where in targets.items() if where == source]:
+                    targets[path] = target
+                    _replace_link(target, self._views / view / path)
+        except OSError as error:
+            raise self._failed(error) from error
+
     def hide(self, name: str, revision: str) -> None:
         """Takes a revision away; the model's folder goes with it if it shows this revision."""
         view = self._views / f"{name}@{revision}"
+        self._arriving.pop(view.name, None)
         link = self._root / name
         try:
             if link.is_symlink() and os.readlink(link) == f".views/{name}@{revision}":

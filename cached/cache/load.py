@@ -61,7 +61,8 @@ class Load:
     """The state of a load; the loader drives it. ``signal`` fires whenever anything of it changes.
 
     ``opened``: bytes are reserved and every file's destination exists. ``ready_as``: all checks have passed.
-    ``finished``: everything is recorded, L2 included. ``error``: it ended before that.
+    ``shown``: the directory view shows it, but it is not recorded yet. ``finished``: everything is recorded, L2
+    included. ``error``: it ended before that.
     """
 
     def __init__(self, plan: LoadPlan, clock: Clock) -> None:
@@ -70,6 +71,7 @@ class Load:
         self.signal = Signal()
         self.opened = False
         self.ready_as: Complete | None = None
+        self.shown = False
         self.finished = False
         self.error: CachedError | None = None
         self.started_s = clock.monotonic_s()
@@ -110,10 +112,16 @@ class Load:
     @property
     def checked_by(self) -> CheckedBy:
         """The weakest check among the files."""
-        found = [self._checked_by(file) for file in self.plan.files]
+        found = [self.check_of(file) for file in self.plan.files]
         return min(found, key=_CHECK_STRENGTH.index, default=CheckedBy.FIRST_SEEN)
 
-    def _checked_by(self, file: LoadFile) -> CheckedBy:
+    def digest_of(self, file: LoadFile) -> str:
+        """The blob's SHA-256, or nothing while that is unknown."""
+        flight = self.flight_of(file)
+        return flight.record.digest if flight is not None and flight.record is not None else file.digest
+
+    def check_of(self, file: LoadFile) -> CheckedBy:
+        """What a file was checked against."""
         flight = self.flight_of(file)
         return file.checked_by or (flight.checked_by if flight else None) or CheckedBy.FIRST_SEEN
 
@@ -135,15 +143,13 @@ class Load:
         """The manifest's files, when every blob has its name."""
         made = []
         for file in self.plan.files:
-            flight = self.flight_of(file)
-            digest = flight.record.digest if flight is not None and flight.record is not None else file.digest
             origin = file.order.origin if file.order else None
             made.append(
                 FileEntry(
                     path=file.path,
                     size_bytes=file.size_bytes,
-                    digest=digest,
-                    checked_by=self._checked_by(file),
+                    digest=self.digest_of(file),
+                    checked_by=self.check_of(file),
                     version=origin.item.version if origin else "",
                 )
             )

@@ -88,6 +88,8 @@ class Loader:
             _log.exception("load.bug", model=load.plan.name)
             error = CachedError(f"internal error: {bug!r}", hint="please report it with the daemon's log")
         finally:
+            if load.shown:
+                self._services.unpublish(load.plan.name, load.plan.revision)
             await self._release(load)
             del self.loads[load.key]
             if load.error is None:
@@ -193,6 +195,7 @@ class Loader:
         watch = asyncio.ensure_future(self._forward(load, flights))
         try:
             await run_all(*(flight.until_verified() for flight in flights))
+            self._show(load)
             load.ready_as = load.completion()
             load.signal.notify()
             await run_all(*(_landed(flight) for flight in flights))
@@ -231,7 +234,20 @@ class Loader:
             )
         )
 
+    def _show(self, load: Load) -> None:
+        """Whoever is told that the content is ready finds its directory, though its blobs may have no names yet."""
+        if load.plan.level is not Level.L1:
+            return
+        targets = {}
+        for file in load.plan.files:
+            flight = load.flight_of(file)
+            ref = flight.target if flight is not None else self._services.storage.l1.blob(file.digest)
+            targets[file.path] = ref.path
+        self._services.show_arrived(load.plan.name, load.plan.revision, targets)
+        load.shown = True
+
     def _publish(self, load: Load) -> None:
+        load.shown = False
         manifest = self._services.registry.known(load.plan.name).manifests.get(load.plan.revision)
         if manifest is not None:
             self._services.publish(manifest)

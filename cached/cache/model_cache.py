@@ -212,7 +212,13 @@ class ModelCache:
         """One model: its files, leases and where everything is."""
         parsed = parse_ref(ref)
         model = self._parts.services.registry.require(parsed)
-        manifest = self._revisions(model, parsed)[0] if parsed.revision else model.current
+        manifest = self._parts.services.registry.manifest_of(model, parsed)
+        if manifest is None:
+            for load in self._parts.loader.active(parsed.name):
+                if load.shown and load.plan.revision.startswith(parsed.revision):
+                    return self._parts.describer.arrived(model, load)
+            if parsed.revision:
+                self._revisions(model, parsed)  # raises
         return self._parts.describer.detail(model, manifest)
 
     def list_leases(self) -> tuple[LeaseInfo, ...]:

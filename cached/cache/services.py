@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,13 +82,39 @@ class Services:
 
     def publish(self, manifest: Manifest) -> None:
         """Brings the directory view of a revision up to date with where its blobs are."""
-        try:
+        with self._viewing():
             if all(blob.l1 is Presence.CONFIRMED or self.on_disk(blob) for blob in self.registry.blobs_of(manifest)):
                 targets = {entry.path: self._target(entry.digest) for entry in manifest.files}
                 current = self.registry.models[manifest.name].record.current_revision == manifest.revision
                 self.view.show(manifest.name, manifest.revision, targets, current=current)
             else:
                 self.view.hide(manifest.name, manifest.revision)
+
+    def show_arrived(self, name: str, revision: str, targets: Mapping[str, str]) -> None:
+        """Shows a revision that may be used, but is not recorded yet. Path in the model → where its bytes are now."""
+        with self._viewing():
+            current = self.registry.known(name).record.current_revision == revision
+            self.view.show(name, revision, targets, current=current, arriving=True)
+
+    def moved_segment(self, source: str, target: str) -> None:
+        """A segment of a revision of ``show_arrived`` got its blob's name."""
+        with self._viewing():
+            self.view.moved(source, target)
+
+    def unpublish(self, name: str, revision: str) -> None:
+        """What ``show_arrived`` showed was not recorded: the view shows what is recorded, or nothing."""
+        manifest = self.registry.known(name).manifests.get(revision)
+        if manifest is not None:
+            self.publish(manifest)
+            return
+        with self._viewing():
+            self.view.hide(name, revision)
+
+    @contextmanager
+    def _viewing(self) -> Iterator[None]:
+        """A view that cannot be written is a convenience less, and told by health."""
+        try:
+            yield
             self.degraded.pop("view", None)
         except LevelError as error:
             self.degraded["view"] = error.message

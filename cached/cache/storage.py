@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import structlog
@@ -118,6 +118,25 @@ class Storage:
         free = ledger.capacity_bytes - ledger.used_bytes - ledger.reserved_bytes + ledger.used.get(_POOL, 0)
         return max(0, sum(sizes.values()) - kept - free)
 
+    async def fit_pool(self, sizes: Mapping[str, int]) -> None:
+        """Makes what the pool has for these ingests fit, before ``open``: cutting takes long, so in a thread.
+
+        Nothing else may open ingests meanwhile. Cancelled, it leaves the pool as anybody's.
+        """
+        used = self._ledgers[Level.L1].used
+        new = {ingest_id: size_bytes for ingest_id, size_bytes in sizes.items() if _kept(ingest_id) not in used}
+        if not self.l1.fit_pool(new):
+            return
+        thread = asyncio.ensure_future(asyncio.to_thread(self.l1.cut_pool, new))
+        try:
+            await asyncio.shield(thread)
+        except BaseException:
+            await asyncio.wait([thread])  # a thread cannot be cancelled
+            self.l1.unfit_pool()
+            raise
+        finally:
+            self._settle()
+
     def open(self, level: Level, sizes: Mapping[str, int]) -> None:
         """Reserves and creates these ingests, all or none; kept ones are taken up again.
 
@@ -143,6 +162,8 @@ class Storage:
                 self.discard(level, ingest_id)
             raise
         finally:
+            if level is Level.L1:
+                self.l1.unfit_pool()
             self._settle()
 
     def _is_whole(self, level: Level, ingest_id: str, size_bytes: int) -> bool:
@@ -165,11 +186,20 @@ class Storage:
         """True between ``open`` and ``commit``, ``suspend`` or ``discard``."""
         return level in self._ledgers and ingest_id in self._ledgers[level].reservations
 
-    async def commit(self, level: Level, ingest_id: str, record: BlobRecord) -> FileRef:
-        """Makes an open ingest the blob, durably for its level. A blob that is there already is kept instead."""
+    async def commit(
+        self,
+        level: Level,
+        ingest_id: str,
+        record: BlobRecord,
+        moved: Callable[[str, str], None] = lambda _source, _target: None,
+    ) -> FileRef:
+        """Makes an open ingest the blob, durably for its level. A blob that is there already is kept instead.
+
+        ``moved``: see ``ShmLevel.commit``; of L1 only.
+        """
         store, ledger, key = self._levels[level], self._ledgers[level], _blob(record.digest)
         if level is Level.L1:
-            ref = store.commit(ingest_id, record.digest)
+            ref = self.l1.commit(ingest_id, record.digest, moved)
         else:
             ref = await self._commit_in_thread(store, ingest_id, record.digest, known=key in ledger.used)
         if key in ledger.used:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,12 +16,10 @@ from cached.cli.connect import Globals, connected, pass_globals, ref_argument, t
 from cached.cli.output import say
 from cached.config import process_environment
 from cached.errors import NotFoundError
-from cached_client.attach import Model
 from cached_client.cache import Cache
 
 _NOT_FOUND = 127
 _NOT_EXECUTABLE = 126
-_POLL_S = 0.05
 _FORWARDED = (
     signal.SIGINT,
     signal.SIGQUIT,
@@ -56,7 +52,7 @@ def run(options: Globals, ref: str, source: str, timeout: float | None, command:
     with connected(options) as connection, Cache(connection) as cache:
         name = f"cached run {os.path.basename(command[0])}"
         with cache.attach(ref, source=source, timeout_s=timeout, wait=True, client_name=name) as model:
-            place = _directory(cache, model)
+            place = model.directory
             if place is None:
                 raise NotFoundError(
                     f"the directory of {model.name} is not to be seen from here",
@@ -67,15 +63,6 @@ def run(options: Globals, ref: str, source: str, timeout: float | None, command:
             if model.lease_lost is not None:
                 say(f"note: the lease of {model.name} was lost meanwhile: {model.lease_lost}")
             return code
-
-
-def _directory(cache: Cache, model: Model) -> Path | None:
-    """Content that its origin vouches for can be used before its digest names it, and so before it has a directory."""
-    while (place := model.directory) is None:
-        if not any(item.name == model.name and item.state == "pulling" for item in cache.list()):
-            return model.directory
-        time.sleep(_POLL_S)
-    return place
 
 
 def _run_child(arguments: Sequence[str], environment: Mapping[str, str]) -> int:

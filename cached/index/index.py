@@ -51,18 +51,9 @@ class Index:
         self._read()
         self.flush()
 
-    @property
-    def unwritten_count(self) -> int:
-        """How many entries the disk does not have yet as they are; 0 unless a write failed."""
-        return len(self._unwritten)
-
     def put_model(self, record: ModelRecord) -> None:
         """Adds or replaces. Raises LevelError when not durable."""
         self._put(MODELS, record)
-
-    def get_model(self, name: str) -> ModelRecord | None:
-        """None: never heard of."""
-        return self._get(MODELS, name)
 
     def models(self) -> list[ModelRecord]:
         """All models, by name."""
@@ -76,13 +67,9 @@ class Index:
         """Adds or replaces. Raises LevelError when not durable."""
         self._put(MANIFESTS, manifest)
 
-    def get_manifest(self, name: str, revision: str) -> Manifest | None:
-        """None: not known."""
-        return self._get(MANIFESTS, f"{name}/{revision}")
-
-    def manifests(self, name: str | None = None) -> list[Manifest]:
-        """All manifests, or those of one model; by name and revision."""
-        return [manifest for manifest in self._all(MANIFESTS) if name is None or manifest.name == name]
+    def manifests(self) -> list[Manifest]:
+        """All manifests, by name and revision."""
+        return self._all(MANIFESTS)
 
     def delete_manifest(self, name: str, revision: str) -> None:
         """Forgets one revision."""
@@ -91,10 +78,6 @@ class Index:
     def put_blob(self, record: BlobRecord) -> None:
         """Adds or replaces. Raises LevelError when not durable."""
         self._put(BLOBS, record)
-
-    def get_blob(self, digest: str) -> BlobRecord | None:
-        """None: not known."""
-        return self._get(BLOBS, digest)
 
     def blobs(self) -> list[BlobRecord]:
         """All blobs, by digest. Decodes every checksum: for starting up, not for often."""
@@ -163,10 +146,6 @@ class Index:
     def _delete(self, kind: Kind[T], key: str) -> None:
         if key in self._tables[kind.prefix]:
             self._change(kind.prefix, key, None, None)
-
-    def _get(self, kind: Kind[T], key: str) -> T | None:
-        value: Any = self._tables[kind.prefix].get(key)
-        return kind.value(value) if kind.lazy and value is not None else value
 
     def _all(self, kind: Kind[T]) -> list[T]:
         values: list[Any] = [value for _, value in sorted(self._tables[kind.prefix].items())]

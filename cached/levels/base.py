@@ -60,7 +60,7 @@ class LocalLevel(Protocol):
     def create(self, ingest_id: str, size_bytes: int) -> FileRef:
         """A new ingest of exactly this length, exclusively created: an existing one of that id is a LevelError.
 
-        L1 takes it from the pool if it can, and then may take long where a bigger segment is cut down.
+        L1 takes it from the pool if it can, and then may take long where a bigger segment is cut down only now.
         """
         ...
 

@@ -3,7 +3,7 @@
 Names say all there is to know, so that a scan needs no index: ``cached.<instance>.<kind>.<id>``, flat in /dev/shm, of
 kind ``blob`` (id: SHA-256), ``ingest``, ``withdrawn`` (no longer to be opened; workers may still map it) and ``pool``
 (memory kept for the next blob). A segment goes ingest → blob → withdrawn → pool → ingest by renaming, and no step
-overwrites a name.
+overwrites a name. For a moment of ``commit`` it has both names, for those who come by path.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 
 import posix_ipc
 import structlog
@@ -42,7 +45,7 @@ _PRIVATE = 0o600
 
 
 class ShmLevel:
-    """L1. Belongs to the loop, but for ``scan``, ``collect`` and ``drop_pool``, which may run in one thread beside it.
+    """L1. Belongs to the loop, but for what is said to be safe in a thread beside it.
 
     ``instance`` keeps daemons on one host apart. ``mode`` and ``group`` are those of segments that may be opened by
     path; withdrawn and pooled ones are always 0600.
@@ -71,6 +74,9 @@ class ShmLevel:
         aside: list[str] = []
         with level_errors(Level.L1, SHM_FOLDER, "list"):
             names = sorted(name for name in os.listdir(SHM_FOLDER) if name.startswith(self._prefix))
+        for name in self._half_committed(names):
+            _unlink(f"{SHM_FOLDER}/{name}")
+            names.remove(name)
         for name in names:
             problem = self._sort_in(name, found)
             if problem:
@@ -120,22 +126,52 @@ class ShmLevel:
     # Coming and going
 
     def create(self, ingest_id: str, size_bytes: int) -> FileRef:
-        """See LocalLevel. From the pool it takes whole segments: ``pool_match`` says beforehand how many bytes.
+        """See LocalLevel. From the pool it takes whole segments; those of ``fit_pool`` need not be cut here.
 
         Pages are not allocated here: movers do it before they write (``levels.memory.allocate_pages``).
         """
         path = self._path("ingest", checked_ingest_id(ingest_id))
-        ref = self._reuse(path, size_bytes) or self._create_fresh(path, size_bytes)
+        ref = self._reuse(path, ingest_id, size_bytes) or self._create_fresh(path, size_bytes)
         self._lengths[ingest_id] = size_bytes
         return ref
 
-    def pool_match(self, size_bytes: int) -> int:
-        """The bytes that leave the pool if ``create`` is called with this size now; 0 if it would take fresh memory."""
-        segment = self._pool.match(size_bytes)
-        return segment.size_bytes if segment else 0
+    def fit_pool(self, sizes: Mapping[str, int]) -> bool:
+        """Sets aside what ``create`` will take for these ingests, until ``unfit_pool``. True: ``cut_pool`` has work.
 
-    def commit(self, ingest_id: str, digest: str) -> FileRef:
-        """See LocalLevel. Never blocks: shared memory has nothing to be made durable."""
+        The largest choose first, for they spare the most.
+        """
+        for ingest_id, size_bytes in sorted(sizes.items(), key=lambda item: -item[1]):
+            self._pool.fit(ingest_id, size_bytes)
+        return any(segment.size_bytes > sizes[ingest_id] for ingest_id, segment in self._pool.fitted().items())
+
+    def cut_pool(self, sizes: Mapping[str, int]) -> None:
+        """Cuts what is set aside to its size, or else gives it back. About 0.15 s a GiB; safe to run in a thread."""
+        for ingest_id, segment in self._pool.fitted().items():
+            size_bytes = sizes[ingest_id]
+            if segment.size_bytes <= size_bytes:
+                continue
+            try:
+                _cut(segment.ref, size_bytes)
+            except CachedError as error:
+                _log.warning("l1.not_cut", path=segment.ref.path, error=error.message)
+                self._pool.take_fitted(ingest_id)
+                self._release(segment)
+                continue
+            ref = replace(segment.ref, size_bytes=size_bytes)
+            self._pool.resized(ingest_id, Segment(segment.segment_id, ref))
+
+    def unfit_pool(self) -> None:
+        """What was set aside and not taken is the pool's again."""
+        self._pool.unfit()
+
+    def commit(
+        self, ingest_id: str, digest: str, moved: Callable[[str, str], None] = lambda _source, _target: None
+    ) -> FileRef:
+        """See LocalLevel. Never blocks: shared memory has nothing to be made durable.
+
+        ``moved(source, target)`` is called while both paths lead to the content: it leads to ``target`` what leads to
+        ``source``, which is gone after. It must not raise.
+        """
         source = self._path("ingest", checked_ingest_id(ingest_id))
         target = self._path("blob", checked_digest(digest))
         ref = stat_ref(Level.L1, source)
@@ -144,11 +180,14 @@ class ShmLevel:
         if os.path.lexists(target):
             existing = stat_ref(Level.L1, target)
             if existing.size_bytes == ref.size_bytes:
+                moved(source, target)
                 self.discard(ingest_id)
                 return existing
             self._withdraw(target)
         with level_errors(Level.L1, target, "rename to"):
-            rename_new(source, target)
+            os.link(source, target, follow_symlinks=False)
+        moved(source, target)
+        _unlink(source)
         self._lengths.pop(ingest_id, None)
         return FileRef(path=target, inode=ref.inode, size_bytes=ref.size_bytes, memory=True)
 
@@ -251,9 +290,14 @@ class ShmLevel:
             self._withdrawn[segment_id] = segment
             os.chmod(target, _PRIVATE)
 
-    def _reuse(self, path: str, size_bytes: int) -> FileRef | None:
-        segment = self._pool.match(size_bytes)
-        if segment is None or os.path.lexists(path) or self._pool.take(segment.ref) is None:
+    def _reuse(self, path: str, ingest_id: str, size_bytes: int) -> FileRef | None:
+        if os.path.lexists(path):
+            return None
+        segment = self._pool.take_fitted(ingest_id)
+        if segment is None:
+            match = self._pool.match(size_bytes)
+            segment = self._pool.take(match.ref) if match is not None else None
+        if segment is None:
             return None
         try:
             fd = open_checked(Level.L1, segment.ref.path, os.O_RDWR, segment.ref)
@@ -292,6 +336,18 @@ class ShmLevel:
         # Explicitly, since the umask may have taken bits away.
         os.fchmod(fd, self._mode)
 
+    def _half_committed(self, names: list[str]) -> list[str]:
+        """Blobs that are still ingests, too: a daemon was killed within ``commit``, and has recorded nothing of it."""
+        twice: dict[str, dict[int, str]] = {"ingest": {}, "blob": {}}
+        for name in names:
+            kind = name.removeprefix(self._prefix).partition(".")[0]
+            with suppress(OSError):  # _sort_in tells what cannot be looked at
+                found = os.lstat(f"{SHM_FOLDER}/{name}")
+                ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+                if ours and found.st_nlink == 2 and kind in twice:
+                    twice[kind][found.st_ino] = name
+        return [name for inode, name in twice["blob"].items() if inode in twice["ingest"]]
+
     def _sort_in(self, name: str, found: Found) -> str:
         """Takes account of one name of ours; the reason why it is none of ours, or nothing."""
         kind, _, own_id = name.removeprefix(self._prefix).partition(".")
@@ -327,6 +383,15 @@ def huge_pages_allowed(mounts: str) -> bool:
         if len(fields) > 3 and fields[1] == SHM_FOLDER:
             options = fields[3]  # the last mount on a folder is the one that is seen
     return bool({"huge=always", "huge=within_size", "huge=advise"} & set(options.split(",")))
+
+
+def _cut(ref: FileRef, size_bytes: int) -> None:
+    fd = open_checked(Level.L1, ref.path, os.O_RDWR, ref)
+    try:
+        with level_errors(Level.L1, ref.path, "cut"):
+            os.ftruncate(fd, size_bytes)
+    finally:
+        os.close(fd)
 
 
 def _create_exclusive(path: str) -> int:

@@ -78,6 +78,12 @@ def socket_path(target: str) -> Path:
             value=target,
         )
     path = os.path.abspath(text)
+    if "," in path:
+        raise InvalidRequestError(
+            f"the socket path {path!r} has a comma, which gRPC takes for the end of an address",
+            hint="use a path without one, for instance a symbolic link to the socket's folder",
+            value=target,
+        )
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         raise InvalidRequestError(
             f"the socket path {path!r} is longer than the {_MAX_PATH_BYTES} bytes that Linux allows",

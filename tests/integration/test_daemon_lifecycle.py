@@ -16,6 +16,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+import cached_client
 from cached_client._proto import cached_pb2 as pb
 from tests.integration.harness import DaemonProcess, wait_for
 
@@ -72,6 +73,25 @@ def test_a_second_daemon_refuses_and_names_the_first(daemon: DaemonProcess, tmp_
     finally:
         second.close()
     assert daemon.stats().version, "the first one must not notice"
+
+
+def test_a_socket_of_any_characters_but_a_comma_is_served_and_found(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    odd = tmp_path / "a ;?#%2C:@[é"
+    with (
+        DaemonProcess(odd, models={"m": {"source": f"file://{source}"}}) as daemon,
+        cached_client.connect(str(daemon.socket)) as cache,
+        cache.attach("m", timeout_s=60) as model,
+    ):
+        assert model.read("config.json", timeout_s=60) == b"{}"
+    daemon = DaemonProcess(tmp_path / "a,b").start(wait=False)
+    try:
+        assert daemon.wait() == 1
+        assert "without a comma" in daemon.log()
+    finally:
+        daemon.close()
 
 
 def test_sigterm_drains_and_leaves_no_socket(daemon: DaemonProcess) -> None:

@@ -91,7 +91,6 @@ class IndexMachine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.unlock()
-        assert self.index.unwritten_count == 0
         self.index.close()
         self.index = Index(self.folder / "index")
         assert self.index.warnings == []

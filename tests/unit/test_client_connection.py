@@ -33,10 +33,21 @@ def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert socket_path("a.sock") == socket_path("unix:a.sock") == tmp_path / "a.sock"
 
 
-@pytest.mark.parametrize("target", ["", "tcp://host:1", "https://host", "/" + "x" * 120])
+@pytest.mark.parametrize("target", ["", "tcp://host:1", "https://host", "/" + "x" * 120, "/a,b.sock"])
 def test_what_cannot_be_a_socket_is_refused(target: str) -> None:
     with pytest.raises(InvalidRequestError):
         socket_path(target)
+
+
+def test_a_comma_is_named_as_what_is_wrong_also_where_the_working_directory_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / "a,b"
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    with pytest.raises(InvalidRequestError, match="comma") as caught:
+        cached_client.connect("c.sock")
+    assert "symbolic link" in caught.value.hint
 
 
 def test_default_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

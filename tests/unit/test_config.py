@@ -116,7 +116,8 @@ def test_unknown_variables_are_errors_but_not_those_of_kubernetes():
     ("key", "value"),
     [
         ("l1.capacity", "0%"), ("l1.capacity", "101%"), ("l1.require_huge_pages", "Auto"), ("l1.segment_mode", "0888"),
-        ("l1.segment_mode", "0044"), ("daemon.socket", "/" + "x" * 100), ("http.listen", "127.0.0.1:70000"),
+        ("l1.segment_mode", "0044"), ("daemon.socket", "/" + "x" * 100), ("daemon.socket", "/a,b.sock"),
+        ("http.listen", "127.0.0.1:70000"),
         ("access.uids", "1,-2"), ("access.uids", "root"), ("daemon.reflection", "maybe"), ("transfer.movers", "1.5"),
         ("transfer.nice", "20"), ("s3.endpoint_url", "minio:9000"), ("daemon.drain_timeout_s", "nan"),
         ("daemon.drain_timeout_s", "inf"), ("daemon.log_level", "verbose"), ("l1.nothing", "1"),

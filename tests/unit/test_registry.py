@@ -93,8 +93,6 @@ def stored(tmp_path: Path):
     """What another process would read."""
     index = Index(tmp_path / "index")
     try:
-        found = index.get_model("m")
-        assert found is not None
-        return found
+        return next(record for record in index.models() if record.name == "m")
     finally:
         index.close()

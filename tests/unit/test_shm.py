@@ -75,14 +75,53 @@ def commit(level: ShmLevel, size_bytes: int = MIB, digest: str = DIGEST) -> str:
     return level.commit("ingest", digest).path
 
 
+def test_a_blob_can_be_read_by_path_at_every_moment_of_its_commit(level: ShmLevel) -> None:
+    level.create("ingest", MIB)
+    heard: list[str] = []
+
+    def moved(source: str, target: str) -> None:
+        assert os.path.samefile(source, target)
+        heard.extend((source, target))
+
+    blob = level.commit("ingest", DIGEST, moved)
+    assert heard[1:] == [blob.path]
+    assert [os.path.exists(path) for path in heard] == [False, True]
+    again = level.create("ingest", MIB)
+    assert level.commit("ingest", DIGEST, lambda source, target: heard.extend((source, target))) == blob
+    assert heard[2:] == [again.path, blob.path]
+
+
+def test_a_commit_that_a_kill_cut_short_is_undone(level: ShmLevel, instance: str) -> None:
+    class Killed(BaseException):
+        """Nothing after it runs."""
+
+    def killed(_source: str, _target: str) -> None:
+        raise Killed
+
+    ingest = level.create("ingest", MIB)
+    with pytest.raises(Killed):
+        level.commit("ingest", DIGEST, killed)
+    assert os.stat(ingest.path).st_nlink == 2
+    found = ShmLevel(instance).scan()
+    assert (found.blobs, found.ingests, found.set_aside) == ({}, {"ingest": MIB}, ())
+    assert os.stat(ingest.path).st_nlink == 1
+
+
+def matched(level: ShmLevel, size_bytes: int) -> int:
+    """The bytes that leave the pool if ``create`` is called with this size now."""
+    segment = level._pool.match(size_bytes)
+    return segment.size_bytes if segment else 0
+
+
+def path(level: ShmLevel, name: str) -> str:
+    return f"{SHM_FOLDER}/cached.{level.instance}.{name}"
+
+
 def pooled(level: ShmLevel, size_bytes: int) -> None:
-    """A clean pool segment that once held a blob."""
-    commit(level, size_bytes)
-    level.remove(DIGEST)
-    level.collect(lambda _size: True)
-    for ref in level.dirty_pool():
-        zero(ref)
-        assert level.mark_clean(ref)
+    """One clean pool segment more."""
+    ref = level.grow_pool(size_bytes)
+    zero(ref)
+    assert level.mark_clean(ref)
 
 
 def zero(ref: FileRef) -> None:
@@ -135,15 +174,15 @@ def test_a_recycled_segment_keeps_its_memory_and_none_of_its_bytes(level: ShmLev
     inode = os.stat(path).st_ino
     level.remove(DIGEST)
     assert level.collect(lambda _size: True) == [Collected(4 * MIB, kept=True, proven=True)]
-    assert (level.withdrawn_bytes, level.pool_sizes(), level.pool_match(4 * MIB)) == (0, [4 * MIB], 0)
+    assert (level.withdrawn_bytes, level.pool_sizes(), matched(level, 4 * MIB)) == (0, [4 * MIB], 0)
 
-    assert level.pool_match(4 * MIB) == 0, "a dirty segment must not be reused"
+    assert matched(level, 4 * MIB) == 0, "a dirty segment must not be reused"
     (dirty,) = level.dirty_pool()
     with open(dirty.path, "rb") as file:
         assert SECRET in file.read()
     zero(dirty)
     assert level.mark_clean(dirty)
-    assert level.pool_match(4 * MIB - 1) == 4 * MIB
+    assert matched(level, 4 * MIB - 1) == 4 * MIB
 
     ref = level.create("next", 4 * MIB - 1)
     assert ref.inode == inode
@@ -157,7 +196,7 @@ def test_a_recycled_segment_keeps_its_memory_and_none_of_its_bytes(level: ShmLev
 
 def test_a_bigger_blob_takes_a_smaller_segment_and_grows_it(level: ShmLevel) -> None:
     pooled(level, MIB)
-    assert level.pool_match(3 * MIB) == MIB
+    assert matched(level, 3 * MIB) == MIB
     ref = level.create("next", 3 * MIB)
     assert os.stat(ref.path).st_size == ref.size_bytes == 3 * MIB
     assert level.pool_bytes == 0
@@ -166,16 +205,54 @@ def test_a_bigger_blob_takes_a_smaller_segment_and_grows_it(level: ShmLevel) -> 
 
 
 def test_the_pool_gives_what_spares_most_and_never_a_big_segment_for_a_small_file(level: ShmLevel) -> None:
-    pooled(level, 8 * MIB)
+    pooled(level, 40 * MIB)
     pooled(level, 2 * MIB)
-    assert level.pool_match(2 * MIB) == 2 * MIB
-    assert level.pool_match(3 * MIB) == 2 * MIB
-    assert level.pool_match(6 * MIB) == 8 * MIB
-    assert level.pool_match(9 * MIB) == 8 * MIB
-    assert level.pool_match(1000) == 0
-    assert level.pool_match(0) == 0
+    assert matched(level, 2 * MIB) == 2 * MIB
+    assert matched(level, 8 * MIB) == 2 * MIB, "cutting 32 MiB off costs more than 6 MiB of fresh memory"
+    assert matched(level, 10 * MIB) == 40 * MIB
+    assert matched(level, 60 * MIB) == 40 * MIB
+    assert matched(level, 1000) == 0
+    assert matched(level, 0) == 0
     level.create("small", 1000)
-    assert level.pool_bytes == 10 * MIB
+    assert level.pool_bytes == 42 * MIB
+
+
+def test_the_pool_is_cut_ahead_for_those_whom_it_spares_most(level: ShmLevel) -> None:
+    pooled(level, 8 * MIB)
+    pooled(level, 6 * MIB)
+    before = {os.stat(path(level, name)).st_ino for name in names(level)}
+    sizes = {"small": 3 * MIB, "large": 7 * MIB, "third": 4 * MIB}
+    assert level.fit_pool(sizes)
+    assert (level.pool_bytes, level.drop_pool(100 * MIB)) == (14 * MIB, 0), "it is promised"
+    level.cut_pool(sizes)
+    assert sorted(level.pool_sizes()) == [4 * MIB, 7 * MIB]
+    refs = {ingest_id: level.create(ingest_id, size_bytes) for ingest_id, size_bytes in sizes.items()}
+    assert {refs["large"].inode, refs["third"].inode} == before
+    assert {ingest_id: ref.size_bytes for ingest_id, ref in refs.items()} == sizes
+    assert {os.stat(ref.path).st_size for ref in refs.values()} == set(sizes.values())
+    assert not level.pool_bytes
+
+
+def test_what_the_pool_promised_and_nobody_took_is_anybodys_again(level: ShmLevel) -> None:
+    pooled(level, 4 * MIB)
+    assert level.fit_pool({"one": 3 * MIB})
+    assert matched(level, 3 * MIB) == 0
+    level.unfit_pool()
+    assert (matched(level, 3 * MIB), level.pool_bytes) == (4 * MIB, 4 * MIB)
+    assert not level.fit_pool({"one": 4 * MIB}), "there is nothing to cut"
+    level.unfit_pool()
+    assert level.drop_pool(1) == 4 * MIB
+
+
+def test_pool_memory_that_vanished_is_not_promised(level: ShmLevel) -> None:
+    pooled(level, 4 * MIB)
+    (name,) = names(level)
+    sizes = {"one": 3 * MIB}
+    assert level.fit_pool(sizes)
+    os.unlink(path(level, name))
+    level.cut_pool(sizes)
+    assert (level.pool_bytes, level.withdrawn_bytes) == (0, 0)
+    assert level.create("one", 3 * MIB).size_bytes == 3 * MIB
 
 
 def test_an_existing_ingest_costs_the_pool_nothing(level: ShmLevel) -> None:
@@ -183,7 +260,7 @@ def test_an_existing_ingest_costs_the_pool_nothing(level: ShmLevel) -> None:
     level.create("taken", 100)
     with pytest.raises(LevelError):
         level.create("taken", MIB)
-    assert level.pool_match(MIB) == MIB
+    assert matched(level, MIB) == MIB
 
 
 def test_the_pool_is_given_back_dirty_and_small_ones_first(level: ShmLevel) -> None:
@@ -201,11 +278,11 @@ def test_the_pool_is_given_back_dirty_and_small_ones_first(level: ShmLevel) -> N
 
 def test_the_pool_can_be_filled_ahead(level: ShmLevel) -> None:
     ref = level.grow_pool(MIB)
-    assert level.pool_match(MIB) == 0
+    assert matched(level, MIB) == 0
     zero(ref)
     assert os.stat(ref.path).st_blocks * 512 == MIB
     assert level.mark_clean(ref)
-    assert level.pool_match(MIB) == MIB
+    assert matched(level, MIB) == MIB
     assert level.drop_pooled(ref) == MIB
     assert level.drop_pooled(ref) == 0
 

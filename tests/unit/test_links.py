@@ -1,0 +1,42 @@
+"""The directory view: what its links lead to while segments get other names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cached.cache.links import DirectoryView
+
+
+@pytest.fixture
+def view(tmp_path: Path) -> DirectoryView:
+    view = DirectoryView(tmp_path / "models")
+    view.clear()
+    return view
+
+
+def links(view: DirectoryView, name: str, revision: str) -> dict[str, str]:
+    folder = Path(view.path(name, revision))
+    return {str(path.relative_to(folder)): os.readlink(path) for path in folder.rglob("*") if path.is_symlink()}
+
+
+def test_every_view_of_a_segment_follows_it_to_its_new_name(view: DirectoryView) -> None:
+    view.show("one", "r1", {"a": "/ingest.1", "deep/b": "/ingest.1", "c": "/blob.3"}, current=True, arriving=True)
+    view.show("two", "r2", {"a": "/ingest.1", "b": "/ingest.2"}, current=False, arriving=True)
+    view.moved("/ingest.1", "/blob.1")
+    assert links(view, "one", "r1") == {"a": "/blob.1", "deep/b": "/blob.1", "c": "/blob.3"}
+    assert links(view, "two", "r2") == {"a": "/blob.1", "b": "/ingest.2"}
+    view.moved("/ingest.2", "/blob.2")
+    assert links(view, "two", "r2") == {"a": "/blob.1", "b": "/blob.2"}
+
+
+def test_what_is_settled_or_hidden_follows_nothing(view: DirectoryView) -> None:
+    view.show("one", "r1", {"a": "/ingest.1"}, current=True, arriving=True)
+    view.show("one", "r1", {"a": "/blob.1"}, current=True)
+    view.show("two", "r2", {"a": "/ingest.1"}, current=True, arriving=True)
+    view.hide("two", "r2")
+    view.moved("/ingest.1", "/elsewhere")
+    assert links(view, "one", "r1") == {"a": "/blob.1"}
+    assert view.path("two", "r2") == ""

@@ -1,0 +1,88 @@
+"""L1's accounts while memory of the pool is made to fit what is to come."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cached.cache.storage import Storage
+from cached.config import load_config
+from cached.errors import NoRoomError
+from cached.levels.shm import SHM_FOLDER, ShmLevel
+from cached.types import Level
+
+MIB = 1024 * 1024
+CAPACITY_BYTES = 64 * MIB
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Storage]:
+    instance = secrets.token_hex(6)
+    overrides = {
+        "daemon.state_dir": str(tmp_path), "l1.capacity": f"{CAPACITY_BYTES}B", "l1.memory_reserve_bytes": "0B",
+    }  # fmt: skip
+    made = Storage(load_config(None, {}, overrides).config, ShmLevel(instance), None)
+    made.scan(Level.L1)
+    yield made
+    made.check()
+    for name in os.listdir(SHM_FOLDER):
+        if name.startswith(f"cached.{instance}."):
+            os.unlink(os.path.join(SHM_FOLDER, name))
+
+
+async def pooled(storage: Storage, *sizes_bytes: int) -> None:
+    for size_bytes in sizes_bytes:
+        ref = storage.l1.grow_pool(size_bytes)
+        Path(ref.path).write_bytes(bytes(size_bytes))
+        assert storage.l1.mark_clean(ref)
+    await storage.collect()
+    assert storage.pool_bytes(Level.L1) == sum(sizes_bytes)
+
+
+async def test_what_is_cut_off_is_free_and_what_is_left_becomes_the_ingest(storage: Storage) -> None:
+    await pooled(storage, 40 * MIB, 8 * MIB)
+    sizes = {"a": 30 * MIB, "b": 2 * MIB}
+    ledger = storage.ledger(Level.L1)
+    await storage.fit_pool(sizes)
+    assert storage.pool_bytes(Level.L1) == ledger.used_bytes == 32 * MIB
+    assert storage.missing_bytes(Level.L1, {"c": CAPACITY_BYTES}) == 0
+    storage.open(Level.L1, sizes)
+    assert (storage.pool_bytes(Level.L1), ledger.used_bytes, ledger.reserved_bytes) == (0, 0, 32 * MIB)
+    for ingest_id, size_bytes in sizes.items():
+        status = os.stat(storage.l1.ingest(ingest_id).path)
+        assert status.st_size == status.st_blocks * 512 == size_bytes, "its pages are those of the pool"
+        storage.discard(Level.L1, ingest_id)
+    await storage.collect()
+
+
+async def test_what_cannot_be_opened_leaves_its_memory_in_the_pool(storage: Storage) -> None:
+    await pooled(storage, 40 * MIB)
+    sizes = {"a": 30 * MIB, "b": CAPACITY_BYTES}
+    await storage.fit_pool(sizes)
+    with pytest.raises(NoRoomError):
+        storage.open(Level.L1, sizes)
+    await storage.collect()
+    assert storage.pool_bytes(Level.L1) == storage.ledger(Level.L1).used_bytes
+    assert storage.l1.drop_pool(CAPACITY_BYTES) + storage.l1.pool_bytes <= 40 * MIB
+    await storage.collect()
+
+
+async def test_a_cancelled_cut_ends_before_anybody_else_gets_the_memory(storage: Storage) -> None:
+    await pooled(storage, 40 * MIB)
+    cutting = asyncio.create_task(storage.fit_pool({"a": 30 * MIB}))
+    await asyncio.sleep(0)  # its thread has begun, or is about to
+    cutting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cutting
+    assert storage.l1.pool_sizes() == [30 * MIB]
+    assert storage.pool_bytes(Level.L1) == storage.ledger(Level.L1).used_bytes == 30 * MIB
+    await storage.fit_pool({"b": 30 * MIB})
+    storage.open(Level.L1, {"b": 30 * MIB})
+    assert storage.l1.pool_bytes == 0
+    storage.discard(Level.L1, "b")
+    await storage.collect()

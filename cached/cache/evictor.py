@@ -258,6 +258,14 @@ class Evictor:
         ingests = [ingest for pull in services.registry.index.pending() for ingest in pull.ingests]
         return frozenset(services.journal_digest(ingest) for ingest in ingests)
 
+    def snapshot(self) -> Snapshot:
+        """What the policy may know now, to explain it; nothing is asked for."""
+        return self._snapshot()
+
+    def is_transient(self, name: str, revision: str) -> bool:
+        """True for a revision that is in L1 beside the budget, until its last lease ends."""
+        return False
+
     def _snapshot(self, *needs: Need) -> Snapshot:
         registry, storage = self._services.registry, self._services.storage
         holds = {level: self._holdings(level) for level in _LEVELS}

@@ -105,6 +105,16 @@ class Model:
         return self.record.pinned or bool(self.catalog and self.catalog.pinned)
 
     @property
+    def tenant(self) -> str:
+        """The group of models whose quota it counts against; empty: none."""
+        return ""
+
+    @property
+    def base(self) -> str:
+        """The model that it is an adapter of; empty: none."""
+        return ""
+
+    @property
     def priority(self) -> int:
         """The catalog's; higher stays longer."""
         return self.catalog.priority if self.catalog else 0

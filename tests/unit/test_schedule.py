@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from cached.policy.schedule import LEAD_FACTOR, LEAD_S, Schedule, parse_schedule, parse_window
+from cached.schedule import LEAD_FACTOR, LEAD_S, Schedule, parse_schedule, parse_window
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -127,3 +127,13 @@ def test_what_is_wrong_is_named(text: str, what: str) -> None:
         parse_schedule([text])
     assert what in str(caught.value)
     assert repr(text) in str(caught.value)
+
+
+def test_the_next_change_is_a_beginning_or_an_end() -> None:
+    hours = parse_schedule(["fri 08:00-12:00", "fri 12:00-20:00"])
+    assert hours.next_change(utc("2026-11-20 07:00")) == utc("2026-11-20 08:00")
+    assert hours.next_change(utc("2026-11-20 08:00")) == utc("2026-11-20 20:00")
+    assert hours.next_change(utc("2026-11-20 20:00")) == utc("2026-11-27 08:00")
+    assert Schedule().next_change(0.0) is None
+    now_s = utc("2026-11-20 20:00")
+    assert (parse_schedule(["00:00-24:00"]).next_change(now_s) or 0) > now_s

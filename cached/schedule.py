@@ -19,6 +19,15 @@ _DAY_MINUTES: Final = 24 * 60
 _RIGHT: Final = "write a window such as 'mon-fri 08:00-20:00', 'sat,sun 22:00-06:00' or '08:00-20:00 Europe/Berlin'"
 
 
+class WindowError(ValueError):
+    """A text that is no window: ``wrong`` says what is wrong in it, ``right`` what would be right."""
+
+    def __init__(self, text: str, wrong: str) -> None:
+        super().__init__(f"the window {text!r} {wrong}: {_RIGHT}")
+        self.wrong = wrong
+        self.right = _RIGHT
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """Begins at ``begin_minute`` of each of ``days`` (0 is Monday); one whose end is not later ends on the next day.
@@ -70,6 +79,14 @@ class Schedule:
                 until_s = end_s
         return until_s
 
+    def next_change(self, now_s: float) -> float | None:
+        """When it begins or ends to be hot the next time; None without windows.
+
+        Of a schedule that is always hot it is some days ahead, when nothing changes.
+        """
+        until_s = self.hot_until(now_s)
+        return self.next_start(now_s) if until_s is None else until_s
+
     def prefetch_at(self, now_s: float, load_s: float) -> float | None:
         """When to begin loading, so that a load that takes ``load_s`` is done at the next start; may be in the past."""
         start_s = self.next_start(now_s)
@@ -91,12 +108,12 @@ LEAD_S: Final = 30.0
 
 
 def parse_schedule(texts: Iterable[str], default_zone: str = "UTC") -> Schedule:
-    """Windows from their texts. Raises ValueError naming the window, what is wrong in it, and what would be right."""
+    """Windows from their texts. Raises WindowError for one that is none."""
     return Schedule(tuple(parse_window(text, default_zone) for text in texts))
 
 
 def parse_window(text: str, default_zone: str = "UTC") -> Window:
-    """``[days] HH:MM-HH:MM [zone]``. Raises ValueError as ``parse_schedule``."""
+    """``[days] HH:MM-HH:MM [zone]``. Raises WindowError."""
     words = text.split()
     if not words:
         raise _wrong(text, "is empty")
@@ -147,11 +164,18 @@ def _minute(text: str, word: str) -> int:
 
 
 def _zone(text: str, name: str) -> str:
+    if not is_zone(name):
+        raise _wrong(text, f"names no time zone with {name!r}; zones are called 'Europe/Berlin' or 'UTC'")
+    return name
+
+
+def is_zone(name: str) -> bool:
+    """Whether this host knows a time zone of this name."""
     try:
         _zone_info(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise _wrong(text, f"names no time zone with {name!r}; zones are called 'Europe/Berlin' or 'UTC'") from None
-    return name
+        return False
+    return True
 
 
 def _zone_info(name: str) -> tzinfo:
@@ -159,8 +183,8 @@ def _zone_info(name: str) -> tzinfo:
     return UTC if name == "UTC" else ZoneInfo(name)
 
 
-def _wrong(text: str, what: str) -> ValueError:
-    return ValueError(f"the window {text!r} {what}: {_RIGHT}")
+def _wrong(text: str, what: str) -> WindowError:
+    return WindowError(text, what)
 
 
 def _instant(local: datetime, zone: tzinfo, *, fold: int) -> float:

@@ -101,7 +101,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     leases = LeaseTable()
     evictor = Evictor(services, leases, grace_s=config.daemon.restart_grace_s)
     loader = Loader(services, evictor, max_loads=config.transfer.max_concurrent_loads)
-    evictor.loads = loader
+    evictor.join(loader)
     pulls = Pulls(services, loader, origin_options(config.s3))
     view = services.view
     return Parts(

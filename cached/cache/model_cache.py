@@ -18,6 +18,7 @@ from cached.config import Config
 from cached.errors import CachedError, InUseError, NotFoundError, UnavailableError
 from cached.manifest import FileEntry, Manifest
 from cached.metrics import Metrics
+from cached.policy import Otherwise
 from cached.refs import Ref, parse_ref
 from cached.types import (
     Attached,
@@ -176,6 +177,8 @@ class ModelCache:
         if manifest is not None and registry.whole_at(manifest, Level.L1):
             registry.check_usable(manifest)
             services.metrics.hits.labels(level="l1").inc()
+            if may_load:  # one that takes its lease up again asks for nothing new
+                services.history.asked(manifest.name, hit=True)
             return manifest
         services.metrics.misses.labels(level="l1").inc()
         if manifest is not None and registry.resident(manifest, Level.L1):
@@ -184,12 +187,14 @@ class ModelCache:
             raise NotFoundError(f"{ref} is not in L1", hint="attach it without resume to bring it there", ref=str(ref))
         for load in self._parts.loader.active(ref.name):
             if load.plan.level is Level.L1 and load.plan.revision.startswith(ref.revision):
+                services.history.asked(ref.name, hit=False)
                 return load
         if manifest is not None and all(blob.l2 or blob.at(Level.L1) for blob in registry.blobs_of(manifest)):
             services.metrics.hits.labels(level="l2").inc()
-            return pulls.promote(manifest)
+            return pulls.promote(manifest, otherwise=Otherwise.TRANSIENT)
         services.metrics.misses.labels(level="l2").inc()
-        load = await pulls.begin(ref, source=source, level=Level.L1).until_planned()
+        run = pulls.begin(ref, source=source, level=Level.L1, otherwise=Otherwise.TRANSIENT)
+        load = await run.until_planned()
         services.metrics.hits.labels(level="l3").inc()
         return load
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
@@ -73,6 +73,8 @@ class Model:
     manifests: dict[str, Manifest] = field(default_factory=dict)
     last_used_s: float = float("-inf")
     """On the monotonic clock, for the policy."""
+    keep_until_s: float = float("-inf")
+    """Until then it is kept before others, by the keep-alive of its last lease; on the monotonic clock."""
 
     @property
     def name(self) -> str:
@@ -133,6 +135,8 @@ class Registry:
         self.blobs: dict[str, Blob] = {}
         self.changes = 0
         """Grows whenever a model, a revision or a blob, or where one is, changes; not when a model is merely used."""
+        self.tenants: Mapping[str, Mapping[Level, str]] = {}
+        """Name → what each level gives to the models of a tenant together: a size, or a share of the level."""
         self._quarantined: dict[str, str] = {}
         """Digest → what of the blob is damaged and could not be mended."""
         self._used: set[str] = set()

@@ -12,6 +12,7 @@ from cached.cache.pulls import Pulls
 from cached.cache.registry import Blob, Model
 from cached.cache.services import Services
 from cached.manifest import Manifest
+from cached.policy import Otherwise
 from cached.refs import Ref
 from cached.types import Level, Tier
 
@@ -112,7 +113,10 @@ class Upkeep:
             async with self._evictor.opening:
                 if any(services.storage.is_open(Level.L2, ingest_id) for ingest_id in sizes):
                     return  # a load that began meanwhile writes it
-                await self._evictor.open(Level.L2, sizes, for_name=manifest.name)
+                if not await self._evictor.open(
+                    Level.L2, sizes, name=manifest.name, revision=manifest.revision, otherwise=Otherwise.SKIP
+                ):
+                    return
             for blob in missing:
                 record = blob.record
                 ref = services.storage.level(Level.L1).blob(record.digest)

@@ -146,11 +146,10 @@ def _pending_from_dict(data: object) -> PendingPull:
 
 
 def _policy_from_dict(data: object) -> PolicyRecord:
-    if not isinstance(data, dict) or set(data) != {"name", "data"}:
-        raise ValueError("not a policy record")
-    if not isinstance(data["name"], str) or not isinstance(data["data"], dict):
-        raise ValueError("not a policy record")
-    return PolicyRecord(data["name"], data["data"])
+    match data:
+        case {"name": str(name), "data": dict(kept), **rest} if not rest:
+            return PolicyRecord(name, kept)
+    raise ValueError("not a policy record")
 
 
 MODELS: Kind[ModelRecord] = Kind("model", lambda record: record.name, _model_to_dict, _model_from_dict)

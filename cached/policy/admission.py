@@ -8,9 +8,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from cached.policy.snapshot import Need, Otherwise
-from cached.policy.worth import Standing, Valued
+from cached.policy.worth import Standing, Valued, spell
 from cached.types import Level
-from cached.units import format_duration
 
 if TYPE_CHECKING:
     from cached.policy.shortfall import Shortfall
@@ -116,7 +115,7 @@ def weigh(level: Level, newcomer: Newcomer, victims: Sequence[Valued]) -> Decisi
     """
     equals = [victim for victim in victims if victim.standing == newcomer.standing]
     against_s = sum(victim.worth_s for victim in equals)
-    mine, theirs = format_duration(newcomer.worth_s), format_duration(against_s)
+    mine, theirs = spell(newcomer.worth_s), spell(against_s)
     worth = f"it spares {mine} of waiting in the next six hours, {len(victims)} that would have to go {theirs}"
     if not victims:
         verdict, why = Verdict.ROOM, "nothing had to go for it"
@@ -128,7 +127,7 @@ def weigh(level: Level, newcomer: Newcomer, victims: Sequence[Valued]) -> Decisi
         verdict, why = Verdict.WORTH, worth
     elif newcomer.waited_s >= PATIENCE * sum(victim.reload_s for victim in victims):
         verdict = Verdict.WAITED
-        why = f"its users waited {format_duration(newcomer.waited_s)} for it since it was last kept"
+        why = f"its users waited {spell(newcomer.waited_s)} for it since it was last kept"
     else:
         verdict, why = _out(newcomer), worth
     return Decision(level, newcomer.for_name, verdict, newcomer.worth_s, against_s, why)

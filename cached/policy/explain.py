@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from cached.policy.plan import Evict, Plan, eviction_order, plan, plan_idle
 from cached.policy.snapshot import Need, RevisionFacts, Snapshot
-from cached.policy.worth import Standing, Valued, Valuer
+from cached.policy.worth import Standing, Valued, Valuer, spell
 from cached.types import Level, Tier
-from cached.units import format_duration, format_size
+from cached.units import format_size
 
 _LEVELS = (Level.L1, Level.L2)
 _STANDINGS = {
@@ -91,7 +91,7 @@ def _value(snapshot: Snapshot, level: Level, facts: RevisionFacts, now_s: float)
 
 
 def _why(level: Level, facts: RevisionFacts, valued: Valued, held_bytes: int, before: tuple[str, ...] | None) -> str:
-    worth = f"it spares {format_duration(valued.worth_s)} of waiting in the next six hours"
+    worth = f"it spares {spell(valued.worth_s)} of waiting in the next six hours"
     if not held_bytes:
         return f"not in {level}: there {worth.replace('spares', 'would spare')}"
     held = f"{format_size(held_bytes)} in {level}"

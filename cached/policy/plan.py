@@ -14,9 +14,9 @@ from cached.policy.admission import Decision, Newcomer, Verdict, weigh
 from cached.policy.residents import Residents
 from cached.policy.shortfall import Shortfall, level_shortfall, quota_shortfall
 from cached.policy.snapshot import Need, Otherwise, Quota, RevisionFacts, Snapshot
-from cached.policy.worth import Standing, Valued, Valuer
+from cached.policy.worth import Standing, Valued, Valuer, spell
 from cached.types import Level, Tier
-from cached.units import format_duration, format_size
+from cached.units import format_size
 
 REASONS = {
     "stale": "Room was needed, and it was not the current revision of its model.",
@@ -111,7 +111,7 @@ def plan_idle(snapshot: Snapshot, now_s: float, *, cold_grace_s: float = 0.0) ->
         tuple(
             Evict(
                 Level.L1, facts.name, facts.revision, freed, _IDLE, unused_s := max(0.0, now_s - facts.last_used_s),
-                why=f"it is cold, and no worker has had it for {format_duration(unused_s)}",
+                why=f"it is cold, and no worker has had it for {spell(unused_s)}",
             )
             for facts, freed in zip(leaving, residents.freed_in_turn(leaving), strict=True)
         )
@@ -330,7 +330,7 @@ def _reason(valued: Valued) -> str:
 
 def _why(valued: Valued, reason: str) -> str:
     size = format_size(valued.own_bytes)
-    worth = f"{size} that spare {format_duration(valued.worth_s)} of waiting in the next six hours"
+    worth = f"{size} that spare {spell(valued.worth_s)} of waiting in the next six hours"
     return {
         _STALE: "a newer revision of the model has taken its place",
         _COLD: f"it is cold, and cold models go first: {worth}",

@@ -13,11 +13,13 @@ from typing import NamedTuple
 from cached.policy.demand import HALF_LIVES_S, HORIZON_S, Demand
 from cached.policy.snapshot import LevelFacts, RevisionFacts
 from cached.types import Level, Tier
+from cached.units import format_duration
 
 WARM_FACTOR = 4.0
 """A request for a warm model counts as this many."""
 WARM_FLOOR = HORIZON_S / HALF_LIVES_S[-1]
 """Requests to expect of a warm model at least: to say *warm* is to say that it is asked for once a day."""
+_FOR_EVER_S = 10 * 365 * 86_400.0
 _MOST_PRIORITY = 200  # twice as much for each step; beyond this a float would not do, and nobody can tell
 
 
@@ -99,3 +101,8 @@ class Valuer:
         if last_copy or facts.keep_until_s > self._now_s:
             return Standing.KEPT
         return Standing.COLD if facts.tier is Tier.COLD else Standing.ORDINARY
+
+
+def spell(seconds: float) -> str:
+    """A duration for people, whatever its size: a model that was never used, or one of very high priority."""
+    return format_duration(seconds) if seconds < _FOR_EVER_S else "years"

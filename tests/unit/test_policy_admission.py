@@ -406,3 +406,15 @@ def test_a_keep_alive_holds_a_cold_model_that_is_idle() -> None:
     facts = model("a", tier=Tier.COLD, keep_until_s=NOW_S + 1)
     assert plan_idle(Snapshot((facts,), {}), NOW_S).actions == ()
     assert len(plan_idle(Snapshot((facts,), {}), NOW_S + 2).actions) == 1
+
+
+def test_words_are_found_for_what_was_never_used_and_for_the_highest_priority() -> None:
+    never = model("never", tier=Tier.COLD, last_used_s=float("-inf"))
+    (action,) = plan_idle(Snapshot((never,), {}), NOW_S).actions
+    assert isinstance(action, Evict)
+    assert action.why == "it is cold, and no worker has had it for years"
+    outcome = offer(newcomer(9, priority=1000), model("a", priority=1000))
+    assert "it spares years of waiting" in outcome.decisions[0].why
+    (action,) = outcome.actions
+    assert isinstance(action, Evict)
+    assert "that spare years" in action.why

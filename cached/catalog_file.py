@@ -10,7 +10,7 @@ import contextlib
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +30,7 @@ ORIGIN_KEYS: Final = ("endpoint_url", "region", "profile", "anonymous", "address
 
 _MAX_BYTES: Final = 16 * 1024 * 1024
 _MAX_PRIORITY: Final = 1000
-_LEVELS: Final = ("l1", "l2")
+_LEVELS: Final = (Level.L1, Level.L2)
 _HINT: Final = "correct the file, and check it with: cached catalog validate FILE"
 
 
@@ -61,25 +61,15 @@ class CatalogModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Tenant:
-    """What a group of models may take of each level together: a size, or a share of it; no bound where empty."""
-
-    name: str
-    l1: str = ""
-    l2: str = ""
-
-    def limit_bytes(self, level: Level, capacity_bytes: int) -> int | None:
-        """The bound at L1 or L2, where the level has a capacity of so much; None without one."""
-        text = self.l1 if level is Level.L1 else self.l2
-        return resolve_capacity(text, capacity_bytes) if text else None
-
-
-@dataclass(frozen=True, slots=True)
 class Catalog:
-    """All models and tenants of the catalog, by name, in the file's order."""
+    """All models and tenants of the catalog, by name, in the file's order.
+
+    A tenant is a group of models that have a quota together: at each level that it has one for a size, or a share of
+    the level, as text.
+    """
 
     models: Mapping[str, CatalogModel] = field(default_factory=dict)
-    tenants: Mapping[str, Tenant] = field(default_factory=dict)
+    tenants: Mapping[str, Mapping[Level, str]] = field(default_factory=dict)
 
 
 def load_catalog(path: Path) -> Catalog:
@@ -144,14 +134,15 @@ class _Reader:
             self._relations(model, models, tenants)
         return Catalog(MappingProxyType(models), MappingProxyType(tenants))
 
-    def _tenants(self, value: Any) -> dict[str, Tenant]:
-        tenants: dict[str, Tenant] = {}
+    def _tenants(self, value: Any) -> dict[str, Mapping[Level, str]]:
+        tenants: dict[str, Mapping[Level, str]] = {}
         for name, entry in self._table("tenants", value).items():
             key = f"tenants.{name}"
             table = self._table(key, entry)
-            self._known_keys(key, table, ("l1", "l2"))
+            self._known_keys(key, table, tuple(level.value for level in _LEVELS))
             if self._checked(key, name, check_name) is not None:
-                tenants[name] = Tenant(name, *(self._bound(f"{key}.{level}", table.get(level)) for level in _LEVELS))
+                bounds = {level: self._bound(f"{key}.{level}", table.get(level.value)) for level in _LEVELS}
+                tenants[name] = MappingProxyType({level: bound for level, bound in bounds.items() if bound})
         return tenants
 
     def _bound(self, key: str, value: Any) -> str:
@@ -167,9 +158,7 @@ class _Reader:
         self._refuse(key, value, "is neither a size nor a share", "write a size such as '100GB', or a share: '25%'")
         return ""
 
-    def _relations(
-        self, model: CatalogModel, models: Mapping[str, CatalogModel], tenants: Mapping[str, Tenant]
-    ) -> None:
+    def _relations(self, model: CatalogModel, models: Mapping[str, CatalogModel], tenants: Collection[str]) -> None:
         """What a model says of others."""
         key, base = f"models.{model.name}.base", models.get(model.base)
         if model.base == model.name:

@@ -90,7 +90,7 @@ class Schedule:
     def prefetch_at(self, now_s: float, load_s: float) -> float | None:
         """When to begin loading, so that a load that takes ``load_s`` is done at the next start; may be in the past."""
         start_s = self.next_start(now_s)
-        return None if start_s is None else start_s - LEAD_FACTOR * load_s - LEAD_S
+        return None if start_s is None else start_s - lead_s(load_s)
 
     def wants_hot(self, now_s: float, load_s: float) -> bool:
         """Within a window, or so shortly before one that a load has to begin."""
@@ -105,6 +105,11 @@ class Schedule:
 LEAD_FACTOR: Final = 1.5
 LEAD_S: Final = 30.0
 """A prefetch begins this much earlier than the measured load time says: loads vary, and being late costs everything."""
+
+
+def lead_s(load_s: float) -> float:
+    """How long before its time a load that takes ``load_s`` begins."""
+    return LEAD_FACTOR * load_s + LEAD_S
 
 
 def parse_schedule(texts: Iterable[str], default_zone: str = "UTC") -> Schedule:

@@ -7,13 +7,16 @@ from typing import Any
 
 import structlog
 
-from cached.cache.registry import Registry
+from cached.cache.registry import Model, Registry
 from cached.clock import Clock
 from cached.policy import History, HopTimes, Mix, ModelHistory
 from cached.policy.reload import Hop
 from cached.types import Level
 
 _log = structlog.get_logger(__name__)
+
+_UNKNOWN_BYTES = 16 * 10**9
+"""What a model is taken for whose size nothing says."""
 
 _REQUESTS, _HOPS = "requests", "hops"
 """Names of its records in the index."""
@@ -80,6 +83,15 @@ class UseHistory:
     def hop(self, source: Level, name: str) -> Hop:
         """How long the way from L2 or L3 is for a model."""
         return self._hops.hop(source, name)
+
+    def load_s(self, model: Model) -> float:
+        """What bringing all of a model to L1 is expected to take, from where its bytes are now."""
+        manifest = model.current
+        if manifest is None:
+            said_bytes = model.catalog.size_bytes if model.catalog else None
+            return self.hop(Level.L3, model.name).seconds(said_bytes or _UNKNOWN_BYTES)
+        source = Level.L2 if self._registry.is_here(manifest) else Level.L3
+        return self.hop(source, model.name).seconds(manifest.total_bytes)
 
     def _read_requests(self, record: Mapping[str, Any]) -> None:
         self._requests = History.from_records(record)

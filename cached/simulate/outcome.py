@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, fields
 from math import ceil
 
@@ -14,7 +15,7 @@ from cached.types import Level
 class Outcome:
     """Seconds are those that attaches waited for bytes; mean and percentiles are over all attaches, 0 for hits in L1.
 
-    ``cold_start_share``: of what it would have cost to bring every attach's bytes from L3. Percentiles are by nearest
+    ``cold_start_share``: of what a host that keeps nothing but what is preloaded would wait. Percentiles are by nearest
     rank. ``evictions`` counts both levels. A bound knows seconds only; the rest of it is None.
     """
 
@@ -36,7 +37,13 @@ class Outcome:
 
 
 def outcome_of(
-    setup: Setup, rows: list[Row], sources: list[Level], *, evictions: int, prefetched_bytes: int
+    setup: Setup,
+    rows: list[Row],
+    sources: list[Level],
+    preloaded: Container[str],
+    *,
+    evictions: int,
+    prefetched_bytes: int,
 ) -> Outcome:
     """From where each row's bytes came. ``prefetched_bytes`` came from L3 before anybody asked."""
     waits = [setup.seconds(source, row.size_bytes) for row, source in zip(rows, sources, strict=True)]
@@ -47,7 +54,7 @@ def outcome_of(
         l1_hits=sources.count(Level.L1),
         l2_hits=sources.count(Level.L2),
         cold_start_s=total_s,
-        cold_start_share=total_s / all_from_l3_s(setup, rows),
+        cold_start_share=total_s / all_missed_s(setup, rows, preloaded),
         mean_s=total_s / len(rows),
         p90_s=_percentile(waits, 90),
         p99_s=_percentile(waits, 99),
@@ -57,14 +64,14 @@ def outcome_of(
     )
 
 
-def bound_of(setup: Setup, rows: list[Row], total_s: float) -> Outcome:
+def bound_of(setup: Setup, rows: list[Row], preloaded: Container[str], total_s: float) -> Outcome:
     """An outcome of which only the seconds are known."""
     return Outcome(
         attaches=len(rows),
         l1_hits=None,
         l2_hits=None,
         cold_start_s=total_s,
-        cold_start_share=total_s / all_from_l3_s(setup, rows),
+        cold_start_share=total_s / all_missed_s(setup, rows, preloaded),
         mean_s=total_s / len(rows),
         p90_s=None,
         p99_s=None,
@@ -74,9 +81,9 @@ def bound_of(setup: Setup, rows: list[Row], total_s: float) -> Outcome:
     )
 
 
-def all_from_l3_s(setup: Setup, rows: list[Row]) -> float:
-    """What a host that keeps nothing would wait."""
-    return sum(setup.seconds(Level.L3, row.size_bytes) for row in rows)
+def all_missed_s(setup: Setup, rows: list[Row], preloaded: Container[str]) -> float:
+    """What would be waited if nothing were ever kept: all bytes from L3, but for models that are in L2 for good."""
+    return sum(setup.seconds(Level.L2 if row.model in preloaded else Level.L3, row.size_bytes) for row in rows)
 
 
 def _percentile(ordered: list[float], percent: int) -> float:

@@ -39,8 +39,10 @@ def simulate(setup: Setup, rows: Sequence[Row], policy: str) -> Outcome:
         sizes.setdefault(row.model, row.size_bytes)
     preloaded = setup.preloaded_of(sizes)
     if policy == _BOUND:
-        return bound_of(setup, trace, least_cold_start_s(setup, trace, preloaded))
+        return bound_of(setup, trace, preloaded, least_cold_start_s(setup, trace, preloaded))
     keeper = _KEEPERS[policy](setup, preloaded, sizes)
     host = Host(setup, keeper, preloaded)
     sources = [host.attach(row) for row in trace]
-    return outcome_of(setup, trace, sources, evictions=keeper.evictions, prefetched_bytes=keeper.prefetched_bytes)
+    return outcome_of(
+        setup, trace, sources, preloaded, evictions=keeper.evictions, prefetched_bytes=keeper.prefetched_bytes
+    )

@@ -103,7 +103,7 @@ def test_preloaded_models_come_from_l2_and_nothing_else_ever_does() -> None:
     setup = replace(SETUP, l1_bytes=0, preloaded=1.0)
     for policy in ("default", "lru", "gdsf"):
         outcome = simulate(setup, rows("abab"), policy)
-        assert (outcome.l2_hits, outcome.cold_start_s, outcome.cold_start_share) == (4, 8.0, 8 / 32), policy
+        assert (outcome.l2_hits, outcome.cold_start_s, outcome.cold_start_share) == (4, 8.0, 1.0), policy
         none = simulate(replace(setup, preloaded=0.0), rows("abab"), policy)
         assert (none.l2_hits, none.cold_start_s) == (0, 32.0), policy
 

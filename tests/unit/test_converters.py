@@ -14,7 +14,7 @@ from cached.rpc import converters as convert
 from cached.rpc.errors import STATUS
 from cached.types import ByteRange, CheckedBy, Damage, Damaged, Event, Level, PullPhase, PullProgress, RangesReady
 from cached_client._proto import cached_pb2 as pb
-from tests.unit.rpc_support import COMPLETE, DETAIL, LEASE, OPENED, STATS, SUMMARY
+from tests.unit.rpc_support import COMPLETE, DETAIL, LEASE, OPENED, STATS, SUMMARY, TIER_CHANGE
 
 DAMAGE = Damage("tiny", "r1", "a", "ab", Level.L2, 3, 48, 16, True, "why")
 PROGRESS = PullProgress(
@@ -42,6 +42,8 @@ def unset(message: Message) -> set[str]:
         convert.lease_message(LEASE),
         convert.verify_message(types.VerifyProgress(5, 4, DAMAGE, True, 2, 1)),
         convert.stats_message(STATS),
+        convert.tier_change_message(TIER_CHANGE),
+        convert.trace_message([types.Attached(1.0, "tiny", 100, 2.0)]),
         convert.event_message(Event(1.0, "evicted", "tiny", "r1", "gone", {"level": "l1"})),
     ],
     ids=lambda message: message.DESCRIPTOR.name,
@@ -90,6 +92,29 @@ def test_requests_enums() -> None:
         with pytest.raises(InvalidRequestError) as caught:
             call(number)
         assert caught.value.hint
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("converted", [convert.seconds_of, convert.time_of])
+def test_numbers_that_are_no_time_are_refused(converted: Any, value: float) -> None:
+    with pytest.raises(InvalidRequestError, match="at_time_s is ") as caught:
+        converted("at_time_s", value)
+    assert caught.value.hint
+
+
+def test_a_time_in_milliseconds_is_refused() -> None:
+    assert convert.time_of("at_time_s", 1_800_000_000.0) == 1_800_000_000.0
+    with pytest.raises(InvalidRequestError) as caught:
+        convert.time_of("at_time_s", 1_800_000_000_000.0)
+    assert "divided by 1000" in caught.value.hint
+
+
+def test_of_those_that_would_go_before_twenty_are_named() -> None:
+    before = tuple(f"m{number}" for number in range(50))
+    place = dataclasses.replace(DETAIL.places[0], evicted_before=before)
+    (message,) = convert.detail_message(dataclasses.replace(DETAIL, places=(place,))).places
+    assert list(message.evicted_before) == list(before[:20])
+    assert message.evicted_before_count == 50
 
 
 def test_text_that_utf8_cannot_hold_is_replaced() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from cached.cache.describe import Describer
 from cached.cache.events import EventBus
 from cached.cache.evictor import Evictor
+from cached.cache.explainer import Explainer
 from cached.cache.history import UseHistory
 from cached.cache.links import DirectoryView
 from cached.cache.loader import Loader
@@ -116,7 +117,9 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         upkeep=Upkeep(services, loader, pulls, evictor),
         pool_keeper=PoolKeeper(services, lambda: bool(loader.loads)),
         verifier=Verifier(services, pulls),
-        describer=Describer(services, loader, leases, view, version=version, instance=instance),
+        describer=Describer(
+            services, loader, leases, view, Explainer(services, evictor), version=version, instance=instance
+        ),
     )
 
 

@@ -14,7 +14,19 @@ from cached.cache.storage import Storage
 from cached.errors import NoRoomError
 from cached.leases import LeaseTable
 from cached.manifest import Manifest
-from cached.policy import Decision, Evict, Need, Otherwise, Plan, Snapshot, Verdict, plan, plan_ahead, plan_idle
+from cached.policy import (
+    Decision,
+    Evict,
+    Need,
+    Otherwise,
+    Plan,
+    RevisionFacts,
+    Snapshot,
+    Verdict,
+    plan,
+    plan_ahead,
+    plan_idle,
+)
 from cached.types import Level, Tier
 from cached.units import format_size
 
@@ -265,6 +277,10 @@ class Evictor:
     def snapshot(self) -> Snapshot:
         """What the policy knows now."""
         return self._facts.snapshot()
+
+    def newcomer(self, name: str, revision: str) -> RevisionFacts:
+        """What the policy would know of a revision that is nowhere here."""
+        return self._facts.newcomer(name, revision, in_l2=False)
 
     def is_leased(self, name: str, revision: str) -> bool:
         """A worker holds it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from cached.policy.plan import Evict, Plan, eviction_order, plan, plan_idle
@@ -53,21 +54,35 @@ class Explanation:
         return next(found, None)
 
 
-def explain(snapshot: Snapshot, name: str, now_s: float) -> Explanation:
-    """Every revision of the model that the snapshot has; without any, no places. The current revision comes first."""
+def worths(snapshot: Snapshot, level: Level, now_s: float) -> Mapping[tuple[str, str], float]:
+    """What each revision of the snapshot is, or would be, worth at a level, by name and revision."""
+    valued = {id(item.facts): item for item in eviction_order(snapshot, level, now_s)}
+    return {
+        (facts.name, facts.revision): (valued.get(id(facts)) or _value(snapshot, level, facts, now_s)).worth_s
+        for facts in snapshot.revisions
+    }
+
+
+def explain(snapshot: Snapshot, name: str, now_s: float, *, size_bytes: int = 0) -> Explanation:
+    """Every revision of the model that the snapshot has; without any, no places. The current revision comes first.
+
+    ``size_bytes``: how large it is, for one of which not all is here.
+    """
     own = sorted((facts for facts in snapshot.revisions if facts.name == name), key=lambda facts: not facts.current)
     places = []
     for level in _LEVELS:
         if level in snapshot.levels and own:
             order = eviction_order(snapshot, level, now_s)
-            places += [(facts.revision, _place(snapshot, level, facts, order, now_s)) for facts in own]
+            places += [(facts.revision, _place(snapshot, level, facts, order, now_s, size_bytes)) for facts in own]
     return Explanation(name, tuple(places))
 
 
-def _place(snapshot: Snapshot, level: Level, facts: RevisionFacts, order: list[Valued], now_s: float) -> Place:
+def _place(
+    snapshot: Snapshot, level: Level, facts: RevisionFacts, order: list[Valued], now_s: float, size_bytes: int
+) -> Place:
     held_bytes = sum(facts.blobs(level).values())
     at = next((index for index, valued in enumerate(order) if valued.facts is facts), None)
-    valued = order[at] if at is not None else _value(snapshot, level, facts, now_s)
+    valued = order[at] if at is not None else _value(snapshot, level, facts, now_s, size_bytes)
     before = None if at is None else tuple(other.facts.name for other in order[:at])
     return Place(
         level=level,
@@ -82,9 +97,9 @@ def _place(snapshot: Snapshot, level: Level, facts: RevisionFacts, order: list[V
     )
 
 
-def _value(snapshot: Snapshot, level: Level, facts: RevisionFacts, now_s: float) -> Valued:
+def _value(snapshot: Snapshot, level: Level, facts: RevisionFacts, now_s: float, size_bytes: int = 0) -> Valued:
     """What it is, or would be, worth there, though it is no candidate for eviction."""
-    size_bytes = max(sum(facts.l1_blobs.values()), sum(facts.l2_blobs.values()))
+    size_bytes = max(sum(facts.l1_blobs.values()), sum(facts.l2_blobs.values()), size_bytes)
     time_s = now_s if snapshot.time_s is None else snapshot.time_s
     valuer = Valuer(snapshot.levels[level], lambda one: one.l1_blobs.keys() <= one.l2_blobs.keys(), now_s, time_s)
     return valuer.value_newcomer(facts, size_bytes)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import isfinite
+from math import isfinite, isnan
 from typing import TypeVar
 
 from cached import types
@@ -40,8 +40,6 @@ PHASES: dict[types.PullPhase, pb.PullProgress.Phase] = {
 }
 _LEVEL_OF = {number: level for level, number in LEVELS.items()}
 _TIER_OF = {number: tier for tier, number in TIERS.items()}
-_LATEST_TIME_S = 253_402_300_799.0
-"""The last second of the year 9999. Milliseconds that were taken for seconds are beyond it."""
 _NAMED_BEFORE = 20
 """Of the models that would go before one: all of them would be a list of the whole host."""
 
@@ -71,10 +69,10 @@ def seconds_of(what: str, value: float) -> float:
 
 
 def time_of(what: str, value: float) -> float:
-    """A Unix time of a request; 0 when none was given."""
-    if not isfinite(value) or not 0 <= value <= _LATEST_TIME_S:
+    """A Unix time of a request; 0 when none was given, infinity for never."""
+    if isnan(value) or value < 0:
         msg = f"{what} is {value:g}; it must be a time in seconds since 1970"
-        raise InvalidRequestError(msg, hint="leave it out for now; milliseconds are divided by 1000", value=value)
+        raise InvalidRequestError(msg, hint="leave it out for now", value=value)
     return value
 
 

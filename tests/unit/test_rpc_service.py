@@ -91,7 +91,7 @@ async def test_times_are_passed_and_nonsense_is_refused(tmp_path: Path) -> None:
         await attach.read()
         attach.cancel()
         assert [call[-1] for call in it.engine.calls] == [2e9, 90.0]
-        for nonsense in (float("nan"), float("inf"), -1.0):
+        for nonsense in (float("nan"), -1.0):
             for call in (
                 it.stub.Pull(pb.PullRequest(ref="tiny", at_time_s=nonsense)),
                 it.stub.Attach(pb.AttachRequest(ref="tiny", keep_alive_s=nonsense)),

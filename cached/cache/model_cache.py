@@ -10,8 +10,10 @@ from typing import Any, Self
 from cached import __version__
 from cached.cache.attachment import Attachment
 from cached.cache.build import Parts, build_parts
+from cached.cache.hot_set import HotSet
 from cached.cache.load import Load
 from cached.cache.registry import Model
+from cached.cache.what_if import what_if
 from cached.catalog_file import Catalog
 from cached.clock import Clock, SystemClock
 from cached.config import Config
@@ -68,6 +70,7 @@ class ModelCache:
         self._spawn(self._parts.recovery.resume())
         self._spawn(self._parts.upkeep.run())
         self._spawn(self._parts.pool_keeper.run())
+        self._spawn(self._parts.trace.run())
 
     async def drain(self, timeout_s: float) -> None:
         """Refuses new work and gives loads under way a moment to finish; what is left stays resumable."""
@@ -84,11 +87,13 @@ class ModelCache:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self._parts.trace.write()
         await self._parts.pulls.stop()
         # Loads end when the movers do: what a mover still writes must not outlive the record of it.
         await asyncio.gather(self._parts.loader.stop(), self._parts.pool.close(_MOVERS_END_S))
         await self._parts.services.storage.collect()
         await self._parts.services.storage.give_back_pool()
+        self._parts.services.history.write()
         self._parts.services.registry.close()
 
     def set_catalog(self, catalog: Catalog) -> None:
@@ -162,6 +167,8 @@ class ModelCache:
         lease.size_bytes = content.plan.total_bytes if isinstance(content, Load) else content.total_bytes
         attachment = Attachment(self._parts.services, lease, content, self._released)
         self._attachments[lease.lease_id] = attachment
+        if not resume:
+            self._parts.trace.opened(lease)
         self._used(model, attaches=1)
         self._parts.services.events.emit(
             "lease.opened", f"{lease.holder} holds {name}", name=name, revision=revision, lease=lease.lease_id
@@ -231,12 +238,19 @@ class ModelCache:
         return self._parts.leases.infos()
 
     async def set_tier(self, ref: str, tier: Tier) -> ModelSummary:
-        """The operator's word on how soon a model is wanted; it outlives restarts."""
+        """The operator's word on how soon a model is wanted; it outlives restarts.
+
+        Raises NoRoomError where hot models would take more than they may.
+        """
+        if tier is Tier.HOT:
+            HotSet(self._parts.services).check(self._parts.services.registry.require(parse_ref(ref)))
         return self._changed(ref, f"tier set to {tier}", operator_tier=tier)
 
     def what_if(self, ref: str, tier: Tier) -> TierChange:
         """What another tier would lead to; nothing is changed."""
-        raise NotImplementedError
+        parts = self._parts
+        model = parts.services.registry.require(parse_ref(ref))
+        return what_if(parts.services, parts.evictor, parts.describer, model, tier)
 
     async def pin(self, ref: str) -> ModelSummary:
         """Never a victim from now on."""
@@ -336,7 +350,7 @@ class ModelCache:
 
     def trace(self) -> Iterator[Attached]:
         """The attaches that this host remembers, oldest first."""
-        raise NotImplementedError
+        return self._parts.trace.rows()
 
     def watch(self, *, replay: bool) -> AsyncIterator[Event]:
         """Events from now on."""
@@ -350,6 +364,7 @@ class ModelCache:
         lease = attachment.lease
         self._attachments.pop(lease.lease_id, None)
         self._parts.leases.close(lease.lease_id)
+        self._parts.trace.closed(lease)
         model = self._parts.services.registry.models.get(lease.name)
         if model is not None:
             self._used(model, attaches=0)

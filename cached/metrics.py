@@ -17,6 +17,7 @@ from cached.types import Level, Stats
 
 LEVELS = tuple(level.value for level in Level)
 HOPS = ("l3_l1", "l3_l2", "l2_l1", "l1_l2")
+PREDICTION_OUTCOMES = ("right", "wrong", "acted")
 HEDGE_OUTCOMES = ("won", "lost", "failed")
 LEVEL_KINDS = ("used", "reserved", "capacity", "withdrawn", "pool", "transient", "hot", "hot_capacity")
 _LOAD_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
@@ -35,6 +36,10 @@ class MetricInfo:
 METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("cached_hits_total", "counter", ("level",), "Attaches served from a level."),
     MetricInfo("cached_misses_total", "counter", ("level",), "Attaches that a level could not serve."),
+    MetricInfo(
+        "cached_predictions_total", "counter", ("outcome",),
+        "Predictions of use from habit: right or wrong once their time is over, and acted when a model was brought.",
+    ),
     MetricInfo("cached_transfer_bytes_total", "counter", ("hop",), "Verified bytes moved over a hop."),
     MetricInfo("cached_transfer_seconds_total", "counter", ("hop",), "Wall time of transfer threads on a hop."),
     MetricInfo("cached_transfer_cpu_seconds_total", "counter", ("hop",), "CPU time of transfer threads on a hop."),
@@ -70,6 +75,10 @@ METRICS: tuple[MetricInfo, ...] = (
         "cached_origin_ranges", "gauge", ("origin", "kind"),
         "Ranges of an origin: in_flight, waiting, and width (how many are in flight at most, as measured).",
     ),
+    MetricInfo(
+        "cached_prediction_precision", "gauge", (),
+        "Share of predictions that came true, recent ones counting more. Absent before the first was judged.",
+    ),
     MetricInfo("cached_degraded", "gauge", (), "Number of things that are degraded; 0 when all is well."),
     MetricInfo("cached_ready", "gauge", (), "1 when recovered and serving, else 0."),
     MetricInfo("cached_build_info", "gauge", ("version",), "Always 1; the daemon's version is its label."),
@@ -99,6 +108,7 @@ class Metrics:
         self._counters: list[Counter] = []
         self.hits = self._counter("cached_hits_total", LEVELS)
         self.misses = self._counter("cached_misses_total", LEVELS[:2])
+        self.predictions = self._counter("cached_predictions_total", PREDICTION_OUTCOMES)
         self.transfer_bytes = self._counter("cached_transfer_bytes_total", HOPS)
         self.transfer_seconds = self._counter("cached_transfer_seconds_total", HOPS)
         self.transfer_cpu_seconds = self._counter("cached_transfer_cpu_seconds_total", HOPS)
@@ -197,6 +207,8 @@ class _StateCollector(Collector):
             ranges.add_metric([origin.name, "waiting"], origin.waiting)
             ranges.add_metric([origin.name, "width"], origin.width)
         yield ranges
+        if stats.prediction_precision is not None:
+            yield _gauge("cached_prediction_precision", stats.prediction_precision)
         yield _gauge("cached_degraded", len(stats.degraded))
 
 

@@ -42,7 +42,7 @@ class Window:
 
     def spans(self, around: datetime) -> Iterable[tuple[float, float]]:
         """Begin and end, in Unix time, of those that begin from two days before ``around`` to eight days after it."""
-        zone = _zone_info(self.zone)
+        zone = zone_info(self.zone)
         midnight = around.astimezone(zone).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
         for offset in range(-2, 9):
             day = midnight + timedelta(days=offset)
@@ -177,13 +177,13 @@ def _zone(text: str, name: str) -> str:
 def is_zone(name: str) -> bool:
     """Whether this host knows a time zone of this name."""
     try:
-        _zone_info(name)
+        zone_info(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         return False
     return True
 
 
-def _zone_info(name: str) -> tzinfo:
+def zone_info(name: str) -> tzinfo:
     """UTC is there even where the host has no database of zones."""
     return UTC if name == "UTC" else ZoneInfo(name)
 

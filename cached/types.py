@@ -351,6 +351,8 @@ class Stats:
     degraded: tuple[str, ...]
     instance: str
     origins: tuple[OriginStats, ...] = ()
+    prediction_precision: float | None = None
+    """The share of predictions from habit that came true; None before the first was judged."""
 
 
 @dataclass(frozen=True, slots=True)

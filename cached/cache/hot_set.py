@@ -35,6 +35,14 @@ class HotSet:
         """Raises NoRoomError, naming those that have the budget, if a model cannot be hot as well."""
         check_hot(self.sizes(), model.name, size_bytes(model), self.capacity_bytes)
 
+    def has_room(self, model: Model) -> bool:
+        """Whether a model could be hot as well."""
+        try:
+            self.check(model)
+        except NoRoomError:
+            return False
+        return True
+
     def admitted(self) -> Iterator[Model]:
         """Those that fit, by priority and name. What the catalog has beyond the budget is told as degraded."""
         taken: dict[str, int] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Self
 
 from cached import __version__
@@ -18,6 +19,7 @@ from cached.catalog_file import Catalog
 from cached.clock import Clock, SystemClock
 from cached.config import Config
 from cached.errors import CachedError, InUseError, NotFoundError, UnavailableError
+from cached.leases import check_keep_alive
 from cached.manifest import FileEntry, Manifest
 from cached.metrics import Metrics
 from cached.policy import Otherwise
@@ -44,6 +46,7 @@ from cached.types import (
 
 _PROGRESS_S = 0.1
 _MOVERS_END_S = 5.0
+_BASE_ASKED_S = 60.0
 
 
 class ModelCache:
@@ -66,9 +69,13 @@ class ModelCache:
     async def start(self) -> None:
         """Finds what an earlier daemon left, and begins to confirm and resume it in the background."""
         self._parts.recovery.recover()
+        self._parts.timed_pulls.load()
+        self._parts.foresight.load()
         self.ready = True
         self._spawn(self._parts.recovery.resume())
         self._spawn(self._parts.upkeep.run())
+        self._spawn(self._parts.timed_pulls.run())
+        self._spawn(self._parts.foresight.run())
         self._spawn(self._parts.pool_keeper.run())
         self._spawn(self._parts.trace.run())
 
@@ -116,10 +123,15 @@ class ModelCache:
     ) -> AsyncIterator[PullProgress]:
         """Brings what the origin has now to ``level``. Progress until it is finished; without ``wait``, until accepted.
 
-        The pull goes on when the caller stops iterating.
+        The pull goes on when the caller stops iterating. ``at_time_s``: it begins by itself at that Unix time, also in
+        a later daemon, and this is answered at once; infinity takes back those that were asked for.
         """
         self._require_running()
         parsed = parse_ref(ref)
+        if at_time_s:
+            self._parts.timed_pulls.add(parsed, ref, at_time_s, source=source, level=level, tier=tier)
+            yield PullProgress(PullPhase.SCHEDULED, parsed.name)
+            return
         run = self._parts.pulls.begin(parsed, source=source, level=level, tier=tier)
         yield PullProgress(PullPhase.RESOLVING, parsed.name)
         load = await run.until_planned()
@@ -148,9 +160,10 @@ class ModelCache:
         """A lease on a revision. Brings it to L1 first if need be: the attachment tells how that goes.
 
         ``resume`` (a worker that mapped it before this daemon started) and ``only_if_resident`` never bring anything.
+        ``keep_alive_s``: when the lease ends, however it does, the model stays in L1 before others for so long.
         """
         self._require_running()
-        parsed = parse_ref(ref)
+        parsed, keep_alive_s = parse_ref(ref), check_keep_alive(keep_alive_s)
         content = await self._content(parsed, source, may_load=not (resume or only_if_resident))
         while isinstance(content, Load) and content.finished:
             # It ended before we could hold it, and what nobody holds may be gone already.
@@ -280,6 +293,7 @@ class ModelCache:
         name = Ref(parse_ref(ref).name)
         await self._written_behind(name)
         freed = self._evict(name, None)
+        self._parts.timed_pulls.forget(name.name)
         self._parts.evictor.forget(self._parts.services.registry.require(name))
         await self._parts.services.storage.collect()
         return freed
@@ -346,7 +360,8 @@ class ModelCache:
 
     def stats(self) -> Stats:
         """The daemon at a glance."""
-        return self._parts.describer.stats(self._parts.pool.active_movers, self._parts.lanes.stats())
+        stats = self._parts.describer.stats(self._parts.pool.active_movers, self._parts.lanes.stats())
+        return replace(stats, prediction_precision=self._parts.foresight.precision)
 
     def trace(self) -> Iterator[Attached]:
         """The attaches that this host remembers, oldest first."""
@@ -367,7 +382,9 @@ class ModelCache:
         self._parts.trace.closed(lease)
         model = self._parts.services.registry.models.get(lease.name)
         if model is not None:
+            model.lease_count -= 1
             self._used(model, attaches=0)
+            model.kept_until_s = max(model.kept_until_s, model.last_used_s + lease.keep_alive_s)
         self._parts.services.events.emit(
             "lease.closed", f"{lease.holder} released {lease.name}", name=lease.name, revision=lease.revision,
             lease=lease.lease_id,
@@ -377,6 +394,20 @@ class ModelCache:
         clock = self._parts.services.clock
         model.last_used_s = clock.monotonic_s()
         self._parts.services.registry.used(model, clock.wall_s(), attaches=attaches)
+
+    def _tell_others(self, model: Model) -> None:
+        """What an attach says beside the model's own demand: of its habits, and of its base.
+
+        Who asks for an adapter needs its base. That counts as a request for the base unless somebody has it leased, or
+        had or wanted it within the last minute: a worker that attaches both has asked for it once.
+        """
+        services, base = self._parts.services, model.base_model
+        self._parts.foresight.used(model.name)
+        now_s = services.clock.monotonic_s()
+        if base is not None and not base.lease_count and now_s - base.last_used_s >= _BASE_ASKED_S:
+            base.last_used_s, manifest = now_s, base.current
+            hit = manifest is not None and services.registry.whole_at(manifest, Level.L1)
+            services.history.asked(base.name, hit=hit)
 
     def _tell_holders(self, manifest: Manifest, entry: FileEntry, damage: Damage) -> None:
         for attachment in self._attachments.values():

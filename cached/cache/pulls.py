@@ -154,6 +154,10 @@ class Pulls:
         """The load that brings a known revision to L1 from wherever its blobs are; ``otherwise`` as of ``pull``."""
         return self._begin(replace(self._plan_known(manifest, Level.L1), otherwise=otherwise))
 
+    def check(self, ref: Ref, source: str) -> None:
+        """Raises what ``pull`` would, as far as that shows without an origin; the model is known from then on."""
+        self._model(ref, source)
+
     def _model(self, ref: Ref, source: str) -> Model:
         model = self._services.registry.find(ref)
         if not (source or ref.uri or (model and model.source)):

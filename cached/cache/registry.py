@@ -95,6 +95,10 @@ class Registry:
         self.changes += 1
         model.in_window = in_window
 
+    def pull_times_s(self, name: str) -> tuple[float, ...]:
+        """When pulls of a model begin by themselves, in Unix time, the next one first."""
+        return tuple(pull.at_time_s for pull in self._index.timed(name))
+
     def adapters_of(self, name: str) -> tuple[str, ...]:
         """The adapters that a model has, by the catalog."""
         return tuple(sorted(self._adapters.get(name, ())))

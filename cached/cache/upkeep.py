@@ -56,7 +56,7 @@ class Upkeep:
         await self._evictor.tidy()
         expected = self._timetable.look()
         self._look()
-        self._bring_hot(expected)
+        self._bring_hot([model for model in expected if self._hot_set.has_room(model)])
         await self._copy_to_l2()
         if self._is_time("uses", _USES_S):
             self._services.registry.write_uses()

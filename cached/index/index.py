@@ -17,10 +17,12 @@ from cached.index.records import (
     MODELS,
     PENDING,
     POLICY,
+    TIMED,
     Kind,
     ModelRecord,
     PendingPull,
     PolicyRecord,
+    TimedPull,
 )
 from cached.index.store import DamagedEntryError, Store
 from cached.manifest import BlobRecord, Manifest
@@ -98,6 +100,19 @@ class Index:
     def delete_pending(self, name: str, revision: str) -> None:
         """The pull ended, well or not."""
         self._delete(PENDING, f"{name}/{revision}")
+
+    def put_timed(self, pull: TimedPull) -> None:
+        """Adds or replaces. Raises LevelError when not durable."""
+        self._put(TIMED, pull)
+
+    def timed(self, name: str | None = None) -> list[TimedPull]:
+        """The pulls that begin later, all or those of one model, the next one first."""
+        found: list[TimedPull] = [pull for pull in self._all(TIMED) if name is None or pull.name == name]
+        return sorted(found, key=lambda pull: pull.at_time_s)
+
+    def delete_timed(self, pull: TimedPull) -> None:
+        """It has begun, or is not wanted any more."""
+        self._delete(TIMED, pull.key)
 
     def put_policy(self, name: str, data: Mapping[str, Any]) -> None:
         """Adds or replaces what the policy remembers under a name. Raises LevelError when not durable."""

@@ -43,6 +43,8 @@ class Predictor:
     zone: str = "UTC"
     right: float = 0.0
     wrong: float = 0.0
+    judged: list[bool] = field(default_factory=list)
+    """Whether those came true that the last call of ``due`` judged."""
     _first: dict[str, int] = field(default_factory=dict)
     _uses: dict[str, dict[int, set[int]]] = field(default_factory=dict)
     _open: dict[tuple[str, float], bool] = field(default_factory=dict)
@@ -95,9 +97,11 @@ class Predictor:
         return Prediction(name, start_s, share) if share >= _LEAST_SHARE else None
 
     def _judge(self, now_s: float) -> None:
+        self.judged = []
         for (name, start_s), came in list(self._open.items()):
             if start_s + SLOT_S <= now_s:
                 del self._open[name, start_s]
+                self.judged.append(came)
                 self.right = self.right * _MEMORY + came
                 self.wrong = self.wrong * _MEMORY + (not came)
 
@@ -127,6 +131,7 @@ class Predictor:
             zone,
             float(records["right"]),
             float(records["wrong"]),
+            [],
             {name: int(kept["first"]) for name, kept in models.items()},
             {
                 name: {int(slot): set(map(int, days)) for slot, days in kept["slots"].items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from itertools import islice
@@ -63,7 +64,9 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
             keep_alive_s=convert.seconds_of("keep_alive_s", request.keep_alive_s),
         )
         async with attachment:
-            events = paced(attachment.events(), merge_attach, interval_s=RANGES_INTERVAL_S, idle_s=self._keep_alive_s)
+            # Each at its own pace: a thousand leases that were opened together are not to speak in one moment.
+            idle_s = self._keep_alive_s * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
+            events = paced(attachment.events(), merge_attach, interval_s=RANGES_INTERVAL_S, idle_s=idle_s)
             async with aclosing(events):
                 async for event in events:
                     if event is None:

@@ -97,6 +97,7 @@ class Describer:
             last_error=model.record.last_error,
             places=self._explainer.places(model, manifest) if manifest else (),
             schedule=model.catalog.hot if model.catalog else (),
+            pull_times_s=self._services.registry.pull_times_s(model.name),
             schedule_change_time_s=_change_time_s(model.schedule, self._services.clock.wall_s()),
         )
 

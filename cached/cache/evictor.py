@@ -27,6 +27,7 @@ from cached.policy import (
     plan_ahead,
     plan_idle,
 )
+from cached.policy.plan import TRANSIENT
 from cached.types import Level, Tier
 from cached.units import format_size
 
@@ -34,7 +35,6 @@ _UNMAP_WAIT_S = 5.0
 _UNMAP_POLL_S = 0.05
 _COLD_GRACE_S = 5.0
 _AHEAD_S = 5.0
-_TRANSIENT = "transient"
 
 
 class Evictor:
@@ -309,7 +309,7 @@ class Evictor:
             elif services.storage.could_stay(name, revision) or model.pinned or model.tier[0] is Tier.HOT:
                 services.storage.count_again(name, revision)
             elif model.keep_until_s <= now_s:
-                self._leave(manifest, Level.L1, _TRANSIENT, "its last lease ended, and it had no place of its own")
+                self._leave(manifest, Level.L1, TRANSIENT, "its last lease ended, and it had no place of its own")
 
     def _trim(self, level: Level) -> None:
         """A level may hold less than it did: the host got short, or a budget was lowered. What is held stays."""

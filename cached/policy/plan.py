@@ -18,6 +18,8 @@ from cached.policy.worth import Standing, Valued, Valuer, spell
 from cached.types import Level, Tier
 from cached.units import format_size
 
+AHEAD_REQUESTS = 0.25
+"""What is expected to be asked for more often than this in the next six hours is not evicted ahead of need."""
 REASONS = {
     "stale": "Room was needed, and it was not the current revision of its model.",
     "cold": "Room was needed, and it was cold.",
@@ -25,9 +27,10 @@ REASONS = {
     "over quota": "Its tenant needed room within its quota, or the quota was lowered.",
     "cold and idle": "It was cold, and no worker had it for some seconds. Nobody needed the room.",
     "free ahead": "As `worth least`, by the background: so much of the level is kept free ahead of need.",
+    "transient": "It was held beside the budget, and its last lease ended.",
 }
 """Why a revision went, in words that complete *it left l1:*, and what they mean. Stable: they label a metric."""
-_STALE, _COLD, _WORTH, _QUOTA, _IDLE, _AHEAD = REASONS
+_STALE, _COLD, _WORTH, _QUOTA, _IDLE, _AHEAD, TRANSIENT = REASONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,8 @@ def plan_idle(snapshot: Snapshot, now_s: float, *, cold_grace_s: float = 0.0) ->
 def plan_ahead(snapshot: Snapshot, now_s: float) -> Plan:
     """What the background does at each level of the snapshot: keeps ``free_ahead_bytes`` free, and tenants to quota.
 
-    As far as that goes without those within a keep-alive; never a shortfall. What is in the pool counts as free.
+    As far as that goes: room ahead without those that are likely to be asked for soon, both without those within a
+    keep-alive; never a shortfall. What is in the pool counts as free.
     """
     actions: list[Action] = []
     for level in sorted(snapshot.levels):
@@ -268,7 +272,7 @@ class _Round:
         for quota in self._quotas():
             self._trim_to(quota)
         wanted_bytes = self._level.free_ahead_bytes - self._level.free_bytes - self._level.pool_bytes
-        ordinary = [valued for valued in self._remaining() if valued.standing <= Standing.ORDINARY]
+        ordinary = [valued for valued in self._remaining() if _may_go_ahead(valued)]
         freed_bytes = sum(self._residents.freed_in_turn([valued.facts for valued, _ in self._victims]))
         chosen: list[Valued] = []
         for valued in ordinary:
@@ -322,6 +326,11 @@ class _Round:
             worth_s=valued.worth_s,
             why=_why(valued, reason),
         )
+
+
+def _may_go_ahead(valued: Valued) -> bool:
+    """Nobody needs the room yet, so what somebody is likely to ask for within the horizon stays."""
+    return valued.standing <= Standing.ORDINARY and valued.worth_s <= AHEAD_REQUESTS * valued.reload_s
 
 
 def _reason(valued: Valued) -> str:

@@ -377,7 +377,7 @@ def ahead(*here: RevisionFacts, quotas: tuple[Quota, ...] = (), **facts: int) ->
 
 
 def test_room_is_freed_ahead_of_need() -> None:
-    here = model("a", requests=1), model("b", requests=2), model("c", requests=3)
+    here = model("a", requests=0.1), model("b", requests=0.2), model("c", requests=0.3)
     assert ahead(*here) == []
     assert ahead(*here, free_ahead_bytes=10) == [("a", "free ahead")]
     assert ahead(*here, free_ahead_bytes=11) == [("a", "free ahead"), ("b", "free ahead")]
@@ -386,13 +386,19 @@ def test_room_is_freed_ahead_of_need() -> None:
     assert ahead(*here, free_ahead_bytes=15, pool_bytes=10) == [("a", "free ahead")]
 
 
+def test_room_ahead_is_not_freed_at_the_cost_of_what_is_likely_to_be_asked_for() -> None:
+    here = model("seldom", requests=0.1), model("often", requests=3)
+    assert ahead(*here, free_ahead_bytes=30) == [("seldom", "free ahead")]
+
+
 def test_room_ahead_is_freed_as_far_as_it_goes_and_not_at_the_cost_of_a_promise() -> None:
     kept, leased = model("kept", keep_until_s=NOW_S + 9), model("leased", leased=True)
-    assert ahead(kept, leased, model("a"), free_ahead_bytes=25) == [("a", "free ahead")]
+    assert ahead(kept, leased, model("a", requests=0), free_ahead_bytes=25) == [("a", "free ahead")]
 
 
 def test_room_ahead_spares_whom_it_does_not_need() -> None:
-    assert ahead(model("small", 10, requests=0), model("big", 80), free_ahead_bytes=80) == [("big", "free ahead")]
+    here = model("small", 10, requests=0), model("big", 80, requests=0.1)
+    assert ahead(*here, free_ahead_bytes=80) == [("big", "free ahead")]
 
 
 def test_a_lowered_quota_is_reached_in_the_background() -> None:

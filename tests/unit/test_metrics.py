@@ -14,6 +14,7 @@ STATS = Stats(
     ),
     counters={}, lease_count=2, model_count=3, active_load_count=1, mover_count=4, uptime_s=1.0, version="1",
     degraded=("l2 is read-only",), instance="ab", origins=(OriginStats("https://s3.example", 3, 40, 8),),
+    prediction_precision=0.75,
 )  # fmt: skip
 
 

@@ -13,7 +13,6 @@ from cached.cache.registry import Model
 from cached.cache.services import Services
 from cached.leases import LeaseTable
 from cached.manifest import Manifest
-from cached.schedule import Schedule
 from cached.types import FileDetail, Level, LevelStats, ModelDetail, ModelSummary, OriginStats, RevisionState, Stats
 from cached.units import chunk_count
 
@@ -98,7 +97,8 @@ class Describer:
             places=self._explainer.places(model, manifest) if manifest else (),
             schedule=model.catalog.hot if model.catalog else (),
             pull_times_s=self._services.registry.pull_times_s(model.name),
-            schedule_change_time_s=_change_time_s(model.schedule, self._services.clock.wall_s()),
+            pull_times_s=self._services.registry.pull_times_s(model.name),
+            schedule_change_time_s=model.schedule.next_change(self._services.clock.wall_s()) or 0.0,
         )
 
     def arrived(self, model: Model, load: Load) -> ModelDetail:
@@ -189,7 +189,3 @@ def _progress(loads: list[Load]) -> float:
         return 0.0
     progress = loads[0].progress()
     return progress.done_bytes / progress.total_bytes if progress.total_bytes else 1.0
-
-
-def _change_time_s(schedule: Schedule, now_s: float) -> float:
-    return schedule.hot_until(now_s) or schedule.next_start(now_s) or 0.0

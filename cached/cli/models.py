@@ -47,7 +47,7 @@ def ls(options: Globals, wide: bool, output: str) -> None:
       cached ls
       cached ls --wide
       cached ls -o json
-    """  # noqa: D301
+    """  # noqa: D301 click reads the control character
     with connected(options) as cache:
         models = cache.call(cache.stub.List, pb.ListRequest()).models
     if output == "json":
@@ -149,7 +149,7 @@ def show(options: Globals, ref: str, output: str) -> None:
     Examples:
       cached show llama-13b
       cached show llama-13b -o json
-    """  # noqa: D301
+    """  # noqa: D301 click reads the control character
     with connected(options) as cache:
         detail = cache.call(cache.stub.Describe, pb.DescribeRequest(ref=ref))
     if output == "json":
@@ -253,7 +253,7 @@ def tier(options: Globals, ref: str, wanted: str, what_if: bool, output: str) ->
     Examples:
       cached tier llama-13b hot
       cached tier llama-13b hot --what-if
-    """  # noqa: D301
+    """  # noqa: D301 click reads the control character
     with connected(options) as cache:
         request = pb.SetTierRequest(ref=ref, tier=f"TIER_{wanted.upper()}", what_if=what_if)
         answer = cache.call(cache.stub.SetTier, request)

@@ -59,7 +59,7 @@ def stats(options: Globals, trace: bool, output: str) -> None:
     Examples:
       cached stats -o json
       cached stats --trace > trace.csv
-    """  # noqa: D301
+    """  # noqa: D301 click reads the control character
     with connected(options) as cache:
         if trace:
             _print_trace(cache, output)

@@ -97,7 +97,6 @@ class Describer:
             places=self._explainer.places(model, manifest) if manifest else (),
             schedule=model.catalog.hot if model.catalog else (),
             pull_times_s=self._services.registry.pull_times_s(model.name),
-            pull_times_s=self._services.registry.pull_times_s(model.name),
             schedule_change_time_s=model.schedule.next_change(self._services.clock.wall_s()) or 0.0,
         )
 

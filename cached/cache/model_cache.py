@@ -135,6 +135,8 @@ class ModelCache:
         run = self._parts.pulls.begin(parsed, source=source, level=level, tier=tier)
         yield PullProgress(PullPhase.RESOLVING, parsed.name)
         load = await run.until_planned()
+        if level is Level.L1:
+            self._parts.services.history.asked(load.plan.name, hit=False)
         if not wait:
             yield PullProgress(PullPhase.ACCEPTED, load.plan.name, load.plan.revision, load.plan.total_bytes)
             return
@@ -178,10 +180,13 @@ class ModelCache:
             name, revision, client or Client(), now_s=clock.monotonic_s(), wall_s=clock.wall_s()
         )
         lease.size_bytes = content.plan.total_bytes if isinstance(content, Load) else content.total_bytes
+        lease.keep_alive_s = keep_alive_s
         attachment = Attachment(self._parts.services, lease, content, self._released)
         self._attachments[lease.lease_id] = attachment
+        model.lease_count += 1
         if not resume:
             self._parts.trace.opened(lease)
+            self._tell_others(model)
         self._used(model, attaches=1)
         self._parts.services.events.emit(
             "lease.opened", f"{lease.holder} holds {name}", name=name, revision=revision, lease=lease.lease_id

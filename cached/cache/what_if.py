@@ -25,6 +25,7 @@ def what_if(services: Services, evictor: Evictor, describer: Describer, model: M
     loaded_bytes = max(0, size_bytes(model) - held_bytes) if counts is Tier.HOT else 0
     if counts is Tier.HOT and model.tier[0] is not Tier.HOT:
         HotSet(services).check(changed)
+    services.storage.refresh_capacities()  # as it is done before room is made
     planned = policy.what_if(
         evictor.snapshot(), model.name, counts, services.clock.monotonic_s(), size_bytes=loaded_bytes
     )

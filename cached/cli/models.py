@@ -212,7 +212,7 @@ def _print_places(detail: pb.DescribeResponse) -> None:
     columns = ("AT", "HOLDS", "WORTH", "REQUESTS IN 6H", "EACH WAITS", "EVICTED BEFORE IT")
     print_table(columns, rows, right=columns[1:5], folding=columns[5:])
     for place in detail.places:
-        click.echo(f"{enum_word(place, 'level').upper()}: {clean(place.why)}")
+        click.echo(clean(place.why))
 
 
 def _before(place: pb.Place) -> str:

@@ -153,7 +153,7 @@ def test_show(cached):
 
 def test_show_tells_why(cached):
     lines = cached("show", "tiny").out.splitlines()
-    assert "L1: 90 B in l1: it spares 3m20s" in lines
+    assert "90 B in l1: it spares 3m20s" in lines
     (place,) = [line for line in lines if line.startswith("L1  ")]
     assert place.split() == ["L1", "90", "B", "3m20s", "2.50", "1m20s", "other,", "last"]
     told = "\n".join(lines)

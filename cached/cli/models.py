@@ -17,6 +17,7 @@ from cached.cli.output import (
     print_json,
     print_pairs,
     print_table,
+    print_text,
     say,
     short,
     size,
@@ -61,7 +62,7 @@ def ls(options: Globals, wide: bool, output: str) -> None:
         shown,
         [[row[name] for name in shown] for row in rows],
         right=("VALUE", "IDLE", "SIZE", "L1", "L2", "LEASES"),
-        spare=() if wide else [name for name in ("BY", "SIZE", "LEASES", "IDLE") if name in shown],
+        spare=() if wide else [name for name in ("SIZE", "LEASES", "BY", "IDLE") if name in shown],
         folding=("MODEL", "NOTES", "TENANT", "SOURCE"),
     )
 
@@ -212,7 +213,7 @@ def _print_places(detail: pb.DescribeResponse) -> None:
     columns = ("AT", "HOLDS", "WORTH", "REQUESTS IN 6H", "EACH WAITS", "EVICTED BEFORE IT")
     print_table(columns, rows, right=columns[1:5], folding=columns[5:])
     for place in detail.places:
-        click.echo(clean(place.why))
+        print_text(place.why)
 
 
 def _before(place: pb.Place) -> str:

@@ -122,7 +122,8 @@ def print_table(
         click.echo(line.rstrip())
 
 
-_READABLE = 24
+_GAP = 2
+_READABLE = 18
 """What a column that folds wants at least, before others are left out for it."""
 
 
@@ -136,7 +137,7 @@ def _fitting(
         wanted.append(min(widest, _READABLE) if name in folding else widest)
     shown = list(range(len(columns)))
     for name in spare:
-        if sum(wanted[index] + 1 for index in shown) - 1 <= width:
+        if sum(wanted[index] + _GAP for index in shown) - _GAP <= width:
             break
         shown.remove(columns.index(name))
     return shown
@@ -148,6 +149,15 @@ def print_pairs(pairs: Mapping[str, str]) -> None:
     width = max((len(key) for key in shown), default=0)
     for key, value in shown.items():
         click.echo(click.style(f"{key + ':':<{width + 2}}", bold=True) + clean(value))
+
+
+def print_text(text: str) -> None:
+    """A paragraph; on a terminal no word of it is broken."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(Text(clean(text)))
+    else:
+        click.echo(clean(text))
 
 
 def say(text: str) -> None:

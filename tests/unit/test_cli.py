@@ -241,6 +241,25 @@ def test_pull_without_waiting(cached):
     assert "goes on in the background" in ran.out
 
 
+def test_a_pull_that_begins_later(cached):
+    cached.engine.progress = [PullProgress(PullPhase.SCHEDULED, "tiny")]
+    ran = cached("pull", "tiny", "--at", "2100-01-01T08:00Z")
+    assert cached.engine.calls[-1][-1] == 4102473600.0
+    assert ran.out.startswith("tiny: pulled at 2100-01-01 ")
+    ran = cached("pull", "tiny", "--at", "2100-01-01T08:00Z", "-o", "json")
+    assert json.loads(ran.out)["at_time_s"] == 4102473600.0
+    ran = cached("pull", "tiny", "--at", "never")
+    assert cached.engine.calls[-1][-1] == float("inf")
+    assert ran.out == "tiny: no pull of it will begin by itself\n"
+    assert json.loads(cached("pull", "tiny", "--at", "never", "-o", "json").out)["at_time_s"] is None
+
+
+def test_a_time_that_has_passed_is_refused_before_anything_is_asked(cached):
+    ran = cached("pull", "tiny", "--at", "2001-01-01")
+    assert (ran.code, cached.engine.calls) == (2, [])
+    assert "'2001-01-01' was" in ran.err
+
+
 def test_a_pull_that_ends_without_a_result_has_failed(cached):
     cached.engine.progress = [PullProgress(PullPhase.TRANSFERRING, "tiny")]
     assert cached("pull", "tiny").code == 1

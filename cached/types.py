@@ -311,7 +311,10 @@ class VerifyProgress:
 
 @dataclass(frozen=True, slots=True)
 class LevelStats:
-    """Bytes at a level. ``used_bytes`` includes withdrawn and pool bytes."""
+    """Bytes at a level. ``used_bytes`` includes withdrawn, pool and transient bytes, ``capacity_bytes`` the latter.
+
+    ``hot_bytes``: what hot models take once all of them are there, and ``hot_capacity_bytes`` what they may.
+    """
 
     level: Level
     capacity_bytes: int

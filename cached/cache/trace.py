@@ -40,12 +40,14 @@ class TraceFiles:
     def append(self, rows: Iterable[Attached]) -> None:
         """Raises OSError. What a crash left of a line stays apart from what is added."""
         with self._lock:
-            if self._size_bytes() >= self._rotate_bytes:
+            size_bytes = self._size_bytes()
+            if size_bytes >= self._rotate_bytes:
                 self._current.replace(self._before)
+                size_bytes = 0
             with self._current.open("a+b") as file:
                 text = io.StringIO()
                 writer = csv.writer(text, lineterminator="\n")
-                if file.tell() == 0:
+                if not size_bytes:
                     writer.writerow(COLUMNS)
                 else:
                     file.seek(-1, io.SEEK_END)

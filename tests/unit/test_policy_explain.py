@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cached.policy import Demand, Evict, LevelFacts, Plan, RevisionFacts, Snapshot
-from cached.policy.explain import explain, what_if
+from cached.policy.explain import explain, what_if, worths
 from cached.policy.worth import Standing
 from cached.types import Level, Tier
 
@@ -93,3 +93,22 @@ def test_what_if_it_were_hot() -> None:
 def test_what_if_it_were_cold_or_warm() -> None:
     assert gone(what_if(SNAPSHOT, "a", Tier.COLD, NOW_S)) == ["a"]
     assert what_if(SNAPSHOT, "a", Tier.WARM, NOW_S) == Plan()
+
+
+def test_what_all_are_worth_is_what_each_is_worth() -> None:
+    for level in (L1, L2):
+        together = worths(SNAPSHOT, level, NOW_S)
+        assert together.keys() == {(facts.name, facts.revision) for facts in SNAPSHOT.revisions}
+        for (name, revision), worth_s in together.items():
+            place = explain(SNAPSHOT, name, NOW_S).place(level, revision)
+            assert place is not None
+            assert worth_s == place.worth_s
+
+
+def test_what_is_nowhere_is_worth_something_for_its_size() -> None:
+    nowhere = Snapshot((facts("a", 1.0, l1_blobs={}),), SNAPSHOT.levels)
+    small, large = (explain(nowhere, "a", NOW_S, size_bytes=size_bytes).place(L1) for size_bytes in (10**9, 10**11))
+    assert small is not None
+    assert large is not None
+    assert 0 < small.worth_s < large.worth_s
+    assert (small.held_bytes, small.before) == (0, None)

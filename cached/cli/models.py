@@ -269,7 +269,8 @@ def tier(options: Globals, ref: str, wanted: str, what_if: bool, output: str) ->
 def _print_what_if(answer: pb.SetTierResponse) -> None:
     model = answer.summary
     click.echo(f"{clean(model.name)} would be {enum_word(model, 'tier')} (by {model.tier_from}).")
-    click.echo(f"To load: {size(answer.loaded_bytes)}")
+    unknown = enum_word(model, "tier") == "hot" and not model.size_bytes
+    click.echo("To load: nobody knows yet how large it is" if unknown else f"To load: {size(answer.loaded_bytes)}")
     if not answer.evictions:
         click.echo("Nothing would leave.")
         return

@@ -21,7 +21,18 @@ from cached.cli.output import ago, clean, rate, to_data
 from cached.errors import CachedError, IntegrityError, NoRoomError, NotFoundError
 from cached.policy.hot import check_hot
 from cached.simulate.trace import Row, read_trace
-from cached.types import Attached, CheckedBy, Damage, Event, Level, PullPhase, PullProgress, Tier, VerifyProgress
+from cached.types import (
+    Attached,
+    CheckedBy,
+    Damage,
+    Event,
+    Level,
+    PullPhase,
+    PullProgress,
+    Tier,
+    TierChange,
+    VerifyProgress,
+)
 from cached_client._proto import cached_pb2 as pb
 from tests.unit.cli_support import Command, serving
 from tests.unit.rpc_support import STATS, SUMMARY
@@ -171,6 +182,14 @@ def test_tier_what_if(cached):
     data = json.loads(cached("tier", "tiny", "hot", "--what-if", "-o", "json").out)
     assert data["evictions"][0]["reason"] == "worth least"
     assert data["loaded_bytes"] == 40
+
+
+def test_tier_what_if_of_a_model_that_never_came(cached, monkeypatch):
+    change = TierChange(dataclasses.replace(SUMMARY, tier=Tier.HOT, size_bytes=0), (), 0)
+    monkeypatch.setattr(cached.engine, "what_if", lambda *_: change)
+    told = cached("tier", "tiny", "hot", "--what-if").out
+    assert "To load: nobody knows yet how large it is" in told
+    assert "Nothing would leave." in told
 
 
 def test_tier_beyond_the_budget_says_who_has_it(cached):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import logging
 from collections.abc import Callable
@@ -29,6 +30,7 @@ class Time:
 
     async def sleep(self, delay_s: float) -> None:
         self.now_s += delay_s
+        await asyncio.sleep(0)
 
 
 class Host:
@@ -84,6 +86,17 @@ async def test_the_files_are_traces_by_themselves(host: Host, tmp_path: Path) ->
         await host.log.write()
     assert read_trace(tmp_path / "trace.csv") == rows_of(list(Host(tmp_path).log.rows()))
     assert (tmp_path / "trace.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+
+
+async def test_it_is_written_by_itself_now_and_then(host: Host, tmp_path: Path) -> None:
+    task = asyncio.create_task(host.log.run())
+    host.release(host.attach("a"))
+    async with asyncio.timeout(30):
+        while not host.files.read():
+            await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert len(list(host.log.rows())) == 1
 
 
 async def test_nothing_is_written_while_nothing_happens(host: Host, tmp_path: Path) -> None:

@@ -274,6 +274,18 @@ async def test_a_time_that_makes_no_sense_is_refused(host: Host, at_s: float) ->
             await pull(cache, "unheard-of", at_time_s=berlin("2026-11-20T08:00").timestamp())
 
 
+def test_a_timed_pull_outlives_a_daemon_that_is_killed(site: Site) -> None:
+    site.add("m", model_files(MB))
+    site.start()
+    at_s = time.time() + 1.0
+    assert [progress.phase for progress in site.pull("m", at_time_s=at_s)] == ["scheduled"]
+    assert list(site.describe("m").pull_times_s) == [at_s]
+    site.daemon.restart(kill=True)
+    site.daemon.wait_event("load.finished")
+    assert list(site.describe("m").pull_times_s) == []
+    site.check_served("m")
+
+
 # Keep-alives.
 
 
@@ -453,6 +465,35 @@ async def test_a_predicted_model_takes_no_place_of_what_is_worth_more(tmp_path: 
         await ticks(cache)
         assert in_l1(cache, "busy")
         assert kinds(cache).count("model.expected") == before
+
+
+async def test_a_predicted_model_takes_the_place_of_what_is_worth_less(tmp_path: Path) -> None:
+    host = Host(tmp_path, MovedClock("2026-11-16T02:00"), l1__capacity="24MiB", **settings("on"))
+    host.add("m", 14 * MB)
+    host.add("idle", 14 * MB)
+    async with host.run() as cache:
+        await live(host, cache, 5)
+        host.clock.go_to("2026-11-22T08:00")
+        await pull(cache, "idle")
+        await until(lambda: in_l1(cache, "idle"), "the idle model")
+        host.clock.go_to("2026-11-23T08:59:40")
+        cache._parts.foresight.look()
+        await until(lambda: in_l1(cache, "m"), "the expected model")
+        assert not in_l1(cache, "idle")
+
+
+async def test_a_window_whose_model_has_no_room_among_the_hot_brings_nothing_ahead(host: Host) -> None:
+    host.add("first", 30 * MB, tier="hot")
+    host.add("second", 30 * MB, hot=["08:00-20:00 Europe/Berlin"])
+    async with host.run() as cache:
+        await until(lambda: in_l1(cache, "first"), "the hot model")
+        await pull(cache, "second", level=Level.L2)
+        host.clock.go_to("2026-11-20T07:59:50")
+        await ticks(cache)
+        assert not shown(cache, "second").summary.l1_bytes
+        host.clock.go_to("2026-11-20T08:00:10")
+        await until(lambda: bool(cache.stats().degraded), "what is wrong to be told")
+        assert "second" in cache.stats().degraded[0]
 
 
 async def test_switched_off_it_learns_nothing(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class Evictor:
             self._drop_leftovers(level, keep=sizes)
             await self._until_free(level, sizes)
         decision = None
-        if storage.missing_bytes(level, sizes) > 0:
+        if storage.missing_bytes(level, sizes) > 0 or self._is_bounded(name, level):
             decision = await self._decide(level, sizes, name, revision, otherwise)
             if decision.verdict is Verdict.SKIPPED:
                 return False
@@ -109,6 +109,11 @@ class Evictor:
         if decision is None or decision.admitted:
             self._services.history.kept(name, level)
         return True
+
+    def _is_bounded(self, name: str, level: Level) -> bool:
+        """Its tenant may have less than the level has room for."""
+        registry = self._services.registry
+        return level in registry.tenants.get(registry.known(name).tenant, {})
 
     async def _until_free(self, level: Level, sizes: Mapping[str, int]) -> None:
         """Waits a moment for movers and workers to let go of what was evicted."""
@@ -161,11 +166,11 @@ class Evictor:
     def _tell(self, decision: Decision, name: str, revision: str) -> None:
         services, level = self._services, decision.level
         services.metrics.admissions.labels(level=level.value, verdict=decision.verdict.value).inc()
-        kind = "admitted" if decision.admitted else "kept_out"
         what = f"{name} has a place in {level}" if decision.admitted else f"{name} gets no place in {level}"
         services.events.emit(
-            kind, f"{what}: {decision.why}", name=name, revision=revision, level=level.value,
-            verdict=decision.verdict.value, worth_s=round(decision.worth_s, 3), against_s=round(decision.against_s, 3),
+            "admitted" if decision.admitted else "kept_out", f"{what}: {decision.why}",
+            name=name, revision=revision, level=level.value, verdict=decision.verdict.value,
+            worth_s=round(decision.worth_s, 3), against_s=round(decision.against_s, 3),
         )  # fmt: skip
 
     def _needed(self, level: Level, sizes: Mapping[str, int]) -> int:

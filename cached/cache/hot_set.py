@@ -31,9 +31,12 @@ class HotSet:
         """What they may take."""
         return self._services.storage.hot_capacity_bytes()
 
-    def check(self, model: Model) -> None:
-        """Raises NoRoomError, naming those that have the budget, if a model cannot be hot as well."""
-        check_hot(self.sizes(), model.name, size_bytes(model), self.capacity_bytes)
+    def check(self, model: Model, needed_bytes: int = 0) -> None:
+        """Raises NoRoomError, naming those that have the budget, if a model cannot be hot as well.
+
+        ``needed_bytes``: its size, where that is not known from what is here.
+        """
+        check_hot(self.sizes(), model.name, needed_bytes or size_bytes(model), self.capacity_bytes)
 
     def has_room(self, model: Model) -> bool:
         """Whether a model could be hot as well."""

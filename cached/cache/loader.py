@@ -62,10 +62,10 @@ class Loader:
     def begin(self, plan: LoadPlan) -> Load:
         """The load of this revision to this level: the one in flight, or a new one."""
         load = Load(plan, self._services.clock)
+        if plan.otherwise is Otherwise.EVICT and plan.level is Level.L1:
+            self._evictor.must_stay(plan.name, plan.revision)
         running = self.loads.get(load.key)
         if running is not None:
-            if plan.otherwise is Otherwise.EVICT:
-                self._evictor.must_stay(plan.name, plan.revision)
             return running
         self.loads[load.key] = load
         load.task = asyncio.get_running_loop().create_task(self._run(load), name=f"load {plan.name}")

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from cached.cache.flight import BlobOrder
+from cached.cache.hot_set import HotSet
 from cached.cache.load import Load, LoadFile, LoadPlan
 from cached.cache.loader import Loader
 from cached.cache.registry import Blob, Model, Presence
@@ -96,6 +97,8 @@ class Pulls:
             raise
         await self._other_level(model.name, resolved.revision, level)
         plan = replace(self._plan(model, resolved, level), otherwise=otherwise)
+        if tier is Tier.HOT:
+            HotSet(self._services).check(model, plan.total_bytes)
         self._remember(model, plan, tier)
         return self._begin(plan)
 

@@ -57,11 +57,11 @@ def requirements(result: PartResult) -> list[Requirement]:
         if http:
             rows = (
                 ("GB/s, checked by CRC64-NVME, to runai's", crc, _best(http, "runai"), "gb_per_s", 2.0, True),
-                ("CPU-s/GB of the same, to runai's", crc, _best(http, "runai"), "cpu_s_per_gb", 0.4, False),
+                ("CPU-s/GB, checked by CRC64-NVME, to runai's", crc, _best(http, "runai"), "cpu_s_per_gb", 0.4, False),
                 ("GB/s of the same, to s3torchconnector's", crc, _best(http, "s3torch"), "gb_per_s", 1.5, True),
                 ("GB/s of the same, to the limit", crc, "limit", "gb_per_s", 0.8, True),
                 ("GB/s, checked by SHA-256, to runai's", sha, _best(http, "runai"), "gb_per_s", 1.5, True),
-                ("CPU-s/GB of the same, to runai's", sha, _best(http, "runai"), "cpu_s_per_gb", 0.65, False),
+                ("CPU-s/GB, checked by SHA-256, to runai's", sha, _best(http, "runai"), "cpu_s_per_gb", 0.65, False),
             )
             found += [_required(http, f"HTTP, {words}: {text}", *rest) for text, *rest in rows]
         if tls:

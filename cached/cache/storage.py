@@ -347,7 +347,9 @@ class Storage:
                 limit = self._pool_limit()
                 await asyncio.to_thread(
                     self.l1.collect,
-                    lambda size_bytes: _SMALLEST_POOLED_BYTES <= size_bytes <= limit - self.l1.pool_bytes,
+                    lambda size_bytes: (
+                        size_bytes >= _SMALLEST_POOLED_BYTES and self.l1.make_pool_room(size_bytes, limit)
+                    ),
                 )
             self._settle()
             excess = self.l1.pool_bytes - self.pool_bytes(Level.L1)

@@ -7,6 +7,7 @@ import fcntl
 import os
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 
 from cached.levels.base import FileRef
 from cached.levels.files import open_checked
@@ -156,12 +157,15 @@ class Pool:
             self._clean[segment.segment_id] = segment
             del self._fitted[ingest_id]
 
-    def victims(self, needed_bytes: int) -> list[Segment]:
-        """Segments to give back for at least ``needed_bytes``, or all: dirty ones first, then the smallest."""
+    def victims(self, needed_bytes: int, *, below_bytes: float = inf) -> list[Segment]:
+        """Segments to give back for at least ``needed_bytes``, or all: dirty ones first, then the smallest.
+
+        Of those only that are smaller than ``below_bytes``.
+        """
         dirty = sorted(self._dirty.values(), key=lambda segment: segment.size_bytes)
         clean = sorted(self._clean.values(), key=lambda segment: segment.size_bytes)
         chosen: list[Segment] = []
-        for segment in (*dirty, *clean):
+        for segment in (item for item in (*dirty, *clean) if item.size_bytes < below_bytes):
             if needed_bytes <= 0:
                 break
             chosen.append(segment)

@@ -244,6 +244,21 @@ class ShmLevel:
         """Gives at least ``needed_bytes`` of the pool back, or all; what was freed. Takes as long as ``collect``."""
         return sum(self.drop_pooled(segment.ref) for segment in self._pool.victims(needed_bytes))
 
+    def make_pool_room(self, size_bytes: int, limit_bytes: int) -> bool:
+        """Whether the pool may take a segment of this size; smaller ones go for it, as a large one spares the most.
+
+        False, and nothing goes, where the pool would have more than ``limit_bytes`` without them.
+        """
+        excess_bytes = self.pool_bytes + size_bytes - limit_bytes
+        if excess_bytes <= 0:
+            return True
+        victims = self._pool.victims(excess_bytes, below_bytes=size_bytes)
+        if sum(segment.size_bytes for segment in victims) < excess_bytes:
+            return False
+        for segment in victims:
+            self.drop_pooled(segment.ref)
+        return True
+
     def drop_pooled(self, ref: FileRef) -> int:
         """Gives one pool segment back (it could not be cleared, say); the bytes freed, 0 if it has left already."""
         segment = self._pool.take(ref)

@@ -276,6 +276,18 @@ def test_the_pool_is_given_back_dirty_and_small_ones_first(level: ShmLevel) -> N
     assert (level.pool_bytes, names(level)) == (0, [])
 
 
+def test_a_large_segment_takes_the_place_of_small_ones_in_a_full_pool(level: ShmLevel) -> None:
+    for size_bytes in (4 * MIB, 6 * MIB, 30 * MIB):
+        level.grow_pool(size_bytes)
+    assert level.make_pool_room(10 * MIB, 50 * MIB)
+    assert sorted(level.pool_sizes()) == [4 * MIB, 6 * MIB, 30 * MIB], "there was room"
+    assert not level.make_pool_room(5 * MIB, 36 * MIB), "what is smaller would not make room enough"
+    assert not level.make_pool_room(51 * MIB, 50 * MIB)
+    assert sorted(level.pool_sizes()) == [4 * MIB, 6 * MIB, 30 * MIB], "nothing goes in vain"
+    assert level.make_pool_room(10 * MIB, 41 * MIB)
+    assert level.pool_sizes() == [30 * MIB]
+
+
 def test_the_pool_can_be_filled_ahead(level: ShmLevel) -> None:
     ref = level.grow_pool(MIB)
     assert matched(level, MIB) == 0

@@ -107,6 +107,12 @@ class ModelCache:
         """Replaces the catalog; the upkeep brings hot models that are not in L1."""
         self._parts.services.registry.set_catalog(catalog)
 
+    def set_budgets(self, config: Config) -> None:
+        """Takes the budgets of the levels from these settings; what is over them then goes in the background."""
+        changed = self._parts.services.storage.set_budgets(config)
+        if changed:
+            self.tell("budgets.changed", f"now {', '.join(changed)}")
+
     def tell(self, kind: str, message: str, **fields: object) -> None:
         """Logs an event that began outside of the engine, and hands it to everyone who watches."""
         self._parts.services.events.emit(kind, message, name="", revision="", **fields)

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import structlog
 
@@ -22,6 +23,14 @@ from cached.units import GIB, MIB, parse_size
 
 _log = structlog.get_logger(__name__)
 
+_BUDGETS = {
+    "l1": (
+        "capacity", "memory_reserve_bytes", "pool_bytes", "pool_reserve_bytes", "hot_capacity", "free_ahead",
+        "transient_capacity",
+    ),
+    "l2": ("capacity",),
+}  # fmt: skip
+"""Settings that may change while the daemon runs."""
 _POOL, _WITHDRAWN = "pool", "withdrawn"
 _SMALLEST_POOLED_BYTES = 2 * MIB
 """Below this, fresh pages cost less than keeping account of old ones."""
@@ -94,6 +103,17 @@ class Storage:
     def _set_capacities(self) -> None:
         for level, ledger in self._ledgers.items():
             ledger.capacity_bytes = self.budget_bytes(level) + (self._beside_bytes if level is Level.L1 else 0)
+
+    def set_budgets(self, config: Config) -> list[str]:
+        """Takes over the settings that may change while the daemon runs; those that did, with their values."""
+        changed = []
+        for section, names in _BUDGETS.items():
+            old, new = getattr(self._config, section), getattr(config, section)
+            values = {name: getattr(new, name) for name in names if getattr(new, name) != getattr(old, name)}
+            changed += [f"{section}.{name} = {value}" for name, value in values.items()]
+            self._config = replace(self._config, **{section: replace(old, **values)})
+        self.refresh_capacities()
+        return changed
 
     def budget_bytes(self, level: Level) -> int:
         """What may be at a level, transient segments left out of account."""

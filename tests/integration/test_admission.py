@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 from cached_client._proto import cached_pb2 as pb
 from tests.integration.harness import wait_for
+from tests.integration.hosts import Host, MovedClock, in_l1, pull, ticks, until
 from tests.integration.support import Site, model_files, refused, total_bytes
 from tests.integration.test_evict import SMALL, resident
-from tests.integration.test_timed import Host, MovedClock, in_l1, pull, ticks, until
 from tests.invariants import check_at_rest
 
 THREE = "abc"
@@ -174,3 +175,30 @@ async def test_room_is_made_ahead_of_need_from_what_nobody_asks_for_any_more(tmp
         assert in_l1(cache, "c")
         gone = [event for event in cache._parts.services.events._recent if event.kind == "evicted"]
         assert [(event.name, event.fields["reason"]) for event in gone] == [("b", "free ahead")]
+
+
+def test_budgets_change_while_the_daemon_runs(site: Site) -> None:
+    full_site(site)
+    worker = site.worker()
+    worker.ask("attach", ref="a")
+
+    def give(capacity: str) -> None:
+        site.daemon.write_config(site.settings | {"l1": site.settings["l1"] | {"capacity": capacity}})
+        site.daemon.signal(signal.SIGHUP)
+
+    give("45MB")
+    wait_for(lambda: len(resident(site)) == 2, "one to go")
+    give("25MB")
+    wait_for(lambda: resident(site) == {"a"}, "all but the leased one to go")
+    give("10MB")
+    wait_for(lambda: site.level("l1").capacity_bytes == 10_000_000, "the budget to be taken")
+    assert resident(site) == {"a"}, "what is leased stays, over the budget"
+    give("much")
+    site.daemon.wait_event("config.refused", lambda item: "capacity" in item["message"])
+    assert site.level("l1").capacity_bytes == 10_000_000
+    give("70MB")
+    wait_for(lambda: site.level("l1").capacity_bytes == 70_000_000, "the budget to grow back")
+    ask_often(site, "b")
+    assert resident(site) == {"a", "b"}
+    worker.ask("detach")
+    check_at_rest(site.daemon)

@@ -2,139 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
-from datetime import datetime, timedelta
 from math import inf, nan
 from pathlib import Path
-from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 
-from cached.cache import ModelCache
 from cached.catalog_file import parse_catalog
-from cached.config import load_config
 from cached.errors import InUseError, InvalidRequestError, NoSourceError
-from cached.metrics import Metrics
-from cached.types import Level, ModelDetail, PullPhase, Tier
-from tests.integration.support import MB, Site, Worker, model_files, refused, safetensors
-
-BERLIN = ZoneInfo("Europe/Berlin")
-DEADLINE_S = 30.0
-
-
-def berlin(text: str) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=BERLIN)
-
-
-class MovedClock:
-    """The machine's clock, put forward (``pass_by``, ``go_to``), or with another time of day (``jump_to``)."""
-
-    def __init__(self, text: str) -> None:
-        self._wall_s = berlin(text).timestamp() - time.monotonic()
-        self._ahead_s = 0.0
-
-    def monotonic_s(self) -> float:
-        return time.monotonic() + self._ahead_s
-
-    def wall_s(self) -> float:
-        return time.monotonic() + self._wall_s
-
-    async def sleep(self, delay_s: float) -> None:
-        """Never long: what is looked at every second is looked at all the time."""
-        await asyncio.sleep(min(delay_s, 0.02))
-
-    def pass_by(self, seconds: float) -> None:
-        self._ahead_s += seconds
-        self._wall_s += seconds
-
-    def go_to(self, text: str) -> None:
-        self.pass_by(berlin(text).timestamp() - self.wall_s())
-
-    def jump_to(self, text: str) -> None:
-        self._wall_s += berlin(text).timestamp() - self.wall_s()
-
-
-class Host:
-    """Engines one after the other on the same state, with models in folders."""
-
-    def __init__(self, folder: Path, clock: MovedClock, **settings: str) -> None:
-        self.folder = folder
-        self.clock = clock
-        self.models: dict[str, Any] = {}
-        values = {
-            "daemon.socket": str(folder / "run.sock"), "daemon.state_dir": str(folder / "state"),
-            "daemon.models_dir": str(folder / "models"), "daemon.restart_grace_s": "0", "transfer.movers": "1",
-            "l1.capacity": "64MiB", "l1.memory_reserve_bytes": "0B", "l1.free_ahead": "1%", "l2.capacity": "200MiB",
-        }  # fmt: skip
-        self.config = load_config(None, {}, values | {key.replace("__", "."): v for key, v in settings.items()}).config
-
-    def add(self, name: str, size_bytes: int = MB, **entry: Any) -> None:
-        source = self.folder / f"origin-{name}"
-        source.mkdir()
-        (source / "model.safetensors").write_bytes(safetensors(size_bytes, len(self.models) + 1))
-        self.models[name] = {"source": f"file://{source}"} | entry
-
-    @contextlib.asynccontextmanager
-    async def run(self) -> AsyncIterator[ModelCache]:
-        cache = ModelCache.build(self.config, Metrics(), self.clock)
-        cache.set_catalog(parse_catalog(json.dumps({"models": self.models}), "json", "catalog"))
-        await cache.start()
-        try:
-            yield cache
-            await until(lambda: not cache.stats().active_load_count, "rest")
-            cache.check_invariants()
-        finally:
-            await cache.close()
+from cached.types import Level, PullPhase, Tier
+from tests.integration.hosts import Host, MovedClock, berlin, in_l1, kinds, pull, shown, ticks, until
+from tests.integration.support import MB, Site, Worker, model_files, refused
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     return Host(tmp_path, MovedClock("2026-11-20T07:00"))  # a Friday
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-async def ticks(cache: ModelCache, count: int = 3) -> None:
-    """Until the engine has looked at everything some more times."""
-    clock, seen = cache._parts.services.clock, 0
-    asked = clock.sleep
-
-    async def counted(delay_s: float) -> None:
-        nonlocal seen
-        seen += 1
-        await asked(delay_s)
-
-    clock.sleep = counted  # type: ignore[method-assign]
-    try:
-        await until(lambda: seen > 6 * count, "the engine's rounds")
-    finally:
-        del clock.sleep
-
-
-def shown(cache: ModelCache, name: str) -> ModelDetail:
-    return cache.describe(name)
-
-
-def in_l1(cache: ModelCache, name: str) -> bool:
-    summary = shown(cache, name).summary
-    return 0 < summary.size_bytes == summary.l1_bytes
-
-
-async def pull(cache: ModelCache, name: str, **options: Any) -> list[PullPhase]:
-    return [progress.phase async for progress in cache.pull(name, **options)]
-
-
-def kinds(cache: ModelCache) -> list[str]:
-    return [event.kind for event in cache._parts.services.events._recent]
 
 
 # Windows.
@@ -202,6 +86,20 @@ async def test_hundreds_of_windows_are_computed_when_they_change_and_not_every_s
         timetable.look()
         assert {name: entry.from_s for name, entry in timetable._entries.items()} == before
         assert len(before) == 300
+
+
+async def test_a_window_whose_model_has_no_room_among_the_hot_brings_nothing_ahead(host: Host) -> None:
+    host.add("first", 30 * MB, tier="hot")
+    host.add("second", 30 * MB, hot=["08:00-20:00 Europe/Berlin"])
+    async with host.run() as cache:
+        await until(lambda: in_l1(cache, "first"), "the hot model")
+        await pull(cache, "second", level=Level.L2)
+        host.clock.go_to("2026-11-20T07:59:50")
+        await ticks(cache)
+        assert not shown(cache, "second").summary.l1_bytes
+        host.clock.go_to("2026-11-20T08:00:10")
+        await until(lambda: bool(cache.stats().degraded), "what is wrong to be told")
+        assert "second" in cache.stats().degraded[0]
 
 
 # Pulls that begin later.
@@ -380,126 +278,3 @@ async def test_a_request_for_an_adapter_is_one_for_its_base_unless_that_was_just
             pass
         assert asked() == 3.0
         assert history.of("big").misses == misses  # it was in L1 all the time
-
-
-# Habits.
-
-
-async def live(host: Host, cache: ModelCache, days: int, *, name: str = "m", at: str = "09:05") -> None:
-    """Days on which a model is used at the same time and out of L1 else; ends in the night."""
-    foresight = cache._parts.foresight
-    for _ in range(days):
-        date = datetime.fromtimestamp(host.clock.wall_s(), BERLIN).date()
-        host.clock.go_to(f"{date}T08:50")
-        foresight.look()
-        host.clock.go_to(f"{date}T{at}")
-        foresight.look()
-        async with await cache.attach(name) as attachment:
-            await until(lambda: in_l1(cache, name), "the model")
-            attachment.close()
-        await until(lambda: not cache.stats().active_load_count, "the load")
-        await cache.evict(name, Level.L1)
-        host.clock.go_to(f"{date}T23:00")
-        foresight.look()
-        host.clock.go_to(f"{date + timedelta(days=1)}T02:00")
-
-
-def settings(mode: str) -> dict[str, str]:
-    return {"policy__predict": mode, "policy__time_zone": "Europe/Berlin"}
-
-
-@pytest.mark.parametrize("mode", ["on", "auto"])
-async def test_a_model_that_is_used_every_day_at_nine_is_in_memory_at_nine(tmp_path: Path, mode: str) -> None:
-    host = Host(tmp_path, MovedClock("2026-11-16T02:00"), **settings(mode))  # a Monday
-    host.add("m")
-    async with host.run() as cache:
-        await live(host, cache, 5)
-    async with host.run() as cache:  # what was learned outlives restarts
-        host.clock.go_to("2026-11-23T02:00")
-        await live(host, cache, 4)
-        expected = kinds(cache).count("model.expected")
-        assert expected > 0 if mode == "on" else expected == 0  # too few were judged yet
-        await live(host, cache, 1)
-        host.clock.go_to("2026-11-30T08:40")
-        await ticks(cache)
-        assert not in_l1(cache, "m")
-        host.clock.go_to("2026-11-30T08:59:40")
-        cache._parts.foresight.look()
-        await until(lambda: in_l1(cache, "m"), "the model before nine")
-        assert cache.stats().prediction_precision == 1.0
-        counters = cache.stats().counters
-        assert counters['cached_predictions_total{outcome="right"}'] >= 5
-        assert counters['cached_predictions_total{outcome="wrong"}'] == 0
-        assert counters['cached_predictions_total{outcome="acted"}'] >= 1
-
-
-async def test_predictions_that_do_not_come_true_are_not_acted_on(tmp_path: Path) -> None:
-    host = Host(tmp_path, MovedClock("2026-11-16T02:00"), **settings("auto"))
-    host.add("m")
-    async with host.run() as cache:
-        await live(host, cache, 5)
-        for day in range(23, 28):
-            for clock in ("08:59:40", "23:00"):
-                host.clock.go_to(f"2026-11-{day}T{clock}")
-                cache._parts.foresight.look()
-        precision = cache.stats().prediction_precision
-        assert precision is not None
-        assert precision < 0.6
-        assert "model.expected" not in kinds(cache)
-
-
-async def test_a_predicted_model_takes_no_place_of_what_is_worth_more(tmp_path: Path) -> None:
-    host = Host(tmp_path, MovedClock("2026-11-16T02:00"), l1__capacity="24MiB", **settings("on"))
-    host.add("m", 14 * MB)
-    host.add("busy", 14 * MB)
-    async with host.run() as cache:
-        await live(host, cache, 5)
-        host.clock.go_to("2026-11-23T08:00")
-        before = kinds(cache).count("model.expected")
-        for _ in range(40):
-            host.clock.pass_by(60)
-            async with await cache.attach("busy"):
-                await until(lambda: in_l1(cache, "busy"), "the busy model")
-        host.clock.go_to("2026-11-23T08:59:40")
-        cache._parts.foresight.look()
-        await ticks(cache)
-        assert in_l1(cache, "busy")
-        assert kinds(cache).count("model.expected") == before
-
-
-async def test_a_predicted_model_takes_the_place_of_what_is_worth_less(tmp_path: Path) -> None:
-    host = Host(tmp_path, MovedClock("2026-11-16T02:00"), l1__capacity="24MiB", **settings("on"))
-    host.add("m", 14 * MB)
-    host.add("idle", 14 * MB)
-    async with host.run() as cache:
-        await live(host, cache, 5)
-        host.clock.go_to("2026-11-22T08:00")
-        await pull(cache, "idle")
-        await until(lambda: in_l1(cache, "idle"), "the idle model")
-        host.clock.go_to("2026-11-23T08:59:40")
-        cache._parts.foresight.look()
-        await until(lambda: in_l1(cache, "m"), "the expected model")
-        assert not in_l1(cache, "idle")
-
-
-async def test_a_window_whose_model_has_no_room_among_the_hot_brings_nothing_ahead(host: Host) -> None:
-    host.add("first", 30 * MB, tier="hot")
-    host.add("second", 30 * MB, hot=["08:00-20:00 Europe/Berlin"])
-    async with host.run() as cache:
-        await until(lambda: in_l1(cache, "first"), "the hot model")
-        await pull(cache, "second", level=Level.L2)
-        host.clock.go_to("2026-11-20T07:59:50")
-        await ticks(cache)
-        assert not shown(cache, "second").summary.l1_bytes
-        host.clock.go_to("2026-11-20T08:00:10")
-        await until(lambda: bool(cache.stats().degraded), "what is wrong to be told")
-        assert "second" in cache.stats().degraded[0]
-
-
-async def test_switched_off_it_learns_nothing(tmp_path: Path) -> None:
-    host = Host(tmp_path, MovedClock("2026-11-16T02:00"), **settings("off"))
-    host.add("m")
-    async with host.run() as cache:
-        await live(host, cache, 5)
-        assert cache._parts.foresight._predictor.to_records()["models"] == {}
-        assert cache.stats().prediction_precision is None

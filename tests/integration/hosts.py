@@ -62,6 +62,7 @@ class Host:
         self.folder = folder
         self.clock = clock
         self.models: dict[str, Any] = {}
+        self.tenants: dict[str, Any] = {}
         values = {
             "daemon.socket": str(folder / "run.sock"), "daemon.state_dir": str(folder / "state"),
             "daemon.models_dir": str(folder / "models"), "daemon.restart_grace_s": "0", "transfer.movers": "1",
@@ -78,7 +79,8 @@ class Host:
     @contextlib.asynccontextmanager
     async def run(self) -> AsyncIterator[ModelCache]:
         cache = ModelCache.build(self.config, Metrics(), self.clock)
-        cache.set_catalog(parse_catalog(json.dumps({"models": self.models}), "json", "catalog"))
+        catalog = json.dumps({"models": self.models, "tenants": self.tenants})
+        cache.set_catalog(parse_catalog(catalog, "json", "catalog"))
         await cache.start()
         try:
             yield cache

@@ -277,7 +277,7 @@ class Evictor:
         )
 
     def _is_idle(self, model: Model, now_s: float) -> bool:
-        return not self._leases.count(model.name) and now_s - model.last_used_s >= _COLD_GRACE_S
+        return not self._leases.count(model.name) and now_s >= max(model.last_used_s + _COLD_GRACE_S, model.keep_until_s)
 
     def snapshot(self) -> Snapshot:
         """What the policy knows now."""

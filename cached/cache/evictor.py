@@ -277,7 +277,8 @@ class Evictor:
         )
 
     def _is_idle(self, model: Model, now_s: float) -> bool:
-        return not self._leases.count(model.name) and now_s >= max(model.last_used_s + _COLD_GRACE_S, model.keep_until_s)
+        idle_from_s = max(model.last_used_s + _COLD_GRACE_S, model.keep_until_s)
+        return not self._leases.count(model.name) and now_s >= idle_from_s
 
     def snapshot(self) -> Snapshot:
         """What the policy knows now."""

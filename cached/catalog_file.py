@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -19,8 +18,9 @@ from typing import Any, Final
 
 from cached.errors import ConfigError, InvalidRequestError
 from cached.refs import check_digest, check_name, check_path
-from cached.settings import Problem, nearest, report_problems
-from cached.types import Tier
+from cached.schedule import WindowError, parse_window
+from cached.settings import Problem, nearest, report_problems, resolve_capacity
+from cached.types import Level, Tier
 from cached.units import parse_size
 
 FORMATS: Final = ("auto", "safetensors", "gguf", "all")
@@ -30,9 +30,7 @@ ORIGIN_KEYS: Final = ("endpoint_url", "region", "profile", "anonymous", "address
 
 _MAX_BYTES: Final = 16 * 1024 * 1024
 _MAX_PRIORITY: Final = 1000
-_DAY: Final = "(mon|tue|wed|thu|fri|sat|sun)"
-_TIME: Final = r"([01]\d|2[0-3]):[0-5]\d"
-_WINDOW: Final = re.compile(rf"({_DAY}(-{_DAY})?(,{_DAY}(-{_DAY})?)* )?{_TIME}-({_TIME}|24:00)")
+_LEVELS: Final = (Level.L1, Level.L2)
 _HINT: Final = "correct the file, and check it with: cached catalog validate FILE"
 
 
@@ -40,9 +38,10 @@ _HINT: Final = "correct the file, and check it with: cached catalog validate FIL
 class CatalogModel:
     """What the catalog says of one model. Of all values but ``name`` and ``source``, empty or None means: nothing said.
 
-    ``hot``: weekly windows such as ``mon-fri 08:00-20:00``, of which only the form was checked. ``sha256``: path within
-    the model → digest. ``origin``: options of its origin, by name, as text. A model of higher ``priority`` is
-    evicted later within its tier, and confirmed earlier after a restart.
+    ``hot``: weekly windows such as ``mon-fri 08:00-20:00 Europe/Berlin``, which ``schedule.parse_window`` reads.
+    ``sha256``: path within the model → digest. ``origin``: options of its origin, by name, as text. A model of higher
+    ``priority`` is evicted later within its tier, and confirmed earlier after a restart. ``base``: the model that it is
+    an adapter of, which the catalog need not know. ``tenant``: one of the catalog's.
     """
 
     name: str
@@ -57,13 +56,20 @@ class CatalogModel:
     priority: int = 0
     pinned: bool = False
     origin: Mapping[str, str] = field(default_factory=dict)
+    base: str = ""
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All models of the catalog, by name, in the file's order."""
+    """All models and tenants of the catalog, by name, in the file's order.
+
+    A tenant is a group of models that have a quota together: at each level that it has one for a size, or a share of
+    the level, as text.
+    """
 
     models: Mapping[str, CatalogModel] = field(default_factory=dict)
+    tenants: Mapping[str, Mapping[Level, str]] = field(default_factory=dict)
 
 
 def load_catalog(path: Path) -> Catalog:
@@ -93,9 +99,9 @@ def parse_catalog(text: str, kind: str, where: str) -> Catalog:
         hint = 'write, for instance: {"models": {"NAME": {"source": "s3://BUCKET/PREFIX", "tier": "warm"}}}'
         raise _unusable(f"{where} is not {kind.upper()}: {error}", where, hint) from error
     reader = _Reader(where)
-    models = reader.catalog(data)
+    catalog = reader.catalog(data)
     report_problems(reader.problems, file=where, hint=_HINT)
-    return Catalog(MappingProxyType(models))
+    return catalog
 
 
 class _Pairs(dict[str, Any]):
@@ -113,9 +119,9 @@ class _Reader:
         self.problems: list[Problem] = []
         self._where = where
 
-    def catalog(self, data: Any) -> dict[str, CatalogModel]:
+    def catalog(self, data: Any) -> Catalog:
         top = self._table("(top level)", data)
-        self._known_keys("", top, ("models",))
+        self._known_keys("", top, ("models", "tenants"))
         if "models" not in top:
             self._refuse("models", None, "is missing", 'write {"models": {…}}; it may be empty')
         models: dict[str, CatalogModel] = {}
@@ -123,7 +129,46 @@ class _Reader:
             key = f"models.{name}"
             if self._checked(key, name, check_name) is not None and (model := self._model(key, name, entry)):
                 models[name] = model
-        return models
+        tenants = self._tenants(top.get("tenants", {}))
+        for model in models.values():
+            self._relations(model, models, tenants)
+        return Catalog(MappingProxyType(models), MappingProxyType(tenants))
+
+    def _tenants(self, value: Any) -> dict[str, Mapping[Level, str]]:
+        tenants: dict[str, Mapping[Level, str]] = {}
+        for name, entry in self._table("tenants", value).items():
+            key = f"tenants.{name}"
+            table = self._table(key, entry)
+            self._known_keys(key, table, tuple(level.value for level in _LEVELS))
+            if self._checked(key, name, check_name) is not None:
+                bounds = {level: self._bound(f"{key}.{level}", table.get(level.value)) for level in _LEVELS}
+                tenants[name] = MappingProxyType({level: bound for level, bound in bounds.items() if bound})
+        return tenants
+
+    def _bound(self, key: str, value: Any) -> str:
+        """A size or a share, as text."""
+        if value is None:
+            return ""
+        if type(value) is int and value > 0:
+            return str(value)
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                resolve_capacity(value, 1)
+                return value
+        self._refuse(key, value, "is neither a size nor a share", "write a size such as '100GB', or a share: '25%'")
+        return ""
+
+    def _relations(self, model: CatalogModel, models: Mapping[str, CatalogModel], tenants: Collection[str]) -> None:
+        """What a model says of others."""
+        key, base = f"models.{model.name}.base", models.get(model.base)
+        if model.base == model.name:
+            self._refuse(key, model.base, "is the model itself", "name the model that it is an adapter of")
+        elif base is not None and base.base:
+            right = f"write the model that both are adapters of: {base.base!r}"
+            self._refuse(key, model.base, "is an adapter itself", right)
+        if model.tenant and model.tenant not in tenants:
+            right = nearest(model.tenant, tuple(tenants)) if tenants else 'add it: {"tenants": {"NAME": {"l1": "25%"}}}'
+            self._refuse(f"models.{model.name}.tenant", model.tenant, "there is no such tenant", right)
 
     def _model(self, key: str, name: str, entry: Any) -> CatalogModel | None:
         known = tuple(CatalogModel.__dataclass_fields__)
@@ -150,7 +195,17 @@ class _Reader:
             priority=self._priority(f"{key}.priority", table.get("priority", 0)),
             pinned=self._truth(f"{key}.pinned", table.get("pinned", False)),
             origin=self._origin(f"{key}.origin", table.get("origin", {}), source),
+            base=self._name(f"{key}.base", table.get("base")),
+            tenant=self._name(f"{key}.tenant", table.get("tenant")),
         )
+
+    def _name(self, key: str, value: Any) -> str:
+        if value is None:
+            return ""
+        if isinstance(value, str):
+            return self._checked(key, value, check_name) or ""
+        self._refuse(key, value, "is not text", "write a name in quotes")
+        return ""
 
     def _source(self, key: str, value: Any) -> str:
         if value is None:
@@ -203,12 +258,12 @@ class _Reader:
         return MappingProxyType(digests)
 
     def _windows(self, key: str, value: Any) -> tuple[str, ...]:
-        right = "a window such as 'mon-fri 08:00-20:00', 'sat,sun 10:00-24:00' or '22:00-06:00'"
-        windows = self._texts(key, value, right)
+        windows = self._texts(key, value, "a window such as 'mon-fri 08:00-20:00 Europe/Berlin' or '22:00-06:00'")
         for index, window in enumerate(windows):
-            begin, _, end = window.rpartition(" ")[2].partition("-")
-            if not _WINDOW.fullmatch(window) or begin == end:
-                self._refuse(f"{key}[{index}]", window, "is not a weekly window", f"write {right}")
+            try:
+                parse_window(window)
+            except WindowError as error:
+                self._refuse(f"{key}[{index}]", window, error.wrong, error.right)
         return windows
 
     def _texts(self, key: str, value: Any, right: str) -> tuple[str, ...]:

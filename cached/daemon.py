@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import stat
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,11 @@ _CLOSE_TIMEOUT_S = 10.0
 _log = structlog.get_logger(__name__)
 
 
-def serve(loaded: LoadedConfig, environment: Mapping[str, str]) -> int:
+def serve(loaded: LoadedConfig, environment: Mapping[str, str], read: Callable[[], LoadedConfig]) -> int:
     """Runs the daemon in this process until SIGTERM or SIGINT; a second signal cuts the drain short. Returns 0.
 
-    From the main thread only. ``environment`` is asked for the service manager's socket. Raises ConfigError for what
+    From the main thread only. ``environment`` is asked for the service manager's socket, and ``read`` for the settings
+    as they are now, with SIGHUP: of these the budgets of the levels are taken. Raises ConfigError for what
     cannot be used, AlreadyRunningError within a second when another daemon holds the state folder or the socket.
     """
     config = loaded.config
@@ -46,13 +47,13 @@ def serve(loaded: LoadedConfig, environment: Mapping[str, str]) -> int:
     os.umask(0o077)
     with _locked(config):
         _log.info("daemon.starting", version=__version__, pid=os.getpid(), config=loaded.file or "defaults")
-        asyncio.run(_run(config, Notifier.from_environment(environment)))
+        asyncio.run(_run(config, Notifier.from_environment(environment), read))
     return 0
 
 
-async def _run(config: Config, notifier: Notifier) -> None:
+async def _run(config: Config, notifier: Notifier, read: Callable[[], LoadedConfig]) -> None:
     """Built within the loop: the gRPC server belongs to the loop that it is made in."""
-    await _Daemon(config, notifier).run()
+    await _Daemon(config, notifier, read).run()
 
 
 @contextmanager
@@ -87,8 +88,9 @@ def _folder_mode(folder: str, socket_mode: str, group: int) -> int:
 
 
 class _Daemon:
-    def __init__(self, config: Config, notifier: Notifier) -> None:
+    def __init__(self, config: Config, notifier: Notifier, read: Callable[[], LoadedConfig]) -> None:
         self._config = config
+        self._read = read
         self._notifier = notifier
         self._metrics = Metrics(__version__)
         self._engine = ModelCache.build(config, self._metrics, SystemClock())
@@ -117,7 +119,7 @@ class _Daemon:
         loop.set_exception_handler(_log_stray)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
-        loop.add_signal_handler(signal.SIGHUP, self._catalog.reload_soon)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(_background(self._watchdog()))
             stack.push_async_callback(self._close_engine)
@@ -127,6 +129,16 @@ class _Daemon:
             await stack.enter_async_context(_background(self._catalog.run(self._notifier)))
             await self._stop.wait()
             await self._drain()
+
+    def _on_hangup(self) -> None:
+        """Settings that cannot be used change nothing, and are told like a catalog that cannot."""
+        try:
+            self._engine.set_budgets(self._read().config)
+        except CachedError as error:
+            self._engine.tell(
+                "config.refused", f"the settings cannot be used: {error.message}", error=error.message, hint=error.hint
+            )
+        self._catalog.reload_soon()
 
     async def _bind(self, stack: AsyncExitStack) -> None:
         """Answers before it is ready: who asks early is told so, and health probes see a live process."""

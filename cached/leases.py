@@ -9,8 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cached.errors import NotFoundError, PermissionDeniedError
+from cached.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
 from cached.types import Client, LeaseInfo, Peer
+
+MAX_KEEP_ALIVE_S = 86400.0
+"""A worker may ask that its model outstays its lease by a day at most: it takes room that others would be let into."""
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +33,8 @@ class Lease:
     size_bytes: int = 0
     peer: Peer | None = None
     complete: bool = False
+    keep_alive_s: float = 0.0
+    """So long the model stays in memory before others once this lease has ended."""
 
     def __repr__(self) -> str:
         return f"Lease({self.lease_id} on {self.name}@{self.revision} by {self.holder})"
@@ -168,6 +173,17 @@ class LeaseTable:
     def infos(self) -> tuple[LeaseInfo, ...]:
         """All leases as shown to people; oldest first."""
         return tuple(lease.info() for lease in self._leases.values())
+
+
+def check_keep_alive(seconds: float) -> float:
+    """A keep-alive, unchanged. Raises InvalidRequestError for one below 0 or above MAX_KEEP_ALIVE_S."""
+    if 0.0 <= seconds <= MAX_KEEP_ALIVE_S:
+        return seconds
+    raise InvalidRequestError(
+        f"a keep-alive of {seconds:g} s is not possible",
+        hint=f"give 0 to {MAX_KEEP_ALIVE_S:g} s; for longer make the model warm or hot, or pin it",
+        value=seconds,
+    )
 
 
 def _key(token: str) -> bytes:

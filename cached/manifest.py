@@ -300,14 +300,6 @@ class PlainReader:
             raise self._mistyped(key, value)
         return dict(value)
 
-    def numbers_by_name(self, key: str) -> dict[str, float]:
-        """A dictionary of finite numbers."""
-        value = self._take(key)
-        if not isinstance(value, dict):
-            raise self._mistyped(key, value)
-        reader = PlainReader(f"{self._what} ({key})", value)
-        return {name: reader.number(name) for name in value}
-
     def finish(self) -> None:
         """Raises unless every key was read."""
         if self._left:

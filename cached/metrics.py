@@ -17,8 +17,9 @@ from cached.types import Level, Stats
 
 LEVELS = tuple(level.value for level in Level)
 HOPS = ("l3_l1", "l3_l2", "l2_l1", "l1_l2")
+PREDICTION_OUTCOMES = ("right", "wrong", "acted")
 HEDGE_OUTCOMES = ("won", "lost", "failed")
-LEVEL_KINDS = ("used", "reserved", "capacity", "withdrawn", "pool")
+LEVEL_KINDS = ("used", "reserved", "capacity", "withdrawn", "pool", "transient", "hot", "hot_capacity")
 _LOAD_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 
 
@@ -35,6 +36,10 @@ class MetricInfo:
 METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("cached_hits_total", "counter", ("level",), "Attaches served from a level."),
     MetricInfo("cached_misses_total", "counter", ("level",), "Attaches that a level could not serve."),
+    MetricInfo(
+        "cached_predictions_total", "counter", ("outcome",),
+        "Predictions of use from habit: right or wrong once their time is over, and acted when a model was brought.",
+    ),
     MetricInfo("cached_transfer_bytes_total", "counter", ("hop",), "Verified bytes moved over a hop."),
     MetricInfo("cached_transfer_seconds_total", "counter", ("hop",), "Wall time of transfer threads on a hop."),
     MetricInfo("cached_transfer_cpu_seconds_total", "counter", ("hop",), "CPU time of transfer threads on a hop."),
@@ -43,6 +48,10 @@ METRICS: tuple[MetricInfo, ...] = (
     ),
     MetricInfo("cached_repaired_chunks_total", "counter", ("level",), "Damaged chunks that were mended at a level."),
     MetricInfo("cached_evictions_total", "counter", ("level", "reason"), "Revisions evicted from a level."),
+    MetricInfo(
+        "cached_admissions_total", "counter", ("level", "verdict"),
+        "What became of revisions that wanted a place at a level.",
+    ),
     MetricInfo("cached_evicted_bytes_total", "counter", ("level",), "Bytes that evictions took out of a level."),
     MetricInfo("cached_pulls_total", "counter", ("outcome",), "Loads: ok for those from an origin, else the error."),
     MetricInfo("cached_retries_total", "counter", ("reason",), "Transfers tried again, by the error's reason."),
@@ -55,7 +64,8 @@ METRICS: tuple[MetricInfo, ...] = (
     ),
     MetricInfo(
         "cached_level_bytes", "gauge", ("level", "kind"),
-        "Bytes at a level: used (withdrawn and pool included), reserved, capacity, withdrawn, pool.",
+        "Bytes at a level: used (withdrawn and pool included), reserved, capacity, withdrawn, pool; in L1 also "
+        "transient (beside the capacity, until the last lease ends), hot, and hot_capacity (what hot models may take).",
     ),
     MetricInfo("cached_leases", "gauge", (), "Leases held now."),
     MetricInfo("cached_models", "gauge", (), "Models known to the cache."),
@@ -64,6 +74,10 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo(
         "cached_origin_ranges", "gauge", ("origin", "kind"),
         "Ranges of an origin: in_flight, waiting, and width (how many are in flight at most, as measured).",
+    ),
+    MetricInfo(
+        "cached_prediction_precision", "gauge", (),
+        "Share of predictions that came true, recent ones counting more. Absent before the first was judged.",
     ),
     MetricInfo("cached_degraded", "gauge", (), "Number of things that are degraded; 0 when all is well."),
     MetricInfo("cached_ready", "gauge", (), "1 when recovered and serving, else 0."),
@@ -94,12 +108,14 @@ class Metrics:
         self._counters: list[Counter] = []
         self.hits = self._counter("cached_hits_total", LEVELS)
         self.misses = self._counter("cached_misses_total", LEVELS[:2])
+        self.predictions = self._counter("cached_predictions_total", PREDICTION_OUTCOMES)
         self.transfer_bytes = self._counter("cached_transfer_bytes_total", HOPS)
         self.transfer_seconds = self._counter("cached_transfer_seconds_total", HOPS)
         self.transfer_cpu_seconds = self._counter("cached_transfer_cpu_seconds_total", HOPS)
         self.checksum_failures = self._counter("cached_checksum_failures_total", LEVELS)
         self.repaired_chunks = self._counter("cached_repaired_chunks_total", LEVELS[:2])
         self.evictions = self._counter("cached_evictions_total")
+        self.admissions = self._counter("cached_admissions_total")
         self.evicted_bytes = self._counter("cached_evicted_bytes_total", LEVELS[:2])
         self.pulls = self._counter("cached_pulls_total", ("ok",))
         self.retries = self._counter("cached_retries_total")
@@ -176,6 +192,7 @@ class _StateCollector(Collector):
         for level in stats.levels:
             sizes = (
                 level.used_bytes, level.reserved_bytes, level.capacity_bytes, level.withdrawn_bytes, level.pool_bytes,
+                level.transient_bytes, level.hot_bytes, level.hot_capacity_bytes,
             )  # fmt: skip
             for kind, size_bytes in zip(LEVEL_KINDS, sizes, strict=True):
                 levels.add_metric([level.level.value, kind], size_bytes)
@@ -190,6 +207,8 @@ class _StateCollector(Collector):
             ranges.add_metric([origin.name, "waiting"], origin.waiting)
             ranges.add_metric([origin.name, "width"], origin.width)
         yield ranges
+        if stats.prediction_precision is not None:
+            yield _gauge("cached_prediction_precision", stats.prediction_precision)
         yield _gauge("cached_degraded", len(stats.degraded))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
 
 from cached.errors import ConfigError
+from cached.schedule import is_zone
 from cached.units import parse_size
 
 _T = TypeVar("_T")
@@ -89,6 +90,10 @@ def _ids(value: tuple[int, ...]) -> str:
     return "numeric ids, 0 or more" if any(item < 0 for item in value) else ""
 
 
+def _time_zone(value: str) -> str:
+    return "" if is_zone(value) else "a time zone that this host knows, such as 'Europe/Berlin' or 'UTC'"
+
+
 def _any(_value: object) -> str:
     return ""
 
@@ -152,6 +157,16 @@ class L1Config:
         "or a size.",
         _size_or_auto,
     )
+    hot_capacity: str = _setting("80%", "What hot models may take of L1 together: a size, or a share of it.", _capacity)
+    free_ahead: str = _setting(
+        "2%", "What is kept free ahead of need, by evicting in the background: a size, or a share of L1.", _capacity
+    )
+    transient_capacity: str = _setting(
+        "25%",
+        "Memory beside the budget, where the host has it, for loads that are not worth another model's place: they go "
+        "with their last lease. A size, or a share of L1.",
+        _capacity,
+    )
     segment_mode: str = _setting("0600", "Mode of segments, octal.", _mode)
     segment_group: str = _setting("", "Group of segments. Empty: the daemon's own.")
 
@@ -171,6 +186,21 @@ class L2Config:
     def folders(self) -> tuple[str, ...]:
         """Where L2 is: one folder, or one a drive."""
         return self.paths or (self.path,)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """What stays where, beyond what the catalog and `cached tier` say."""
+
+    time_zone: str = _setting(
+        "UTC", "Time zone of hot windows that name none, and of the habits that predictions are made from.", _time_zone
+    )
+    predict: str = _setting(
+        "auto",
+        "Bring models to L1 that are used at this time of day as a rule, where there is room. auto: only while most "
+        "predictions come true. off: habits are not even learned.",
+        _choice("auto", "on", "off"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +269,7 @@ class Config:
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     l1: L1Config = field(default_factory=L1Config)
     l2: L2Config = field(default_factory=L2Config)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     s3: S3Config = field(default_factory=S3Config)
     http: HttpConfig = field(default_factory=HttpConfig)

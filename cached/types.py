@@ -51,6 +51,7 @@ class PullPhase(StrEnum):
     VERIFYING = "verifying"
     READY = "ready"
     ACCEPTED = "accepted"
+    SCHEDULED = "scheduled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,13 @@ class ModelSummary:
     checked_by: CheckedBy | None
     progress: float
     priority: int
+    worth_s: float = 0.0
+    """Waiting that its being in L1, else in L2, is expected to spare in the next six hours."""
+    transient: bool = False
+    """In L1 beside the budget, until its last lease ends."""
+    tenant: str = ""
+    base: str = ""
+    """The model that it is an adapter of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +219,58 @@ class ModelDetail:
     leases: tuple[LeaseInfo, ...]
     notes: tuple[str, ...]
     last_error: str
+    places: tuple[PlaceDetail, ...] = ()
+    schedule: tuple[str, ...] = ()
+    schedule_change_time_s: float = 0.0
+    """When it becomes hot by its schedule, or stops being so; 0 without one."""
+    pull_times_s: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceDetail:
+    """Why a revision is at a level, or not. ``worth_s`` is ``requests`` expected in six hours times ``reload_s``.
+
+    ``evicted_before``: models that would go before it, the first to go first.
+    """
+
+    level: Level
+    held_bytes: int
+    worth_s: float
+    requests: float
+    reload_s: float
+    why: str
+    evicted_before: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedEviction:
+    """What would leave a level, and why. ``reason`` is a stable word, ``why`` the same for people."""
+
+    level: Level
+    name: str
+    revision: str
+    frees_bytes: int
+    reason: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class TierChange:
+    """What another tier would lead to. ``loaded_bytes``: what would be brought to L1."""
+
+    summary: ModelSummary
+    evictions: tuple[PlannedEviction, ...]
+    loaded_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """An attach in the host's own trace. ``lease_s`` is 0 while it is held."""
+
+    time_s: float
+    model: str
+    size_bytes: int
+    lease_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +311,10 @@ class VerifyProgress:
 
 @dataclass(frozen=True, slots=True)
 class LevelStats:
-    """Bytes at a level. ``used_bytes`` includes withdrawn and pool bytes."""
+    """Bytes at a level. ``used_bytes`` includes withdrawn, pool and transient bytes, ``capacity_bytes`` the latter.
+
+    ``hot_bytes``: what hot models take once all of them are there, and ``hot_capacity_bytes`` what they may.
+    """
 
     level: Level
     capacity_bytes: int
@@ -261,6 +324,9 @@ class LevelStats:
     pool_bytes: int
     blob_count: int
     limited_by: str
+    transient_bytes: int = 0
+    hot_bytes: int = 0
+    hot_capacity_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +354,8 @@ class Stats:
     degraded: tuple[str, ...]
     instance: str
     origins: tuple[OriginStats, ...] = ()
+    prediction_precision: float | None = None
+    """The share of predictions from habit that came true; None before the first was judged."""
 
 
 @dataclass(frozen=True, slots=True)

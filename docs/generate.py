@@ -23,7 +23,10 @@ from bench.tables import part_text, required_text
 from cached import errors, metrics, settings
 from cached.cli.failures import exit_code
 from cached.cli.main import cli
+from cached.policy import admission, demand, worth
+from cached.policy.plan import REASONS
 from cached.rpc.errors import status_code
+from cached.units import format_duration
 from cached_client import errors as client_errors
 
 DOCS = Path(__file__).resolve().parent
@@ -201,6 +204,34 @@ def _summary(path: Path) -> str:
     return re.split(r"\. |; ", text.replace("`", ""), maxsplit=1)[0].rstrip(".")
 
 
+# The policy.
+
+
+def policy_numbers_text() -> str:
+    """What the policy's decisions are made with."""
+    short, middle, long = (format_duration(half_life_s) for half_life_s in demand.HALF_LIVES_S)
+    rows = [
+        ("half-lives of requests", f"{short}, {middle}, {long}", "how fast a request is forgotten; all three are kept"),
+        ("horizon", format_duration(demand.HORIZON_S), "how far ahead requests are counted"),
+        ("margin", f"{admission.MARGIN:g}", "a newcomer must be worth this many times what goes for it"),
+        ("patience", f"{admission.PATIENCE:g}", "so many reloads of what would go its users wait, then it is let in"),
+        ("warm", f"x {worth.WARM_FACTOR:g}", "what a request for a warm model counts"),
+        ("warm and unasked", f"{worth.WARM_FLOOR:.2g} requests", "expected at least of a warm model in the horizon"),
+        ("priority", "x 2", "for each step"),
+    ]  # fmt: skip
+    return table(("", "Value", "Meaning"), rows)
+
+
+def policy_reasons_text() -> str:
+    """Labels of evictions."""
+    return table(("Reason", "Meaning"), [(f"`{reason}`", text) for reason, text in REASONS.items()])
+
+
+def policy_verdicts_text() -> str:
+    """Labels of admissions."""
+    return table(("Verdict", "Meaning"), [(f"`{verdict}`", text) for verdict, text in admission.VERDICTS.items()])
+
+
 # What was measured.
 
 MEASURED = ("s3", "nvme", "warm", "workers", "streaming", "control", "gpu")
@@ -236,6 +267,9 @@ PARTS = (
     Part("performance.md", "required", required_text),
     *(Part("performance.md", f"measured-{name}", partial(part_text, name)) for name in MEASURED),
     Part("performance.md", "scale", scale_text),
+    Part("policy.md", "policy-numbers", policy_numbers_text),
+    Part("policy.md", "policy-reasons", policy_reasons_text),
+    Part("policy.md", "policy-verdicts", policy_verdicts_text),
     Part("reference.md", "settings", settings_text),
     Part("reference.md", "cli", cli_text),
     Part("reference.md", "metrics", metrics_text),

@@ -12,6 +12,9 @@ from pathlib import Path
 from cached.cache.describe import Describer
 from cached.cache.events import EventBus
 from cached.cache.evictor import Evictor
+from cached.cache.explainer import Explainer
+from cached.cache.foresight import Foresight
+from cached.cache.history import UseHistory
 from cached.cache.links import DirectoryView
 from cached.cache.loader import Loader
 from cached.cache.pool_keeper import PoolKeeper
@@ -20,6 +23,8 @@ from cached.cache.recovery import Recovery
 from cached.cache.registry import Registry
 from cached.cache.services import Services
 from cached.cache.storage import Storage
+from cached.cache.timed_pulls import TimedPulls
+from cached.cache.trace import TraceFiles, TraceLog
 from cached.cache.upkeep import Upkeep
 from cached.cache.verify import Verifier
 from cached.clock import Clock
@@ -55,9 +60,12 @@ class Parts:
     pulls: Pulls
     recovery: Recovery
     upkeep: Upkeep
+    timed_pulls: TimedPulls
+    foresight: Foresight
     pool_keeper: PoolKeeper
     verifier: Verifier
     describer: Describer
+    trace: TraceLog
 
 
 def instance_of(state_dir: str) -> str:
@@ -81,12 +89,13 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         else:
             degraded.pop("index", None)
 
-    registry = Registry(Index(state_dir / "index"), on_index_fault)
+    registry = Registry(Index(state_dir / "index"), on_index_fault, time_zone=config.policy.time_zone)
     services = Services(
         clock=clock,
         runner=_runner(config, lanes, pool),
         storage=_storage(config, instance),
         registry=registry,
+        history=UseHistory(registry, clock),
         metrics=metrics,
         events=EventBus(clock),
         view=DirectoryView(Path(config.daemon.models_dir)),
@@ -99,7 +108,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     leases = LeaseTable()
     evictor = Evictor(services, leases, grace_s=config.daemon.restart_grace_s)
     loader = Loader(services, evictor, max_loads=config.transfer.max_concurrent_loads)
-    evictor.loads = loader
+    evictor.join(loader)
     pulls = Pulls(services, loader, origin_options(config.s3))
     view = services.view
     return Parts(
@@ -112,9 +121,16 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         pulls=pulls,
         recovery=Recovery(services, loader, pulls),
         upkeep=Upkeep(services, loader, pulls, evictor),
+        timed_pulls=TimedPulls(services, pulls),
+        foresight=Foresight(
+            services, pulls, loader, evictor, mode=config.policy.predict, time_zone=config.policy.time_zone
+        ),
         pool_keeper=PoolKeeper(services, lambda: bool(loader.loads)),
         verifier=Verifier(services, pulls),
-        describer=Describer(services, loader, leases, view, version=version, instance=instance),
+        describer=Describer(
+            services, loader, leases, view, Explainer(services, evictor), version=version, instance=instance
+        ),
+        trace=TraceLog(TraceFiles(state_dir), clock),
     )
 
 

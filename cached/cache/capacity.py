@@ -12,6 +12,9 @@ from cached.config import resolve_capacity
 from cached.units import format_size
 
 _CGROUP = Path("/sys/fs/cgroup")
+_PSI = Path("/proc/pressure/memory")
+_SHORT_PERCENT, _EASY_PERCENT = 5.0, 1.0
+_SHRINK, _GROW, _LEAST_SHARE = 0.9, 1.05, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +25,59 @@ class Limit:
     because: str
 
 
+class Pressure:
+    """What share of its budget L1 may use while the host is short of memory, by the kernel's pressure stall figures.
+
+    While all tasks together stall for memory 5 % of the time it shrinks by a tenth with each look; once they hardly do,
+    it grows back.
+    """
+
+    def __init__(self, path: Path = _PSI) -> None:
+        self._path = path
+        self.share = 1.0
+        self.stalled_percent = 0.0
+
+    def look(self) -> None:
+        """Reads the figures. A kernel without them never is under pressure."""
+        try:
+            found = re.search(r"^full avg10=([0-9.]+)", self._path.read_text(), re.MULTILINE)
+        except OSError:
+            found = None
+        self.stalled_percent = float(found[1]) if found else 0.0
+        if self.stalled_percent >= _SHORT_PERCENT:
+            self.share = max(_LEAST_SHARE, self.share * _SHRINK)
+        elif self.stalled_percent <= _EASY_PERCENT:
+            self.share = min(1.0, self.share * _GROW)
+
+    def limited(self, limit: Limit) -> Limit:
+        """The limit as it is under the present pressure."""
+        if self.share == 1.0:
+            return limit
+        why = f"the host is short of memory (stalled {self.stalled_percent:.0f} % of the time)"
+        return Limit(int(limit.size_bytes * self.share), why)
+
+
 def memory_total_bytes() -> int:
     """The host's memory, from /proc/meminfo."""
     return _meminfo()["MemTotal"]
 
 
-def l1_limit(configured: str, *, reserve_bytes: int, ours_bytes: int, free_bytes: int) -> Limit:
-    """The capacity of L1. ``ours_bytes``: what our segments take up; ``free_bytes``: what the mount has left."""
-    total = memory_total_bytes()
-    limits = [
-        Limit(resolve_capacity(configured, total), f"configured {configured}"),
-        Limit(ours_bytes + free_bytes, f"the shared-memory mount has {format_size(free_bytes)} free"),
-    ]
+def l1_budget(configured: str) -> Limit:
+    """What was configured for L1: a size, or a share of the host's memory."""
+    return Limit(resolve_capacity(configured, memory_total_bytes()), f"configured {configured}")
+
+
+def l1_host_limit(*, reserve_bytes: int, ours_bytes: int, free_bytes: int) -> Limit:
+    """What the host can give to L1, whatever was configured.
+
+    ``ours_bytes``: what our segments take up; ``free_bytes``: what the mount has left.
+    """
     available = _meminfo()["MemAvailable"]
     spare = max(0, available - reserve_bytes)
-    limits.append(Limit(ours_bytes + spare, f"the host has {format_size(available)} of memory available"))
+    limits = [
+        Limit(ours_bytes + free_bytes, f"the shared-memory mount has {format_size(free_bytes)} free"),
+        Limit(ours_bytes + spare, f"the host has {format_size(available)} of memory available"),
+    ]
     left = cgroup_left_bytes()
     if left is not None:
         limits.append(Limit(ours_bytes + left, f"the memory cgroup leaves {format_size(left)}"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cached.cache.explainer import Explainer
+from cached.cache.hot_set import HotSet
 from cached.cache.links import DirectoryView
 from cached.cache.load import Load
 from cached.cache.loader import Loader
@@ -24,6 +26,7 @@ class Describer:
         loader: Loader,
         leases: LeaseTable,
         view: DirectoryView,
+        explainer: Explainer,
         *,
         version: str,
         instance: str,
@@ -32,6 +35,8 @@ class Describer:
         self._loader = loader
         self._leases = leases
         self._view = view
+        self._explainer = explainer
+        self._hot_set = HotSet(services)
         self._version = version
         self._instance = instance
         self._started_s = services.clock.monotonic_s()
@@ -64,6 +69,10 @@ class Describer:
             checked_by=manifest.checked_by if manifest else None,
             progress=_progress(loads),
             priority=model.priority,
+            worth_s=self._explainer.worth_s(manifest) if manifest else 0.0,
+            transient=manifest is not None and self._explainer.is_transient(manifest),
+            tenant=model.tenant,
+            base=model.base,
         )
 
     def _state(self, manifest: Manifest | None, loads: list[Load]) -> RevisionState:
@@ -85,6 +94,10 @@ class Describer:
             leases=tuple(lease.info() for lease in self._leases.of(model.name)),
             notes=manifest.notes if manifest else (),
             last_error=model.record.last_error,
+            places=self._explainer.places(model, manifest) if manifest else (),
+            schedule=model.catalog.hot if model.catalog else (),
+            pull_times_s=self._services.registry.pull_times_s(model.name),
+            schedule_change_time_s=model.schedule.next_change(self._services.clock.wall_s()) or 0.0,
         )
 
     def arrived(self, model: Model, load: Load) -> ModelDetail:
@@ -146,7 +159,7 @@ class Describer:
 
     def _level(self, level: Level) -> LevelStats:
         storage = self._services.storage
-        ledger = storage.ledger(level)
+        ledger, in_l1 = storage.ledger(level), level is Level.L1
         return LevelStats(
             level=level,
             capacity_bytes=ledger.capacity_bytes,
@@ -156,6 +169,9 @@ class Describer:
             pool_bytes=storage.pool_bytes(level),
             blob_count=sum(blob.at(level) for blob in self._services.registry.blobs.values()),
             limited_by=storage.limited_by(level),
+            transient_bytes=storage.transient_bytes if in_l1 else 0,
+            hot_bytes=self._hot_set.used_bytes if in_l1 else 0,
+            hot_capacity_bytes=self._hot_set.capacity_bytes if in_l1 else 0,
         )
 
 

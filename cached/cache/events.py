@@ -46,6 +46,11 @@ class EventBus:
                 queue.get_nowait()
             queue.put_nowait(event)
 
+    @property
+    def recent(self) -> tuple[Event, ...]:
+        """Those that are still remembered, the oldest first."""
+        return tuple(self._recent)
+
     async def watch(self, *, replay: bool) -> AsyncIterator[Event]:
         """Events from now on, after those still remembered if ``replay``; until the caller stops iterating."""
         queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUE)

@@ -6,40 +6,42 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
 
+from cached.cache.facts import Facts, Loads
 from cached.cache.registry import Model
 from cached.cache.services import Services
+from cached.cache.storage import Storage
 from cached.errors import NoRoomError
 from cached.leases import LeaseTable
 from cached.manifest import Manifest
-from cached.policy.plan import Evict, plan, plan_idle
-from cached.policy.snapshot import LevelFacts, Need, RevisionFacts, Snapshot
+from cached.policy import (
+    Decision,
+    Evict,
+    Need,
+    Otherwise,
+    Plan,
+    RevisionFacts,
+    Snapshot,
+    Verdict,
+    plan,
+    plan_ahead,
+    plan_idle,
+)
+from cached.policy.plan import TRANSIENT
 from cached.types import Level, Tier
 from cached.units import format_size
 
 _UNMAP_WAIT_S = 5.0
 _UNMAP_POLL_S = 0.05
 _COLD_GRACE_S = 5.0
-_LEVELS = (Level.L1, Level.L2)
-
-
-class Loads(Protocol):
-    """What evictions must know of loads in flight."""
-
-    def held_digests(self) -> frozenset[str]:
-        """Blobs that loads count on."""
-        ...
-
-    def is_loading(self, name: str, revision: str) -> bool:
-        """True while a revision is being brought."""
-        ...
+_AHEAD_S = 5.0
 
 
 class Evictor:
-    """Loop only. ``loads`` is set once the loader exists; each needs the other."""
+    """Loop only. Call ``join`` once the loader exists; each needs the other."""
 
     loads: Loads
+    _facts: Facts
 
     def __init__(self, services: Services, leases: LeaseTable, *, grace_s: float) -> None:
         self._services = services
@@ -48,8 +50,14 @@ class Evictor:
         self._busy: Counter[tuple[str, str]] = Counter()
         self._tidied: tuple[int, frozenset[str]] = (-1, frozenset())
         self._cold: list[Model] = []
+        self._ahead_s = float("-inf")
         self.opening = asyncio.Lock()
         """Held while room is made and taken: those who want the same blob, or the same room, take turns."""
+
+    def join(self, loads: Loads) -> None:
+        """Whose blobs and revisions may not go."""
+        self.loads = loads
+        self._facts = Facts(self._services, self._leases, loads, is_busy=self.is_busy)
 
     @contextmanager
     def busy(self, manifest: Manifest) -> Iterator[None]:
@@ -65,27 +73,47 @@ class Evictor:
         """True inside ``busy``."""
         return self._busy[manifest.name, manifest.revision] > 0
 
-    async def open(self, level: Level, sizes: Mapping[str, int], *, for_name: str) -> None:
+    async def open(
+        self,
+        level: Level,
+        sizes: Mapping[str, int],
+        *,
+        name: str,
+        revision: str,
+        otherwise: Otherwise = Otherwise.EVICT,
+    ) -> bool:
         """Reserves and creates these ingests, evicting what the policy says. The caller holds ``opening``.
 
+        False, with nothing open, where the policy says that the revision does without a place (``Otherwise.SKIP``).
         Raises NoRoomError; nothing is open then.
         """
         if not sizes:
-            return
+            return True
         storage = self._services.storage
         if storage.missing_bytes(level, sizes) > 0:
             self._drop_leftovers(level, keep=sizes)
             await self._until_free(level, sizes)
-        if storage.missing_bytes(level, sizes) > 0:
-            await self._evict_for(level, sizes, for_name)
+        decision = None
+        if storage.missing_bytes(level, sizes) > 0 or self._is_bounded(name, level):
+            decision = await self._decide(level, sizes, name, revision, otherwise)
+            if decision.verdict is Verdict.SKIPPED:
+                return False
             await self._until_free(level, sizes)
         if storage.missing_bytes(level, sizes) > 0:
-            self._refuse(level, sizes, for_name)
+            self._refuse(level, sizes, name)
         if level is Level.L1:
             await storage.fit_pool(sizes)
         storage.open(level, sizes)
         if level is Level.L1:
             await storage.collect()
+        if decision is None or decision.admitted:
+            self._services.history.kept(name, level)
+        return True
+
+    def _is_bounded(self, name: str, level: Level) -> bool:
+        """Its tenant may have less than the level has room for."""
+        registry = self._services.registry
+        return level in registry.tenants.get(registry.known(name).tenant, {})
 
     async def _until_free(self, level: Level, sizes: Mapping[str, int]) -> None:
         """Waits a moment for movers and workers to let go of what was evicted."""
@@ -97,26 +125,53 @@ class Evictor:
                 return
             await clock.sleep(_UNMAP_POLL_S)
 
-    async def _evict_for(self, level: Level, sizes: Mapping[str, int], for_name: str) -> None:
+    async def _decide(
+        self, level: Level, sizes: Mapping[str, int], name: str, revision: str, otherwise: Otherwise
+    ) -> Decision:
         """Carries out the policy's plan for these sizes, or raises its shortfall having evicted nothing."""
         clock = self._services.clock
-        planned = self._plan(level, sizes, for_name)
+        planned = self._plan(level, sizes, name, revision, otherwise)
         left_s = self._grace_until_s - clock.monotonic_s()
-        if level is Level.L1 and planned and left_s > 0:
+        if level is Level.L1 and _victims(planned) and left_s > 0:
             # Workers of an earlier daemon may be about to take up their leases again.
             await clock.sleep(left_s)
-            planned = self._plan(level, sizes, for_name)
-        for victim in planned:
+            planned = self._plan(level, sizes, name, revision, otherwise)
+        decision = planned.decision(level)
+        assert decision is not None  # noqa: S101 - there was a need
+        for victim in _victims(planned):
             self._evict_planned(victim)
+        if decision.verdict is Verdict.TRANSIENT:
+            self._services.storage.hold_beside(name, revision, self._needed(level, sizes))
+        self._tell(decision, name, revision)
+        return decision
 
-    def _plan(self, level: Level, sizes: Mapping[str, int], for_name: str) -> list[Evict]:
-        need = Need(level, self._needed(level, sizes), for_name)
-        planned = plan(self._snapshot(need), self._services.clock.monotonic_s())
+    def _plan(self, level: Level, sizes: Mapping[str, int], name: str, revision: str, otherwise: Otherwise) -> Plan:
+        facts, now_s = self._facts, self._services.clock.monotonic_s()
+        newcomer = facts.newcomer(name, revision, in_l2=level is Level.L1 and self._will_be_in_l2(name, revision))
+        need = Need(level, self._needed(level, sizes), name, newcomer, otherwise)
+        planned = plan(facts.snapshot(need), now_s)
         if planned.shortfall is not None:
             error = planned.shortfall.error()
             error.fields["limited_by"] = self._services.storage.limited_by(level)
             raise error
-        return [action for action in planned.actions if isinstance(action, Evict)]
+        return planned
+
+    def _will_be_in_l2(self, name: str, revision: str) -> bool:
+        """Where it would come from the next time: L2 has all of it, or has had no reason yet to refuse it."""
+        manifest = self._services.registry.known(name).manifests.get(revision)
+        if manifest is not None:
+            return self._services.registry.whole_at(manifest, Level.L2)
+        return self._services.storage.has(Level.L2)
+
+    def _tell(self, decision: Decision, name: str, revision: str) -> None:
+        services, level = self._services, decision.level
+        services.metrics.admissions.labels(level=level.value, verdict=decision.verdict.value).inc()
+        what = f"{name} has a place in {level}" if decision.admitted else f"{name} gets no place in {level}"
+        services.events.emit(
+            "admitted" if decision.admitted else "kept_out", f"{what}: {decision.why}",
+            name=name, revision=revision, level=level.value, verdict=decision.verdict.value,
+            worth_s=round(decision.worth_s, 3), against_s=round(decision.against_s, 3),
+        )  # fmt: skip
 
     def _needed(self, level: Level, sizes: Mapping[str, int]) -> int:
         used = self._services.storage.ledger(level).used
@@ -137,7 +192,7 @@ class Evictor:
 
     def _evict_planned(self, victim: Evict) -> None:
         manifest = self._services.registry.models[victim.name].manifests[victim.revision]
-        self._leave(manifest, victim.level, victim.reason)
+        self._leave(manifest, victim.level, victim.reason, victim.why)
 
     def evict(self, manifest: Manifest, level: Level, reason: str) -> int:
         """Takes a revision out of a level; the bytes that left it. The caller has made sure that nobody holds it."""
@@ -146,7 +201,7 @@ class Evictor:
             return 0  # a stale revision is forgotten as soon as it is at no level
         return self._leave(manifest, level, reason)
 
-    def _leave(self, manifest: Manifest, level: Level, reason: str) -> int:
+    def _leave(self, manifest: Manifest, level: Level, reason: str, why: str = "") -> int:
         services, held = self._services, self.loads.held_digests()
         leaving = services.registry.only_of(manifest, level, held)
         for blob in leaving:
@@ -158,13 +213,15 @@ class Evictor:
             else:
                 blob.left_l2 = True
                 services.storage.remove_from_disk(blob.record.digest)
+        if level is Level.L1:
+            services.storage.left_beside(manifest.name, manifest.revision)
         freed = sum(blob.record.size_bytes for blob in leaving)
         if leaving:
             services.metrics.evictions.labels(level=level.value, reason=reason).inc()
             services.metrics.evicted_bytes.labels(level=level.value).inc(freed)
             services.events.emit(
-                "evicted", f"{manifest.name} left {level}: {reason}", name=manifest.name, revision=manifest.revision,
-                level=level.value, reason=reason, size_bytes=freed,
+                "evicted", f"{manifest.name} left {level}: {why or reason}", name=manifest.name,
+                revision=manifest.revision, level=level.value, reason=reason, size_bytes=freed,
             )  # fmt: skip
         self._forget_stale(manifest)
         return freed
@@ -204,11 +261,14 @@ class Evictor:
             self._cold = [model for model in registry.models.values() if self._is_cold_in_l1(model)]
             self._tidied = (registry.changes, self.loads.held_digests())
         if any(self._is_idle(model, now_s) for model in self._cold):
-            for action in plan_idle(self._snapshot(), now_s, cold_grace_s=_COLD_GRACE_S).actions:
-                if isinstance(action, Evict):
-                    self._evict_planned(action)
+            for victim in _victims(plan_idle(self.snapshot(), now_s, cold_grace_s=_COLD_GRACE_S)):
+                self._evict_planned(victim)
+        self._end_transients(now_s)
         for level in storage.levels:
             self._trim(level)
+        if now_s - self._ahead_s >= _AHEAD_S:
+            self._ahead_s = now_s
+            self._free_ahead(now_s)
 
     def _is_cold_in_l1(self, model: Model) -> bool:
         registry = self._services.registry
@@ -217,17 +277,69 @@ class Evictor:
         )
 
     def _is_idle(self, model: Model, now_s: float) -> bool:
-        return not self._leases.count(model.name) and now_s - model.last_used_s >= _COLD_GRACE_S
+        idle_from_s = max(model.last_used_s + _COLD_GRACE_S, model.keep_until_s)
+        return not self._leases.count(model.name) and now_s >= idle_from_s
+
+    def snapshot(self) -> Snapshot:
+        """What the policy knows now."""
+        return self._facts.snapshot()
+
+    def newcomer(self, name: str, revision: str) -> RevisionFacts:
+        """What the policy would know of a revision that is nowhere here."""
+        return self._facts.newcomer(name, revision, in_l2=False)
+
+    def is_leased(self, name: str, revision: str) -> bool:
+        """A worker holds it."""
+        return self._leases.count(name, revision) > 0
+
+    def is_transient(self, name: str, revision: str) -> bool:
+        """In L1 beside the budget, until its last lease ends."""
+        return self._services.storage.is_beside(name, revision)
+
+    def must_stay(self, name: str, revision: str) -> None:
+        """Somebody asked for it to be in L1: what was let in beside the budget counts from now on."""
+        if self.is_transient(name, revision):
+            self._services.storage.count_again(name, revision)
+
+    def _end_transients(self, now_s: float) -> None:
+        """What was held beside the budget goes with its last lease, unless there is room for it by now."""
+        services = self._services
+        for name, revision in services.storage.beside:
+            model = services.registry.models.get(name)
+            manifest = model.manifests.get(revision) if model else None
+            held = self._leases.count(name, revision) or self.loads.is_loading(name, revision)
+            if held or (manifest is not None and self.is_busy(manifest)):
+                continue
+            if manifest is None or model is None:
+                services.storage.left_beside(name, revision)
+            elif services.storage.could_stay(name, revision) or model.pinned or model.tier[0] is Tier.HOT:
+                services.storage.count_again(name, revision)
+            elif model.keep_until_s <= now_s:
+                self._leave(manifest, Level.L1, TRANSIENT, "its last lease ended, and it had no place of its own")
 
     def _trim(self, level: Level) -> None:
         """A level may hold less than it did: the host got short, or a budget was lowered. What is held stays."""
-        clock = self._services.clock
-        if not self._services.storage.ledger(level).excess_bytes or clock.monotonic_s() < self._grace_until_s:
+        clock, storage = self._services.clock, self._services.storage
+        excess_bytes = storage.ledger(level).excess_bytes - storage.withdrawn_bytes(level)
+        if excess_bytes <= 0 or clock.monotonic_s() < self._grace_until_s:
             return
-        planned = plan(self._snapshot(Need(level, 0, "a smaller capacity")), clock.monotonic_s())
-        for action in planned.actions:
-            if isinstance(action, Evict):
-                self._evict_planned(action)
+        planned = plan(self._facts.snapshot(Need(level, 0, "a smaller capacity")), clock.monotonic_s())
+        for victim in _victims(planned):
+            self._evict_planned(victim)
+
+    def _free_ahead(self, now_s: float) -> None:
+        """Keeps some room free, and tenants within their quotas, so that a load does not wait for evictions."""
+        storage = self._services.storage
+        if now_s < self._grace_until_s or self.opening.locked() or not self._is_short(storage):
+            return
+        for victim in _victims(plan_ahead(self.snapshot(), now_s)):
+            self._evict_planned(victim)
+
+    def _is_short(self, storage: Storage) -> bool:
+        if self._services.registry.tenants:
+            return True
+        free_bytes = storage.ledger(Level.L1).available_bytes + storage.pool_bytes(Level.L1)
+        return free_bytes + storage.withdrawn_bytes(Level.L1) < storage.free_ahead_bytes(Level.L1)
 
     def _drop_leftovers(self, level: Level, *, keep: Mapping[str, int]) -> bool:
         """Ingests that wait to be resumed, and blobs of unfinished pulls, go before any model does."""
@@ -258,63 +370,7 @@ class Evictor:
         ingests = [ingest for pull in services.registry.index.pending() for ingest in pull.ingests]
         return frozenset(services.journal_digest(ingest) for ingest in ingests)
 
-    def _snapshot(self, *needs: Need) -> Snapshot:
-        registry, storage = self._services.registry, self._services.storage
-        holds = {level: self._holdings(level) for level in _LEVELS}
-        facts = tuple(
-            self._facts(manifest, holds)
-            for manifest in registry.manifests()
-            if any((manifest.name, manifest.revision) in holds[level] for level in _LEVELS)
-        )
-        levels = {}
-        for level in storage.levels:
-            ledger = storage.ledger(level)
-            levels[level] = LevelFacts(
-                level=level, capacity_bytes=ledger.capacity_bytes, used_bytes=ledger.used_bytes,
-                reserved_bytes=ledger.reserved_bytes, withdrawn_bytes=storage.withdrawn_bytes(level),
-                pool_bytes=storage.pool_bytes(level),
-            )  # fmt: skip
-        return Snapshot(revisions=facts, levels=levels, needs=needs)
 
-    def _holdings(self, level: Level) -> dict[tuple[str, str], dict[str, int]]:
-        """Revision → its blobs at a level. A revision that is not whole there holds only what nobody else does."""
-        registry = self._services.registry
-        held: dict[tuple[str, str], dict[str, int]] = {}
-        covered: set[str] = set()
-        partial = []
-        for manifest in registry.manifests():
-            if registry.resident(manifest, level):
-                held[manifest.name, manifest.revision] = dict(manifest.blobs)
-                covered |= manifest.blobs.keys()
-            else:
-                partial.append(manifest)
-        for manifest in partial:
-            loading = self.loads.is_loading(manifest.name, manifest.revision)
-            own = {
-                digest: size
-                for digest, size in manifest.blobs.items()
-                if registry.blobs[digest].at(level) and (loading or digest not in covered)
-            }
-            if own:
-                held[manifest.name, manifest.revision] = own
-        return held
-
-    def _facts(
-        self, manifest: Manifest, holds: Mapping[Level, Mapping[tuple[str, str], Mapping[str, int]]]
-    ) -> RevisionFacts:
-        key = (manifest.name, manifest.revision)
-        model = self._services.registry.models[manifest.name]
-        return RevisionFacts(
-            name=manifest.name,
-            revision=manifest.revision,
-            tier=model.tier[0],
-            pinned=model.pinned,
-            leased=self._leases.count(*key) > 0,
-            busy=self.is_busy(manifest) or self.loads.is_loading(*key),
-            current=manifest.revision == model.record.current_revision,
-            priority=model.priority,
-            last_used_s=model.last_used_s,
-            l1_blobs=holds[Level.L1].get(key, {}),
-            l2_blobs=holds[Level.L2].get(key, {}),
-            has_origin=bool(manifest.source),
-        )
+def _victims(planned: Plan) -> list[Evict]:
+    """The pool's part needs no action: whoever opens ingests takes from it."""
+    return [action for action in planned.actions if isinstance(action, Evict)]

@@ -10,6 +10,7 @@ from cached.cache.flight import BlobOrder, Flight
 from cached.clock import Clock
 from cached.errors import CachedError
 from cached.manifest import FileEntry, Manifest
+from cached.policy import Otherwise
 from cached.signals import Signal
 from cached.types import CheckedBy, Complete, Level, PullPhase, PullProgress
 
@@ -40,6 +41,8 @@ class LoadPlan:
     origin_options: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     manifest: Manifest | None = None
+    otherwise: Otherwise = Otherwise.EVICT
+    """What becomes of it in L1 if it is not worth what would have to go for it."""
 
     @property
     def orders(self) -> dict[str, BlobOrder]:

@@ -15,8 +15,9 @@ from cached.cache.load import Load, LoadPlan
 from cached.cache.services import Services
 from cached.errors import CachedError, IntegrityError, NoRoomError, UnavailableError
 from cached.manifest import Manifest
+from cached.policy import Otherwise
 from cached.signals import run_all
-from cached.types import Level
+from cached.types import Complete, Level
 
 _log = structlog.get_logger(__name__)
 
@@ -54,9 +55,15 @@ class Loader:
         arriving = {flight.order.digest or flight.fill.sha256 for flight in self._flights.values()}
         return frozenset(known | arriving)
 
+    def arriving(self) -> list[tuple[str, str]]:
+        """The model and the ingest of each blob in flight, shared ones for whoever had them first."""
+        return [(flight.order.name, ingest_id) for (_, ingest_id), flight in self._flights.items()]
+
     def begin(self, plan: LoadPlan) -> Load:
         """The load of this revision to this level: the one in flight, or a new one."""
         load = Load(plan, self._services.clock)
+        if plan.otherwise is Otherwise.EVICT and plan.level is Level.L1:
+            self._evictor.must_stay(plan.name, plan.revision)
         running = self.loads.get(load.key)
         if running is not None:
             return running
@@ -127,7 +134,17 @@ class Loader:
         opened: list[tuple[Level, BlobOrder]] = []
         try:
             sizes = {key: order.size_bytes for key, order in new.items() if not order.adopt}
-            await self._evictor.open(plan.level, sizes, for_name=plan.name)
+            admitted = await self._evictor.open(
+                plan.level, sizes, name=plan.name, revision=plan.revision, otherwise=plan.otherwise
+            )
+            if not admitted:
+                raise NoRoomError(
+                    f"{plan.name} is not worth the place of what is in {plan.level}",
+                    hint="pull it, and it gets its place nevertheless",
+                    level=plan.level,
+                    needed_bytes=sum(sizes.values()),
+                    fits="later",
+                )
             opened += [(plan.level, new[key]) for key in sizes]
             persisted = await self._open_behind(new, plan)
             opened += [(Level.L2, new[key]) for key in persisted]
@@ -174,7 +191,9 @@ class Loader:
         if not sizes or not storage.has(Level.L2):
             return frozenset()
         try:
-            await self._evictor.open(Level.L2, sizes, for_name=plan.name)
+            opened = await self._evictor.open(
+                Level.L2, sizes, name=plan.name, revision=plan.revision, otherwise=Otherwise.SKIP
+            )
         except CachedError as error:
             if not isinstance(error, NoRoomError):
                 self._services.degraded["l2"] = error.message
@@ -182,7 +201,7 @@ class Loader:
                 "l2.skipped", f"{plan.name} is kept in L1 only: {error.message}", name=plan.name, **error.fields
             )
             return frozenset()
-        return frozenset(sizes)
+        return frozenset(sizes) if opened else frozenset()
 
     def _take_off(self, load: Load, flight: Flight) -> None:
         order = flight.order
@@ -197,6 +216,7 @@ class Loader:
             await run_all(*(flight.until_verified() for flight in flights))
             self._show(load)
             load.ready_as = load.completion()
+            self._learn(load, load.ready_as)
             load.signal.notify()
             await run_all(*(_landed(flight) for flight in flights))
             self._record(load)
@@ -207,6 +227,16 @@ class Loader:
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
+
+    def _learn(self, load: Load, ready: Complete) -> None:
+        """What the policy is to know of the way that these bytes took."""
+        plan = load.plan
+        if plan.level is Level.L1:
+            moved_bytes = ready.origin_bytes + ready.disk_bytes
+            waited = self._evictor.is_leased(plan.name, plan.revision)
+            self._services.history.loaded(
+                plan.name, ready.from_level, moved_bytes, ready.load_s, somebody_waited=waited
+            )
 
     async def _forward(self, load: Load, flights: list[Flight]) -> None:
         """A change of any flight is a change of the load."""

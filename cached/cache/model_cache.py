@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Self
 
 from cached import __version__
 from cached.cache.attachment import Attachment
 from cached.cache.build import Parts, build_parts
+from cached.cache.hot_set import HotSet
 from cached.cache.load import Load
 from cached.cache.registry import Model
+from cached.cache.what_if import what_if
 from cached.catalog_file import Catalog
 from cached.clock import Clock, SystemClock
 from cached.config import Config
 from cached.errors import CachedError, InUseError, NotFoundError, UnavailableError
+from cached.leases import check_keep_alive
 from cached.manifest import FileEntry, Manifest
 from cached.metrics import Metrics
+from cached.policy import Otherwise
 from cached.refs import Ref, parse_ref
 from cached.types import (
+    Attached,
     Client,
     Damage,
     Damaged,
@@ -34,11 +40,13 @@ from cached.types import (
     PullProgress,
     Stats,
     Tier,
+    TierChange,
     VerifyProgress,
 )
 
 _PROGRESS_S = 0.1
 _MOVERS_END_S = 5.0
+_BASE_ASKED_S = 60.0
 
 
 class ModelCache:
@@ -61,10 +69,15 @@ class ModelCache:
     async def start(self) -> None:
         """Finds what an earlier daemon left, and begins to confirm and resume it in the background."""
         self._parts.recovery.recover()
+        self._parts.timed_pulls.load()
+        self._parts.foresight.load()
         self.ready = True
         self._spawn(self._parts.recovery.resume())
         self._spawn(self._parts.upkeep.run())
+        self._spawn(self._parts.timed_pulls.run())
+        self._spawn(self._parts.foresight.run())
         self._spawn(self._parts.pool_keeper.run())
+        self._spawn(self._parts.trace.run())
 
     async def drain(self, timeout_s: float) -> None:
         """Refuses new work and gives loads under way a moment to finish; what is left stays resumable."""
@@ -81,33 +94,55 @@ class ModelCache:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self._parts.trace.write()
         await self._parts.pulls.stop()
         # Loads end when the movers do: what a mover still writes must not outlive the record of it.
         await asyncio.gather(self._parts.loader.stop(), self._parts.pool.close(_MOVERS_END_S))
         await self._parts.services.storage.collect()
         await self._parts.services.storage.give_back_pool()
+        self._parts.services.history.write()
         self._parts.services.registry.close()
 
     def set_catalog(self, catalog: Catalog) -> None:
         """Replaces the catalog; the upkeep brings hot models that are not in L1."""
         self._parts.services.registry.set_catalog(catalog)
 
+    def set_budgets(self, config: Config) -> None:
+        """Takes the budgets of the levels from these settings; what is over them then goes in the background."""
+        changed = self._parts.services.storage.set_budgets(config)
+        if changed:
+            self.tell("budgets.changed", f"now {', '.join(changed)}")
+
     def tell(self, kind: str, message: str, **fields: object) -> None:
         """Logs an event that began outside of the engine, and hands it to everyone who watches."""
         self._parts.services.events.emit(kind, message, name="", revision="", **fields)
 
     async def pull(
-        self, ref: str, *, source: str = "", tier: Tier | None = None, level: Level = Level.L1, wait: bool = True
+        self,
+        ref: str,
+        *,
+        source: str = "",
+        tier: Tier | None = None,
+        level: Level = Level.L1,
+        wait: bool = True,
+        at_time_s: float = 0.0,
     ) -> AsyncIterator[PullProgress]:
         """Brings what the origin has now to ``level``. Progress until it is finished; without ``wait``, until accepted.
 
-        The pull goes on when the caller stops iterating.
+        The pull goes on when the caller stops iterating. ``at_time_s``: it begins by itself at that Unix time, also in
+        a later daemon, and this is answered at once; infinity takes back those that were asked for.
         """
         self._require_running()
         parsed = parse_ref(ref)
+        if at_time_s:
+            self._parts.timed_pulls.add(parsed, ref, at_time_s, source=source, level=level, tier=tier)
+            yield PullProgress(PullPhase.SCHEDULED, parsed.name)
+            return
         run = self._parts.pulls.begin(parsed, source=source, level=level, tier=tier)
         yield PullProgress(PullPhase.RESOLVING, parsed.name)
         load = await run.until_planned()
+        if level is Level.L1:
+            self._parts.services.history.asked(load.plan.name, hit=False)
         if not wait:
             yield PullProgress(PullPhase.ACCEPTED, load.plan.name, load.plan.revision, load.plan.total_bytes)
             return
@@ -128,13 +163,15 @@ class ModelCache:
         client: Client | None = None,
         resume: bool = False,
         only_if_resident: bool = False,
+        keep_alive_s: float = 0.0,
     ) -> Attachment:
         """A lease on a revision. Brings it to L1 first if need be: the attachment tells how that goes.
 
         ``resume`` (a worker that mapped it before this daemon started) and ``only_if_resident`` never bring anything.
+        ``keep_alive_s``: when the lease ends, however it does, the model stays in L1 before others for so long.
         """
         self._require_running()
-        parsed = parse_ref(ref)
+        parsed, keep_alive_s = parse_ref(ref), check_keep_alive(keep_alive_s)
         content = await self._content(parsed, source, may_load=not (resume or only_if_resident))
         while isinstance(content, Load) and content.finished:
             # It ended before we could hold it, and what nobody holds may be gone already.
@@ -149,8 +186,13 @@ class ModelCache:
             name, revision, client or Client(), now_s=clock.monotonic_s(), wall_s=clock.wall_s()
         )
         lease.size_bytes = content.plan.total_bytes if isinstance(content, Load) else content.total_bytes
+        lease.keep_alive_s = keep_alive_s
         attachment = Attachment(self._parts.services, lease, content, self._released)
         self._attachments[lease.lease_id] = attachment
+        model.lease_count += 1
+        if not resume:
+            self._parts.trace.opened(lease)
+            self._tell_others(model)
         self._used(model, attaches=1)
         self._parts.services.events.emit(
             "lease.opened", f"{lease.holder} holds {name}", name=name, revision=revision, lease=lease.lease_id
@@ -166,6 +208,8 @@ class ModelCache:
         if manifest is not None and registry.whole_at(manifest, Level.L1):
             registry.check_usable(manifest)
             services.metrics.hits.labels(level="l1").inc()
+            if may_load:  # one that takes its lease up again asks for nothing new
+                services.history.asked(manifest.name, hit=True)
             return manifest
         services.metrics.misses.labels(level="l1").inc()
         if manifest is not None and registry.resident(manifest, Level.L1):
@@ -174,12 +218,14 @@ class ModelCache:
             raise NotFoundError(f"{ref} is not in L1", hint="attach it without resume to bring it there", ref=str(ref))
         for load in self._parts.loader.active(ref.name):
             if load.plan.level is Level.L1 and load.plan.revision.startswith(ref.revision):
+                services.history.asked(ref.name, hit=False)
                 return load
         if manifest is not None and all(blob.l2 or blob.at(Level.L1) for blob in registry.blobs_of(manifest)):
             services.metrics.hits.labels(level="l2").inc()
-            return pulls.promote(manifest)
+            return pulls.promote(manifest, otherwise=Otherwise.TRANSIENT)
         services.metrics.misses.labels(level="l2").inc()
-        load = await pulls.begin(ref, source=source, level=Level.L1).until_planned()
+        run = pulls.begin(ref, source=source, level=Level.L1, otherwise=Otherwise.TRANSIENT)
+        load = await run.until_planned()
         services.metrics.hits.labels(level="l3").inc()
         return load
 
@@ -216,8 +262,19 @@ class ModelCache:
         return self._parts.leases.infos()
 
     async def set_tier(self, ref: str, tier: Tier) -> ModelSummary:
-        """The operator's word on how soon a model is wanted; it outlives restarts."""
+        """The operator's word on how soon a model is wanted; it outlives restarts.
+
+        Raises NoRoomError where hot models would take more than they may.
+        """
+        if tier is Tier.HOT:
+            HotSet(self._parts.services).check(self._parts.services.registry.require(parse_ref(ref)))
         return self._changed(ref, f"tier set to {tier}", operator_tier=tier)
+
+    def what_if(self, ref: str, tier: Tier) -> TierChange:
+        """What another tier would lead to; nothing is changed."""
+        parts = self._parts
+        model = parts.services.registry.require(parse_ref(ref))
+        return what_if(parts.services, parts.evictor, parts.describer, model, tier)
 
     async def pin(self, ref: str) -> ModelSummary:
         """Never a victim from now on."""
@@ -247,6 +304,7 @@ class ModelCache:
         name = Ref(parse_ref(ref).name)
         await self._written_behind(name)
         freed = self._evict(name, None)
+        self._parts.timed_pulls.forget(name.name)
         self._parts.evictor.forget(self._parts.services.registry.require(name))
         await self._parts.services.storage.collect()
         return freed
@@ -313,7 +371,12 @@ class ModelCache:
 
     def stats(self) -> Stats:
         """The daemon at a glance."""
-        return self._parts.describer.stats(self._parts.pool.active_movers, self._parts.lanes.stats())
+        stats = self._parts.describer.stats(self._parts.pool.active_movers, self._parts.lanes.stats())
+        return replace(stats, prediction_precision=self._parts.foresight.precision)
+
+    def trace(self) -> Iterator[Attached]:
+        """The attaches that this host remembers, oldest first."""
+        return self._parts.trace.rows()
 
     def watch(self, *, replay: bool) -> AsyncIterator[Event]:
         """Events from now on."""
@@ -327,9 +390,12 @@ class ModelCache:
         lease = attachment.lease
         self._attachments.pop(lease.lease_id, None)
         self._parts.leases.close(lease.lease_id)
+        self._parts.trace.closed(lease)
         model = self._parts.services.registry.models.get(lease.name)
         if model is not None:
+            model.lease_count -= 1
             self._used(model, attaches=0)
+            model.kept_until_s = max(model.kept_until_s, model.last_used_s + lease.keep_alive_s)
         self._parts.services.events.emit(
             "lease.closed", f"{lease.holder} released {lease.name}", name=lease.name, revision=lease.revision,
             lease=lease.lease_id,
@@ -339,6 +405,20 @@ class ModelCache:
         clock = self._parts.services.clock
         model.last_used_s = clock.monotonic_s()
         self._parts.services.registry.used(model, clock.wall_s(), attaches=attaches)
+
+    def _tell_others(self, model: Model) -> None:
+        """What an attach says beside the model's own demand: of its habits, and of its base.
+
+        Who asks for an adapter needs its base. That counts as a request for the base unless somebody has it leased, or
+        had or wanted it within the last minute: a worker that attaches both has asked for it once.
+        """
+        services, base = self._parts.services, model.base_model
+        self._parts.foresight.used(model.name)
+        now_s = services.clock.monotonic_s()
+        if base is not None and not base.lease_count and now_s - base.last_used_s >= _BASE_ASKED_S:
+            base.last_used_s, manifest = now_s, base.current
+            hit = manifest is not None and services.registry.whole_at(manifest, Level.L1)
+            services.history.asked(base.name, hit=hit)
 
     def _tell_holders(self, manifest: Manifest, entry: FileEntry, damage: Damage) -> None:
         for attachment in self._attachments.values():

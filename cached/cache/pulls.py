@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cached.cache.flight import BlobOrder
+from cached.cache.hot_set import HotSet
 from cached.cache.load import Load, LoadFile, LoadPlan
 from cached.cache.loader import Loader
 from cached.cache.registry import Blob, Model, Presence
@@ -24,6 +25,7 @@ from cached.index import PendingPull
 from cached.manifest import BlobRecord, FileEntry, Manifest, revision_of
 from cached.origins.base import OriginObject, OriginSpec
 from cached.origins.selection import select
+from cached.policy import Otherwise
 from cached.refs import Ref
 from cached.signals import Signal, run_all
 from cached.singleflight import SingleFlight
@@ -76,8 +78,14 @@ class Pulls:
         self._resolving: SingleFlight[tuple[str, str], Resolved] = SingleFlight()
         self._runs: set[asyncio.Task[None]] = set()
 
-    async def pull(self, ref: Ref, *, source: str, level: Level, tier: Tier | None = None) -> Load:
-        """The load that brings what the origin has now to ``level``. Raises if it cannot be resolved or planned."""
+    async def pull(
+        self, ref: Ref, *, source: str, level: Level, tier: Tier | None = None, otherwise: Otherwise = Otherwise.EVICT
+    ) -> Load:
+        """The load that brings what the origin has now to ``level``. Raises if it cannot be resolved or planned.
+
+        ``otherwise``: what becomes of it in L1 if it is not worth what would have to go for it. ``TRANSIENT`` is for
+        workers: their asking counts as demand, before anything is decided.
+        """
         model = self._model(ref, source)
         try:
             resolved = await self._resolve(model, source or ref.uri)
@@ -88,8 +96,15 @@ class Pulls:
             self._services.registry.forget_if_unknown(model)
             raise
         await self._other_level(model.name, resolved.revision, level)
-        plan = self._plan(model, resolved, level)
+        plan = replace(self._plan(model, resolved, level), otherwise=otherwise)
+        if tier is Tier.HOT:
+            HotSet(self._services).check(model, plan.total_bytes)
         self._remember(model, plan, tier)
+        return self._begin(plan)
+
+    def _begin(self, plan: LoadPlan) -> Load:
+        if plan.otherwise is Otherwise.TRANSIENT:
+            self._services.history.asked(plan.name, hit=False)
         return self._loader.begin(plan)
 
     async def _other_level(self, name: str, revision: str, level: Level) -> None:
@@ -99,20 +114,29 @@ class Pulls:
                 with suppress(CachedError):  # its own watchers hear of its error; we go on and try ourselves
                     await load.until(lambda load=load: load.finished)  # type: ignore[misc]
 
-    def begin(self, ref: Ref, *, source: str = "", level: Level = Level.L1, tier: Tier | None = None) -> PullRun:
+    def begin(
+        self,
+        ref: Ref,
+        *,
+        source: str = "",
+        level: Level = Level.L1,
+        tier: Tier | None = None,
+        otherwise: Otherwise = Otherwise.EVICT,
+    ) -> PullRun:
         """Starts a pull that goes on whoever watches it, and is begun again when an object changes under way."""
         run = PullRun(ref.name)
         run.task = asyncio.get_running_loop().create_task(
-            self._run(run, ref, source, level, tier), name=f"pull {ref.name}"
+            self._run(run, lambda: self.pull(ref, source=source, level=level, tier=tier, otherwise=otherwise)),
+            name=f"pull {ref.name}",
         )
         self._runs.add(run.task)
         run.task.add_done_callback(self._runs.discard)
         return run
 
-    async def _run(self, run: PullRun, ref: Ref, source: str, level: Level, tier: Tier | None) -> None:
+    async def _run(self, run: PullRun, pull: Callable[[], Awaitable[Load]]) -> None:
         try:
             for restart in range(_RESTARTS_ON_CHANGE + 1):
-                run.load = load = await self.pull(ref, source=source, level=level, tier=tier)
+                run.load = load = await pull()
                 run.signal.notify()
                 try:
                     await load.until(lambda load=load: load.finished)  # type: ignore[misc]
@@ -129,9 +153,13 @@ class Pulls:
             run.finished = True
             run.signal.notify()
 
-    def promote(self, manifest: Manifest) -> Load:
-        """The load that brings a known revision to L1 from wherever its blobs are."""
-        return self._loader.begin(self._plan_known(manifest, Level.L1))
+    def promote(self, manifest: Manifest, *, otherwise: Otherwise = Otherwise.EVICT) -> Load:
+        """The load that brings a known revision to L1 from wherever its blobs are; ``otherwise`` as of ``pull``."""
+        return self._begin(replace(self._plan_known(manifest, Level.L1), otherwise=otherwise))
+
+    def check(self, ref: Ref, source: str) -> None:
+        """Raises what ``pull`` would, as far as that shows without an origin; the model is known from then on."""
+        self._model(ref, source)
 
     def _model(self, ref: Ref, source: str) -> Model:
         model = self._services.registry.find(ref)

@@ -31,6 +31,7 @@ class Recovery:
         """Reads the index, compares it with what the levels hold, and accounts for all of it. Moves no bytes."""
         registry = self._services.registry
         registry.load()
+        self._services.history.load()
         pending = {ingest for pull in registry.index.pending() for ingest in pull.ingests}
         wanted = {entry.digest for manifest in registry.manifests() for entry in manifest.files} | self._landed(pending)
         for level in self._services.storage.levels:

@@ -2,127 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import structlog
 
+from cached.cache.model import Blob, Model, Presence, Present
 from cached.catalog_file import Catalog, CatalogModel
 from cached.errors import LevelError, NotFoundError, QuarantinedError
 from cached.index import Index, ModelRecord
 from cached.manifest import BlobRecord, Manifest
 from cached.refs import Ref
-from cached.types import Level, Tier
+from cached.schedule import Schedule, parse_schedule
+from cached.types import Level
 
 _log = structlog.get_logger(__name__)
 
-_STRENGTH = (Tier.HOT, Tier.WARM, Tier.AUTO, Tier.COLD)
-
-
-class Presence(StrEnum):
-    """Whether a blob is in L1, and whether its bytes were verified since it came there or since this daemon started."""
-
-    ABSENT = "absent"
-    UNCONFIRMED = "unconfirmed"
-    CONFIRMED = "confirmed"
-
-
-@dataclass(slots=True)
-class Blob:
-    """Content known to this host, and where it is. L2 bytes are verified whenever they are moved."""
-
-    record: BlobRecord
-    l1: Presence = Presence.ABSENT
-    l2: bool = False
-    left_l2: bool = False
-    """It was evicted from L2, so that it is not missing there."""
-
-    def at(self, level: Level) -> bool:
-        """True if its bytes are at ``level``, confirmed or not."""
-        return self.l1 is not Presence.ABSENT if level is Level.L1 else self.l2
-
-
-@dataclass(frozen=True, slots=True)
-class Present:
-    """How much of a revision is where."""
-
-    l1_bytes: int
-    l2_bytes: int
-    confirmed_in_l1: bool
-    whole_in_l2: bool
-
-    @classmethod
-    def of(cls, blobs: list[Blob]) -> Self:
-        """Counts them."""
-        return cls(
-            l1_bytes=sum(blob.record.size_bytes for blob in blobs if blob.at(Level.L1)),
-            l2_bytes=sum(blob.record.size_bytes for blob in blobs if blob.l2),
-            confirmed_in_l1=all(blob.l1 is Presence.CONFIRMED for blob in blobs),
-            whole_in_l2=all(blob.l2 for blob in blobs),
-        )
-
-
-@dataclass(slots=True)
-class Model:
-    """A name with its settings and the revisions that are known."""
-
-    record: ModelRecord
-    catalog: CatalogModel | None = None
-    manifests: dict[str, Manifest] = field(default_factory=dict)
-    last_used_s: float = float("-inf")
-    """On the monotonic clock, for the policy."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return self.record.name
-
-    @property
-    def current(self) -> Manifest | None:
-        """The manifest of the current revision."""
-        return self.manifests.get(self.record.current_revision)
-
-    @property
-    def source(self) -> str:
-        """Where to pull from: the catalog's word, else what the last pull was told; may be empty."""
-        return self.catalog.source if self.catalog else self.record.source
-
-    @property
-    def tier(self) -> tuple[Tier, str]:
-        """The tier that counts and whose word it is: the stronger of catalog and operator."""
-        said = [
-            (self.record.operator_tier, "operator"),
-            (self.catalog.tier if self.catalog else None, "catalog"),
-        ]
-        known = [(tier, whose) for tier, whose in said if tier is not None]
-        return min(known, key=lambda item: _STRENGTH.index(item[0]), default=(Tier.AUTO, "default"))
-
-    @property
-    def pinned(self) -> bool:
-        """By the operator or by the catalog."""
-        return self.record.pinned or bool(self.catalog and self.catalog.pinned)
-
-    @property
-    def priority(self) -> int:
-        """The catalog's; higher stays longer."""
-        return self.catalog.priority if self.catalog else 0
+__all__ = ["Blob", "Model", "Presence", "Present", "Registry"]
 
 
 class Registry:
     """All of it. Writes go through to the index; where that fails, memory goes on.
 
-    ``on_fault`` hears what is wrong with the index, and an empty text when a write succeeds.
+    ``on_fault`` hears what is wrong with the index, and an empty text when a write succeeds. ``time_zone``: that of hot
+    windows which name none.
     """
 
-    def __init__(self, index: Index, on_fault: Callable[[str], None]) -> None:
+    def __init__(self, index: Index, on_fault: Callable[[str], None], *, time_zone: str = "UTC") -> None:
         self._index = index
         self._on_fault = on_fault
         self.models: dict[str, Model] = {}
         self.blobs: dict[str, Blob] = {}
         self.changes = 0
         """Grows whenever a model, a revision or a blob, or where one is, changes; not when a model is merely used."""
+        self.tenants: Mapping[str, Mapping[Level, str]] = {}
+        """Name → what each level gives to the models of a tenant together: a size, or a share of the level."""
+        self._time_zone = time_zone
+        self._adapters: dict[str, set[str]] = {}
+        """Base → the models that are adapters of it, whether it is known or not."""
         self._quarantined: dict[str, str] = {}
         """Digest → what of the blob is damaged and could not be mended."""
         self._used: set[str] = set()
@@ -157,10 +75,33 @@ class Registry:
     def set_catalog(self, catalog: Catalog) -> None:
         """Replaces every model's catalog settings; models of the catalog become known, others stay known."""
         self.changes += 1
-        for model in self.models.values():
-            model.catalog = catalog.models.get(model.name)
+        self.tenants = catalog.tenants
+        self._adapters.clear()
         for name, entry in catalog.models.items():
-            self._model(name).catalog = entry
+            self._model(name)
+            if entry.base:
+                self._adapters.setdefault(entry.base, set()).add(name)
+        for model in self.models.values():
+            self._apply(model, catalog.models.get(model.name))
+
+    def _apply(self, model: Model, entry: CatalogModel | None) -> None:
+        """What the catalog says of a model, and how that relates it to others."""
+        model.catalog = entry
+        model.schedule = parse_schedule(entry.hot, self._time_zone) if entry else Schedule()
+        model.base_model = self.models.get(model.base)
+
+    def set_in_window(self, model: Model, in_window: bool) -> None:  # noqa: FBT001 what it is set to
+        """A hot window of a model began or ended."""
+        self.changes += 1
+        model.in_window = in_window
+
+    def pull_times_s(self, name: str) -> tuple[float, ...]:
+        """When pulls of a model begin by themselves, in Unix time, the next one first."""
+        return tuple(pull.at_time_s for pull in self._index.timed(name))
+
+    def adapters_of(self, name: str) -> tuple[str, ...]:
+        """The adapters that a model has, by the catalog."""
+        return tuple(sorted(self._adapters.get(name, ())))
 
     def find(self, ref: Ref) -> Model | None:
         """The model of a reference, or None."""
@@ -210,6 +151,7 @@ class Registry:
         if not any((model.catalog, model.manifests, record.source, record.operator_tier, record.pinned)):
             self._write(lambda: self._index.delete_model(model.name))
             self.models.pop(model.name, None)
+            self._rejoin(model.name)
 
     def update(self, model: Model, **changes: Any) -> None:
         """Changes fields of the model's record, in memory and in the index."""
@@ -264,7 +206,8 @@ class Registry:
         self._write(lambda: self._index.delete_model(model.name))
         del self.models[model.name]
         if model.catalog is not None:
-            self._model(model.name).catalog = model.catalog
+            self._apply(self._model(model.name), model.catalog)
+        self._rejoin(model.name)
 
     def found(self, digest: str, level: Level) -> None:
         """A known blob was found at a level, where an earlier daemon left it; in L1 it is yet to be confirmed."""
@@ -378,7 +321,14 @@ class Registry:
         if name not in self.models:
             self.changes += 1
             self.models[name] = Model(ModelRecord(name=name))
+            self._rejoin(name)
         return self.models[name]
+
+    def _rejoin(self, base: str) -> None:
+        """A model came or went: its adapters have to know."""
+        for name in self._adapters.get(base, ()):
+            if name in self.models:
+                self.models[name].base_model = self.models.get(base)
 
     def _write(self, change: Callable[[], None]) -> None:
         self.changes += 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cached.cache.events import EventBus
+from cached.cache.history import UseHistory
 from cached.cache.links import DirectoryView
 from cached.cache.registry import Blob, Model, Presence, Registry
 from cached.cache.storage import Storage
@@ -30,6 +31,7 @@ class Services:
     runner: Runner
     storage: Storage
     registry: Registry
+    history: UseHistory
     metrics: Metrics
     events: EventBus
     view: DirectoryView

@@ -7,11 +7,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import structlog
 
-from cached.cache.capacity import Limit, l1_limit, l2_limit
-from cached.config import Config
+from cached.cache.capacity import Limit, Pressure, l1_budget, l1_host_limit, l2_limit
+from cached.config import Config, resolve_capacity
 from cached.errors import CachedError, NotFoundError
 from cached.ledger import Ledger
 from cached.levels.base import FileRef, Found, LocalLevel
@@ -22,6 +23,14 @@ from cached.units import GIB, MIB, parse_size
 
 _log = structlog.get_logger(__name__)
 
+_BUDGETS = {
+    "l1": (
+        "capacity", "memory_reserve_bytes", "pool_bytes", "pool_reserve_bytes", "hot_capacity", "free_ahead",
+        "transient_capacity",
+    ),
+    "l2": ("capacity",),
+}  # fmt: skip
+"""Settings that may change while the daemon runs."""
 _POOL, _WITHDRAWN = "pool", "withdrawn"
 _SMALLEST_POOLED_BYTES = 2 * MIB
 """Below this, fresh pages cost less than keeping account of old ones."""
@@ -43,6 +52,10 @@ class Storage:
         self._resumed: dict[Level, set[str]] = {level: set() for level in self._levels}
         self._collecting = asyncio.Lock()
         self._blob_bytes: dict[str, int] = {}
+        self._beside: dict[tuple[str, str], int] = {}
+        self._leaving_bytes = 0
+        self._host_bytes = 0
+        self.pressure = Pressure()
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -76,16 +89,96 @@ class Storage:
     def refresh_capacities(self) -> None:
         """Looks at what the host can give now."""
         reserve = parse_size(self._config.l1.memory_reserve_bytes)
-        self._limits[Level.L1] = l1_limit(
-            self._config.l1.capacity, reserve_bytes=reserve, ours_bytes=self._allocated_bytes(),
-            free_bytes=self.l1.free_bytes(),
-        )  # fmt: skip
+        host = l1_host_limit(reserve_bytes=reserve, ours_bytes=self._allocated_bytes(), free_bytes=self.l1.free_bytes())
+        self._host_bytes = host.size_bytes
+        within = Limit(max(0, host.size_bytes - self._beside_bytes), host.because)
+        budget = min(l1_budget(self._config.l1.capacity), within, key=lambda limit: limit.size_bytes)
+        self._limits[Level.L1] = self.pressure.limited(budget)
         if Level.L2 in self._levels:
             ledger = self._ledgers[Level.L2]
             ours_bytes = ledger.used_bytes + ledger.reserved_bytes
             self._limits[Level.L2] = l2_limit(self._config.l2.capacity, self._config.l2.folders, ours_bytes=ours_bytes)
+        self._set_capacities()
+
+    def _set_capacities(self) -> None:
         for level, ledger in self._ledgers.items():
-            ledger.capacity_bytes = self._limits[level].size_bytes
+            ledger.capacity_bytes = self.budget_bytes(level) + (self._beside_bytes if level is Level.L1 else 0)
+
+    def set_budgets(self, config: Config) -> list[str]:
+        """Takes over the settings that may change while the daemon runs; those that did, with their values."""
+        changed = []
+        for section, names in _BUDGETS.items():
+            old, new = getattr(self._config, section), getattr(config, section)
+            values = {name: getattr(new, name) for name in names if getattr(new, name) != getattr(old, name)}
+            changed += [f"{section}.{name} = {value}" for name, value in values.items()]
+            self._config = replace(self._config, **{section: replace(old, **values)})
+        self.refresh_capacities()
+        return changed
+
+    def budget_bytes(self, level: Level) -> int:
+        """What may be at a level, transient segments left out of account."""
+        return self._limits[level].size_bytes
+
+    # Beside the budget of L1
+
+    @property
+    def transient_bytes(self) -> int:
+        """What is held beside the budget until its last lease ends."""
+        return sum(self._beside.values())
+
+    @property
+    def _beside_bytes(self) -> int:
+        return self.transient_bytes + self._leaving_bytes
+
+    def transient_room_bytes(self, level: Level) -> int:
+        """How much more may be held beside the budget: as configured, and as the host has it."""
+        if level is not Level.L1:
+            return 0
+        budget_bytes = self.budget_bytes(Level.L1)
+        allowed_bytes = resolve_capacity(self._config.l1.transient_capacity, budget_bytes)
+        spare_bytes = self._host_bytes - budget_bytes if self.pressure.share == 1.0 else 0
+        return max(0, min(allowed_bytes, spare_bytes) - self._beside_bytes)
+
+    def hold_beside(self, name: str, revision: str, size_bytes: int) -> None:
+        """So many bytes of L1 that are about to be opened, or are there, do not count against the budget."""
+        self._beside[name, revision] = size_bytes
+        self._set_capacities()
+
+    def is_beside(self, name: str, revision: str) -> bool:
+        """Held beside the budget."""
+        return (name, revision) in self._beside
+
+    @property
+    def beside(self) -> list[tuple[str, str]]:
+        """Name and revision of all that is."""
+        return list(self._beside)
+
+    def could_stay(self, name: str, revision: str) -> bool:
+        """Whether the budget has room by now for what is beside it."""
+        ledger = self._ledgers[Level.L1]
+        return self._beside[name, revision] <= ledger.available_bytes + ledger.used.get(_POOL, 0)
+
+    def count_again(self, name: str, revision: str) -> None:
+        """It stays, and counts against the budget from now on."""
+        self._beside.pop((name, revision), None)
+        self._set_capacities()
+        self._settle()
+
+    def left_beside(self, name: str, revision: str) -> None:
+        """It was withdrawn. Until its memory is free, that does not count against the budget either."""
+        self._leaving_bytes += self._beside.pop((name, revision), 0)
+        self._settle()
+        self._set_capacities()
+
+    def hot_capacity_bytes(self) -> int:
+        """What hot models may take of L1 together."""
+        return resolve_capacity(self._config.l1.hot_capacity, self.budget_bytes(Level.L1))
+
+    def free_ahead_bytes(self, level: Level) -> int:
+        """What is kept free ahead of need."""
+        if level is not Level.L1:
+            return 0
+        return resolve_capacity(self._config.l1.free_ahead, self.budget_bytes(Level.L1))
 
     def _allocated_bytes(self) -> int:
         """What our segments really take up now; one that is still arriving has only some of its pages."""
@@ -329,6 +422,7 @@ class Storage:
         withdrawn_bytes = self.l1.withdrawn_bytes
         with _whatever_fits(ledger, withdrawn_bytes):
             ledger.resize(_WITHDRAWN, withdrawn_bytes)
+        self._leaving_bytes = min(self._leaving_bytes, withdrawn_bytes)
         ledger.resize(_POOL, 0)
         ledger.resize(_POOL, min(self.l1.pool_bytes, ledger.available_bytes))
 

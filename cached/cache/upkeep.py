@@ -6,14 +6,17 @@ import structlog
 
 from cached.cache.background import repeat
 from cached.cache.evictor import Evictor
+from cached.cache.hot_set import HotSet
 from cached.cache.loader import Loader
 from cached.cache.persist import persist_resident
 from cached.cache.pulls import Pulls
 from cached.cache.registry import Blob, Model
 from cached.cache.services import Services
+from cached.cache.timetable import Timetable
 from cached.manifest import Manifest
+from cached.policy import Otherwise
 from cached.refs import Ref
-from cached.types import Level, Tier
+from cached.types import Level
 
 _log = structlog.get_logger(__name__)
 
@@ -33,8 +36,10 @@ class Upkeep:
         self._loader = loader
         self._pulls = pulls
         self._evictor = evictor
+        self._timetable = Timetable(services)
         self._not_before: dict[str, float] = {}
         self._seen = -1
+        self._hot_set = HotSet(services)
         self._hot: list[Model] = []
         self._only_in_l1: list[Manifest] = []
 
@@ -46,13 +51,16 @@ class Upkeep:
         storage = self._services.storage
         await storage.collect()
         if self._is_time("capacities", _CAPACITIES_S):
+            storage.pressure.look()
             storage.refresh_capacities()
         await self._evictor.tidy()
+        expected = self._timetable.look()
         self._look()
-        self._bring_hot()
+        self._bring_hot([model for model in expected if self._hot_set.has_room(model)])
         await self._copy_to_l2()
         if self._is_time("uses", _USES_S):
             self._services.registry.write_uses()
+            self._services.history.write()
 
     def _look(self) -> None:
         """Notes what there is to do, if anything changed: a daemon that idles with many models must cost nothing."""
@@ -60,7 +68,7 @@ class Upkeep:
         if registry.changes == self._seen:
             return
         self._seen = registry.changes
-        self._hot = [model for model in registry.models.values() if model.tier[0] is Tier.HOT]
+        self._hot = list(self._hot_set.admitted())
         has_l2 = self._services.storage.has(Level.L2)
         self._only_in_l1 = [item for item in registry.manifests() if has_l2 and self._not_on_disk(item)]
 
@@ -70,10 +78,13 @@ class Upkeep:
             return False
         return any(not blob.l2 and not blob.left_l2 for blob in registry.blobs_of(manifest))
 
-    def _bring_hot(self) -> None:
-        """A hot model is always in L1: brought when it is not, and tried again now and then when that failed."""
+    def _bring_hot(self, expected: list[Model]) -> None:
+        """A hot model is always in L1: brought when it is not, and tried again now and then when that failed.
+
+        So are those that are expected: that are to be hot soon.
+        """
         registry = self._services.registry
-        for model in self._hot:
+        for model in (*self._hot, *expected):
             if self._loader.active(model.name) or not self._due(f"hot {model.name}"):
                 continue
             manifest = model.current
@@ -111,7 +122,10 @@ class Upkeep:
             async with self._evictor.opening:
                 if any(services.storage.is_open(Level.L2, ingest_id) for ingest_id in sizes):
                     return  # a load that began meanwhile writes it
-                await self._evictor.open(Level.L2, sizes, for_name=manifest.name)
+                if not await self._evictor.open(
+                    Level.L2, sizes, name=manifest.name, revision=manifest.revision, otherwise=Otherwise.SKIP
+                ):
+                    return
             for blob in missing:
                 record = blob.record
                 ref = services.storage.level(Level.L1).blob(record.digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 
 import click
 
@@ -10,52 +11,88 @@ from cached.cli.connect import Globals, connected, pass_globals, ref_argument
 from cached.cli.failures import NOT_FOUND
 from cached.cli.output import (
     ago,
+    clean,
     enum_word,
     output_option,
     print_json,
     print_pairs,
     print_table,
+    print_text,
     say,
     short,
     size,
     to_data,
 )
-from cached.units import format_size
+from cached.cli.when import told
+from cached.units import format_duration, format_size
 from cached_client._proto import cached_pb2 as pb
 
 TIERS = ("hot", "warm", "cold", "auto")
+_NAMED = 5
+"""Of the models that would go before one; JSON has more of them."""
 
 
 @click.command()
+@click.option("-w", "--wide", is_flag=True, help="Also the revision, tenant and source.")
 @output_option
 @pass_globals
-def ls(options: Globals, output: str) -> None:
-    """List all models that the cache knows.
+def ls(options: Globals, wide: bool, output: str) -> None:
+    """List all models that the cache knows: where each is, by whose word, and what it is worth.
 
-    Example: cached ls
-    """
+    BY is who said its tier. VALUE is the waiting that its being in memory (else on disk) is expected to spare in the
+    next six hours: see `cached show`. IDLE is how long no worker has had it. A transient model goes with its last
+    lease. On a narrow terminal some columns are left out.
+
+    \b
+    Examples:
+      cached ls
+      cached ls --wide
+      cached ls -o json
+    """  # noqa: D301 click reads the control character
     with connected(options) as cache:
         models = cache.call(cache.stub.List, pb.ListRequest()).models
     if output == "json":
         print_json([to_data(model) for model in models])
         return
-    columns = ("MODEL", "REVISION", "STATE", "TIER", "SIZE", "L1", "L2", "LEASES", "USED", "SOURCE")
-    print_table(columns, [_row(model) for model in models], right=("SIZE", "L1", "L2", "LEASES"))
-
-
-def _row(model: pb.ModelSummary) -> tuple[str, ...]:
-    return (
-        model.name,
-        short(model.revision) or "-",
-        _state(model),
-        enum_word(model, "tier") + (" pinned" if model.pinned else ""),
-        size(model.size_bytes),
-        size(model.l1_bytes),
-        size(model.l2_bytes),
-        str(model.lease_count),
-        ago(model.last_used_time_s),
-        model.source,
+    # What nothing is said in takes no room.
+    columns = [*_COLUMNS, *([] if wide else ["NOTES"]), *(_WIDE_COLUMNS if wide else ())]
+    rows = [_row(model) for model in models]
+    shown = [name for name in columns if name != "NOTES" or any(row[name] for row in rows)]
+    print_table(
+        shown,
+        [[row[name] for name in shown] for row in rows],
+        right=("VALUE", "IDLE", "SIZE", "L1", "L2", "LEASES"),
+        spare=() if wide else [name for name in ("SIZE", "LEASES", "BY", "IDLE") if name in shown],
+        folding=("MODEL", "NOTES", "TENANT", "SOURCE"),
     )
+
+
+_COLUMNS = ("MODEL", "STATE", "TIER", "BY", "VALUE", "IDLE", "SIZE", "L1", "L2", "LEASES")
+_WIDE_COLUMNS = ("NOTES", "REVISION", "TENANT", "SOURCE")
+
+
+def _row(model: pb.ModelSummary) -> dict[str, str]:
+    return {
+        "MODEL": model.name,
+        "STATE": _state(model),
+        "TIER": enum_word(model, "tier"),
+        "BY": model.tier_from,
+        "VALUE": format_duration(model.worth_s) if model.worth_s else "-",
+        "IDLE": "in use" if model.lease_count else ago(model.last_used_time_s).removesuffix(" ago"),
+        "SIZE": size(model.size_bytes),
+        "L1": size(model.l1_bytes),
+        "L2": size(model.l2_bytes),
+        "LEASES": str(model.lease_count),
+        "NOTES": ", ".join(_marks(model)),
+        "REVISION": short(model.revision) or "-",
+        "TENANT": model.tenant or "-",
+        "SOURCE": model.source,
+    }
+
+
+def _marks(model: pb.ModelSummary) -> list[str]:
+    marks = [("pinned", model.pinned), ("transient", model.transient), (f"adapter of {model.base}", model.base)]
+    return [word for word, holds in marks if holds]
 
 
 def _state(model: pb.ModelSummary) -> str:
@@ -103,41 +140,86 @@ def _print_leases(leases: Iterable[pb.Lease]) -> None:
 @output_option
 @pass_globals
 def show(options: Globals, ref: str, output: str) -> None:
-    """Show all that is known of a model: files, checks, leases, notes.
+    """Show all that is known of a model, and why it is where it is.
 
-    Example: cached show llama-13b
-    """
+    Of each level: what of it is there, what that is worth (the waiting that it is expected to spare in the next six
+    hours), which models would be evicted before it, and what was decided last. Also its files and what they were
+    checked against, leases, hot windows, pulls that begin later, notes, and why the last pull failed.
+
+    \b
+    Examples:
+      cached show llama-13b
+      cached show llama-13b -o json
+    """  # noqa: D301 click reads the control character
     with connected(options) as cache:
         detail = cache.call(cache.stub.Describe, pb.DescribeRequest(ref=ref))
     if output == "json":
         print_json(to_data(detail))
         return
-    model = detail.summary
-    print_pairs(
-        {
-            "model": model.name,
-            "revision": model.revision,
-            "state": _state(model),
-            "tier": f"{enum_word(model, 'tier')} (by {model.tier_from})" + (", pinned" if model.pinned else ""),
-            "size": f"{format_size(model.size_bytes)} in {model.file_count} files",
-            "in memory": size(model.l1_bytes),
-            "on disk": size(model.l2_bytes),
-            "source": model.source,
-            "checked by": model.checked_by,
-            "last used": ago(model.last_used_time_s),
-            "path": detail.path,
-            "revisions": ", ".join(map(short, detail.revisions)) if len(detail.revisions) > 1 else "",
-            "last error": detail.last_error,
-        }
-    )
+    print_pairs(_facts(detail))
     for note in detail.notes:
         print_pairs({"note": note})
+    if detail.places:
+        click.echo()
+        _print_places(detail)
     if detail.files:
         click.echo()
         _print_files(detail)
     if detail.leases:
         click.echo()
         _print_leases(detail.leases)
+
+
+def _facts(detail: pb.DescribeResponse) -> dict[str, str]:
+    model = detail.summary
+    marks = [f"tenant {model.tenant}"] if model.tenant else []
+    return {
+        "model": model.name,
+        "revision": model.revision,
+        "state": _state(model),
+        "tier": ", ".join([f"{enum_word(model, 'tier')} (by {model.tier_from})", *_marks(model), *marks]),
+        "priority": str(model.priority) if model.priority else "",
+        "size": f"{format_size(model.size_bytes)} in {model.file_count} files",
+        "in memory": size(model.l1_bytes),
+        "on disk": size(model.l2_bytes),
+        "source": model.source,
+        "checked by": model.checked_by,
+        "last used": ago(model.last_used_time_s),
+        "hot": "; ".join(detail.schedule),
+        "hot changes": _told(detail.schedule_change_time_s) if detail.schedule_change_time_s else "",
+        "pulled at": "; ".join(map(_told, detail.pull_times_s)),
+        "path": detail.path,
+        "revisions": ", ".join(map(short, detail.revisions)) if len(detail.revisions) > 1 else "",
+        "last error": detail.last_error,
+    }
+
+
+def _told(time_s: float) -> str:
+    return told(time_s, datetime.now().astimezone())
+
+
+def _print_places(detail: pb.DescribeResponse) -> None:
+    rows = [
+        (
+            enum_word(place, "level").upper(),
+            size(place.held_bytes),
+            format_duration(place.worth_s),
+            f"{place.requests:.2f}",
+            format_duration(place.reload_s),
+            _before(place),
+        )
+        for place in detail.places
+    ]
+    columns = ("AT", "HOLDS", "WORTH", "REQUESTS IN 6H", "EACH WAITS", "EVICTED BEFORE IT")
+    print_table(columns, rows, right=columns[1:5], folding=columns[5:])
+    for place in detail.places:
+        print_text(place.why)
+
+
+def _before(place: pb.Place) -> str:
+    more = place.evicted_before_count - len(place.evicted_before[:_NAMED])
+    named = [*place.evicted_before[:_NAMED], *([f"{more} more"] if more else [])]
+    return ", ".join(named) or "-"
 
 
 def _print_files(detail: pb.DescribeResponse) -> None:
@@ -158,20 +240,46 @@ def _print_files(detail: pb.DescribeResponse) -> None:
 @click.command()
 @ref_argument
 @click.argument("wanted", metavar="|".join(TIERS), type=click.Choice(TIERS))
+@click.option("--what-if", is_flag=True, help="Change nothing; only say what would be loaded and what would leave.")
 @output_option
 @pass_globals
-def tier(options: Globals, ref: str, wanted: str, output: str) -> None:
+def tier(options: Globals, ref: str, wanted: str, what_if: bool, output: str) -> None:
     """Set how soon a model is wanted.
 
-    hot: always in memory. warm: in memory until the room is needed and it was not used for longest, then on disk. cold:
-    in memory only while it is leased, and the first to leave. auto: for now as warm. The stronger of this and the
-    catalog's tier counts.
+    hot: always in memory, within the budget for hot models. warm: a request for it counts more than one for others, and
+    it keeps its place longer. cold: in memory only while it is leased, and the first to leave. auto: what it is worth
+    decides. The stronger of this and the catalog's tier counts.
 
-    Example: cached tier llama-13b hot
-    """
+    \b
+    Examples:
+      cached tier llama-13b hot
+      cached tier llama-13b hot --what-if
+    """  # noqa: D301 click reads the control character
     with connected(options) as cache:
-        request = pb.SetTierRequest(ref=ref, tier=f"TIER_{wanted.upper()}")
-        _print_summary(cache.call(cache.stub.SetTier, request).summary, output)
+        request = pb.SetTierRequest(ref=ref, tier=f"TIER_{wanted.upper()}", what_if=what_if)
+        answer = cache.call(cache.stub.SetTier, request)
+    if not what_if:
+        _print_summary(answer.summary, output)
+    elif output == "json":
+        print_json(to_data(answer))
+    else:
+        _print_what_if(answer)
+
+
+def _print_what_if(answer: pb.SetTierResponse) -> None:
+    model = answer.summary
+    click.echo(f"{clean(model.name)} would be {enum_word(model, 'tier')} (by {model.tier_from}).")
+    unknown = enum_word(model, "tier") == "hot" and not model.size_bytes
+    click.echo("To load: nobody knows yet how large it is" if unknown else f"To load: {size(answer.loaded_bytes)}")
+    if not answer.evictions:
+        click.echo("Nothing would leave.")
+        return
+    click.echo(f"Would leave: {format_size(sum(item.frees_bytes for item in answer.evictions))}\n")
+    rows = [
+        (enum_word(item, "level").upper(), item.name, size(item.frees_bytes), item.reason, item.why)
+        for item in answer.evictions
+    ]
+    print_table(("FROM", "MODEL", "FREES", "REASON", "WHY"), rows, right=("FREES",), folding=("MODEL", "WHY"))
 
 
 @click.command()

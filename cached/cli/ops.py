@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import queue
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import fields
@@ -42,19 +44,31 @@ _REPLAY_PAUSE_S = 0.5
 
 
 @click.command()
+@click.option("--trace", is_flag=True, help="Print the attaches that this host remembers instead, as CSV.")
 @output_option
 @pass_globals
-def stats(options: Globals, output: str) -> None:
+def stats(options: Globals, trace: bool, output: str) -> None:
     """Show bytes at each level, and counters.
 
-    Example: cached stats -o json
-    """
+    HOT is what hot models have been promised, of what they may take. TRANSIENT is held beside the budget until its last
+    leases end; it counts as used and as capacity meanwhile.
+
+    With --trace: one line for each attach, the oldest first, as `cached simulate` reads it.
+
+    \b
+    Examples:
+      cached stats -o json
+      cached stats --trace > trace.csv
+    """  # noqa: D301 click reads the control character
     with connected(options) as cache:
+        if trace:
+            _print_trace(cache, output)
+            return
         answer = cache.call(cache.stub.Stats, pb.StatsRequest())
     if output == "json":
         print_json(to_data(answer))
         return
-    columns = ("LEVEL", "CAPACITY", "USED", "RESERVED", "WITHDRAWN", "POOL", "BLOBS", "LIMITED BY")
+    columns = ("LEVEL", "CAPACITY", "USED", "RESERVED", "WITHDRAWN", "POOL", "TRANSIENT", "HOT", "BLOBS", "LIMITED BY")
     rows = [
         (
             enum_word(level, "level").upper(),
@@ -63,12 +77,16 @@ def stats(options: Globals, output: str) -> None:
             size(level.reserved_bytes),
             size(level.withdrawn_bytes),
             size(level.pool_bytes),
+            size(level.transient_bytes),
+            _hot(level),
             str(level.blob_count),
             level.limited_by,
         )
         for level in answer.levels
     ]
-    print_table(columns, rows, right=columns[1:7])
+    print_table(
+        columns, rows, right=columns[1:9], spare=("RESERVED", "POOL", "BLOBS", "WITHDRAWN"), folding=("LIMITED BY",)
+    )
     click.echo()
     print_pairs(
         {
@@ -91,6 +109,23 @@ def stats(options: Globals, output: str) -> None:
             ],
             right=("VALUE",),
         )
+
+
+def _hot(level: pb.LevelStats) -> str:
+    if not level.hot_capacity_bytes:
+        return "-"
+    return f"{format_size(level.hot_bytes)} of {format_size(level.hot_capacity_bytes)}"
+
+
+def _print_trace(cache: Connection, output: str) -> None:
+    answers = cache.stream(cache.stub.Trace, pb.TraceRequest())
+    if output == "json":
+        print_json([to_data(row) for answer in answers for row in answer.rows])
+        return
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([field.name for field in pb.TraceRow.DESCRIPTOR.fields])
+    for answer in answers:
+        writer.writerows((f"{row.time_s:.3f}", row.model, row.size_bytes, f"{row.lease_s:.3f}") for row in answer.rows)
 
 
 @click.command()

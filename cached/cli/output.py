@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 from google.protobuf.message import Message
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -84,16 +85,34 @@ def clean(text: str, *, lines: bool = False) -> str:
     return "".join(char if char.isprintable() or char in kept else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Aligned columns; cells fold on a terminal, and elsewhere no line is broken. ``right``: columns aligned there."""
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    spare: Sequence[str] = (),
+    folding: Sequence[str] = (),
+) -> None:
+    """Aligned columns; cells fold on a terminal, and elsewhere no line is broken.
+
+    ``right``: columns aligned there. ``spare``: those that a terminal too narrow for all is not shown, the first to go
+    first. ``folding``: those alone whose cells fold, where there are any.
+    """
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_UNBOUNDED_COLUMNS)
+    shown = _fitting(columns, rows, spare, folding, console.width)
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for index in shown:
+        name = columns[index]
+        table.add_column(
+            name,
+            justify="right" if name in right else "left",
+            overflow="fold",
+            no_wrap=bool(folding) and name not in folding,
+        )
     for row in rows:
-        table.add_row(*[Text(clean(cell)) for cell in row])
+        table.add_row(*[Text(clean(row[index])) for index in shown])
     if console.is_terminal:
         console.print(table)
         return
@@ -103,12 +122,42 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
         click.echo(line.rstrip())
 
 
+_GAP = 2
+_READABLE = 18
+"""What a column that folds wants at least, before others are left out for it."""
+
+
+def _fitting(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str], folding: Sequence[str], width: int
+) -> list[int]:
+    """The columns that are shown: without the spare ones that make a line too long."""
+    wanted = []
+    for index, name in enumerate(columns):
+        widest = max((cell_len(text) for text in (name, *(clean(row[index]) for row in rows))), default=0)
+        wanted.append(min(widest, _READABLE) if name in folding else widest)
+    shown = list(range(len(columns)))
+    for name in spare:
+        if sum(wanted[index] + _GAP for index in shown) - _GAP <= width:
+            break
+        shown.remove(columns.index(name))
+    return shown
+
+
 def print_pairs(pairs: Mapping[str, str]) -> None:
     """``name: value`` lines, aligned; empty values are left out."""
     shown = {key: value for key, value in pairs.items() if value}
     width = max((len(key) for key in shown), default=0)
     for key, value in shown.items():
         click.echo(click.style(f"{key + ':':<{width + 2}}", bold=True) + clean(value))
+
+
+def print_text(text: str) -> None:
+    """A paragraph; on a terminal no word of it is broken."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(Text(clean(text)))
+    else:
+        click.echo(clean(text))
 
 
 def say(text: str) -> None:

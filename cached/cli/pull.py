@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from math import inf, isfinite
+
 import click
 
 from cached.cli.connect import (
@@ -16,10 +19,13 @@ from cached.cli.failures import INTEGRITY
 from cached.cli.models import TIERS
 from cached.cli.output import clean, enum_word, output_option, print_json, print_table, rate, say, short, to_data
 from cached.cli.progress import meter
+from cached.cli.when import parse_when, told
 from cached.errors import UnavailableError
 from cached.units import format_duration, format_size
 from cached_client._proto import cached_pb2 as pb
 
+_ENDS = (pb.PullProgress.PHASE_READY, pb.PullProgress.PHASE_ACCEPTED, pb.PullProgress.PHASE_SCHEDULED)
+_TAKEN_BACK = "no pull of it will begin by itself"
 _FROM_WORDS = {"l2": "disk", "l3": "the origin"}
 
 
@@ -35,6 +41,13 @@ _FROM_WORDS = {"l2": "disk", "l3": "the origin"}
     help="Bring it to memory (l1; also written to disk) or only to disk (l2).",
 )
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it is ready, or only begin.")
+@click.option(
+    "--at",
+    "at",
+    default="",
+    metavar="TIME",
+    help="Begin then, also if the daemon is restarted: 08:00, 2026-11-22T08:00, +2h. never: take back such pulls.",
+)
 @timeout_option
 @output_option
 @pass_globals
@@ -45,34 +58,44 @@ def pull(
     tier: str | None,
     level: str,
     wait: bool,
+    at: str,
     timeout: float | None,
     output: str,
 ) -> None:
     """Bring a model into the cache, and show how far it is.
 
-    REF is NAME, NAME@REVISION or a URI. Interrupting the command does not end the pull.
+    REF is NAME, NAME@REVISION or a URI. Interrupting the command does not end the pull. With --at the daemon begins it
+    by itself; `cached show` lists such pulls. A time of day is the next one on this host's clock. If the daemon is not
+    there then, it begins when it is back.
 
     \b
     Examples:
       cached pull llama-13b
       cached pull tiny --source s3://bucket/models/tiny --tier hot
+      cached pull llama-13b --at 06:30
     """  # noqa: D301 click reads the control character
+    now = datetime.now().astimezone()
+    at_time_s = parse_when(at, now) if at else 0.0
     request = pb.PullRequest(
         ref=ref,
         source=source,
         tier=f"TIER_{tier.upper()}" if tier else "TIER_UNSPECIFIED",
         level=f"LEVEL_{level.upper()}",
         no_wait=not wait,
+        at_time_s=at_time_s,
     )
     last: pb.PullProgress | None = None
     with connected(options) as cache, meter(quiet=output == "json") as bar:
         for response in cache.stream(cache.stub.Pull, request, timeout_s=timeout):
             last = response.progress
             bar.update(f"{last.name or ref}: {enum_word(last, 'phase')}", last.done_bytes, last.total_bytes)
-    if last is None or last.phase not in (pb.PullProgress.PHASE_READY, pb.PullProgress.PHASE_ACCEPTED):
+    if last is None or last.phase not in _ENDS:
         raise UnavailableError("the daemon ended the pull without a result", hint="see `cached events`, and pull again")
     if output == "json":
-        print_json(to_data(last))
+        print_json(to_data(last) | ({"at_time_s": at_time_s if isfinite(at_time_s) else None} if at else {}))
+        return
+    if at_time_s:
+        click.echo(clean(f"{last.name}: {_TAKEN_BACK if at_time_s == inf else f'pulled at {told(at_time_s, now)}'}"))
         return
     click.echo(clean(_told(last)))
     for note in last.notes:

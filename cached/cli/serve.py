@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cached.cli.connect import Globals, pass_globals
-from cached.config import load_config, process_environment
+from cached.config import LoadedConfig, load_config, process_environment
 
 _FLAGS = {
     "socket": "daemon.socket",
@@ -39,7 +39,7 @@ def serve(options: Globals, /, file: Path | None, **flags: str | None) -> int:
     """Run the daemon in the foreground until it is stopped.
 
     Settings come from defaults, then the file, then CACHED_SECTION_KEY variables, then these flags; see
-    `cached config show`. SIGTERM drains, SIGHUP reads the catalog again.
+    `cached config show`. SIGTERM drains. SIGHUP reads the catalog again, and the budgets of the levels from the file.
 
     \b
     Examples:
@@ -49,7 +49,11 @@ def serve(options: Globals, /, file: Path | None, **flags: str | None) -> int:
     given = {"socket": options.socket or None} | {name: value for name, value in flags.items() if value is not None}
     overrides = {_FLAGS[name]: value for name, value in given.items() if value is not None}
     environment = process_environment()
-    loaded = load_config(file, environment, overrides)
+
+    def read() -> LoadedConfig:
+        return load_config(file, environment, overrides)
+
+    loaded = read()
     from cached.daemon import serve as run_daemon
 
-    return run_daemon(loaded, environment)
+    return run_daemon(loaded, environment, read)

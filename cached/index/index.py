@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +10,20 @@ from typing import Any, TypeVar
 import structlog
 
 from cached.errors import IntegrityError
-from cached.index.records import BLOBS, KINDS, MANIFESTS, MODELS, PENDING, Kind, ModelRecord, PendingPull
+from cached.index.records import (
+    BLOBS,
+    KINDS,
+    MANIFESTS,
+    MODELS,
+    PENDING,
+    POLICY,
+    TIMED,
+    Kind,
+    ModelRecord,
+    PendingPull,
+    PolicyRecord,
+    TimedPull,
+)
 from cached.index.store import DamagedEntryError, Store
 from cached.manifest import BlobRecord, Manifest
 
@@ -87,6 +100,28 @@ class Index:
     def delete_pending(self, name: str, revision: str) -> None:
         """The pull ended, well or not."""
         self._delete(PENDING, f"{name}/{revision}")
+
+    def put_timed(self, pull: TimedPull) -> None:
+        """Adds or replaces. Raises LevelError when not durable."""
+        self._put(TIMED, pull)
+
+    def timed(self, name: str | None = None) -> list[TimedPull]:
+        """The pulls that begin later, all or those of one model, the next one first."""
+        found: list[TimedPull] = [pull for pull in self._all(TIMED) if name is None or pull.name == name]
+        return sorted(found, key=lambda pull: pull.at_time_s)
+
+    def delete_timed(self, pull: TimedPull) -> None:
+        """It has begun, or is not wanted any more."""
+        self._delete(TIMED, pull.key)
+
+    def put_policy(self, name: str, data: Mapping[str, Any]) -> None:
+        """Adds or replaces what the policy remembers under a name. Raises LevelError when not durable."""
+        self._put(POLICY, PolicyRecord(name, data))
+
+    def policy(self, name: str) -> Mapping[str, Any] | None:
+        """What the policy remembers under a name."""
+        record: PolicyRecord | None = self._tables[POLICY.prefix].get(name)
+        return record.data if record is not None else None
 
     @contextmanager
     def transact(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from cached.errors import InvalidRequestError
 from cached.manifest import BlobRecord, Manifest, PlainReader
-from cached.refs import check_name
+from cached.refs import check_name, parse_ref
 from cached.types import Level, Tier
 
 T = TypeVar("T")
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """A model, whether or not any of its bytes are here. ``history`` is the policy's memory of it, for ever."""
+    """A model, whether or not any of its bytes are here."""
 
     name: str
     source: str = ""
@@ -28,7 +28,6 @@ class ModelRecord:
     last_used_wall_s: float = 0.0
     attach_count: int = 0
     last_error: str = ""
-    history: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -47,6 +46,34 @@ class PendingPull:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class TimedPull:
+    """A pull that begins later. ``ref`` is what was asked for, whose model is ``name``; ``tier``: to be set then."""
+
+    name: str
+    ref: str
+    at_time_s: float
+    source: str = ""
+    level: Level = Level.L1
+    tier: Tier | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+    @property
+    def key(self) -> str:
+        """One for each model and time: to ask again is to change one's mind."""
+        return f"{self.name}/{self.at_time_s:.3f}"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRecord:
+    """Something that the policy remembers, in its own words: plain JSON."""
+
+    name: str
+    data: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,6 +102,19 @@ def _tier(reader: PlainReader) -> Tier | None:
     return Tier(text) if text else None
 
 
+def _level(reader: PlainReader) -> Level:
+    text = reader.text("level")
+    if text not in {level.value for level in Level}:
+        raise reader.wrong(f"{text[:40]!r} is no level")
+    return Level(text)
+
+
+def _ref(reader: PlainReader) -> str:
+    text = reader.text("ref")
+    parse_ref(text)
+    return text
+
+
 def _model_to_dict(record: ModelRecord) -> dict[str, Any]:
     return {
         "name": record.name,
@@ -86,7 +126,6 @@ def _model_to_dict(record: ModelRecord) -> dict[str, Any]:
         "last_used_wall_s": record.last_used_wall_s,
         "attach_count": record.attach_count,
         "last_error": record.last_error,
-        "history": dict(record.history),
     }
 
 
@@ -103,7 +142,6 @@ def _model_from_dict(data: object) -> ModelRecord:
             last_used_wall_s=reader.number("last_used_wall_s"),
             attach_count=reader.integer("attach_count"),
             last_error=reader.text("last_error"),
-            history=reader.numbers_by_name("history"),
         )
     except InvalidRequestError as error:
         raise reader.wrong(error.message) from error
@@ -123,21 +161,53 @@ def _pending_to_dict(pull: PendingPull) -> dict[str, Any]:
 
 def _pending_from_dict(data: object) -> PendingPull:
     reader = PlainReader("pending pull", data)
-    level = reader.text("level")
-    if level not in {known.value for known in Level}:
-        raise reader.wrong(f"{level[:40]!r} is no level")
     try:
         pull = PendingPull(
             name=reader.text("name"),
             revision=reader.text("revision"),
             source=reader.text("source"),
-            level=Level(level),
+            level=_level(reader),
             ingests=reader.texts("ingests"),
         )
     except InvalidRequestError as error:
         raise reader.wrong(error.message) from error
     reader.finish()
     return pull
+
+
+def _timed_to_dict(pull: TimedPull) -> dict[str, Any]:
+    return {
+        "name": pull.name,
+        "ref": pull.ref,
+        "at_time_s": pull.at_time_s,
+        "source": pull.source,
+        "level": pull.level.value,
+        "tier": pull.tier.value if pull.tier else "",
+    }
+
+
+def _timed_from_dict(data: object) -> TimedPull:
+    reader = PlainReader("timed pull", data)
+    try:
+        pull = TimedPull(
+            name=reader.text("name"),
+            ref=_ref(reader),
+            at_time_s=reader.number("at_time_s"),
+            source=reader.text("source"),
+            level=_level(reader),
+            tier=_tier(reader),
+        )
+    except InvalidRequestError as error:
+        raise reader.wrong(error.message) from error
+    reader.finish()
+    return pull
+
+
+def _policy_from_dict(data: object) -> PolicyRecord:
+    match data:
+        case {"name": str(name), "data": dict(kept), **rest} if not rest:
+            return PolicyRecord(name, kept)
+    raise ValueError("not a policy record")
 
 
 MODELS: Kind[ModelRecord] = Kind("model", lambda record: record.name, _model_to_dict, _model_from_dict)
@@ -150,4 +220,8 @@ BLOBS: Kind[BlobRecord] = Kind(
 PENDING: Kind[PendingPull] = Kind(
     "pending", lambda pull: f"{pull.name}/{pull.revision}", _pending_to_dict, _pending_from_dict
 )
-KINDS: tuple[Kind[Any], ...] = (MODELS, MANIFESTS, BLOBS, PENDING)
+POLICY: Kind[PolicyRecord] = Kind(
+    "policy", lambda record: record.name, lambda record: {"name": record.name, "data": record.data}, _policy_from_dict
+)
+TIMED: Kind[TimedPull] = Kind("timed", lambda pull: pull.key, _timed_to_dict, _timed_from_dict)
+KINDS: tuple[Kind[Any], ...] = (MODELS, MANIFESTS, BLOBS, PENDING, POLICY, TIMED)

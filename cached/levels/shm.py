@@ -3,7 +3,7 @@
 Names say all there is to know, so that a scan needs no index: ``cached.<instance>.<kind>.<id>``, flat in /dev/shm, of
 kind ``blob`` (id: SHA-256), ``ingest``, ``withdrawn`` (no longer to be opened; workers may still map it) and ``pool``
 (memory kept for the next blob). A segment goes ingest → blob → withdrawn → pool → ingest by renaming, and no step
-overwrites a name. For a moment of ``commit`` it has both names, for those who come by path.
+overwrites a name. For a moment of ``commit`` it has a second name (``spare``), for those who come by path.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ class ShmLevel:
         aside: list[str] = []
         with level_errors(Level.L1, SHM_FOLDER, "list"):
             names = sorted(name for name in os.listdir(SHM_FOLDER) if name.startswith(self._prefix))
-        for name in self._half_committed(names):
-            _unlink(f"{SHM_FOLDER}/{name}")
-            names.remove(name)
+        self._remove_spares(names)
         for name in names:
             problem = self._sort_in(name, found)
             if problem:
@@ -170,7 +168,8 @@ class ShmLevel:
         """See LocalLevel. Never blocks: shared memory has nothing to be made durable.
 
         ``moved(source, target)`` is called while both paths lead to the content: it leads to ``target`` what leads to
-        ``source``, which is gone after. It must not raise.
+        ``source``, which is gone after. It must not raise. The segment itself is renamed, so that whoever maps it
+        already is shown with the blob's name; a spare name bridges that.
         """
         source = self._path("ingest", checked_ingest_id(ingest_id))
         target = self._path("blob", checked_digest(digest))
@@ -184,10 +183,19 @@ class ShmLevel:
                 self.discard(ingest_id)
                 return existing
             self._withdraw(target)
-        with level_errors(Level.L1, target, "rename to"):
-            os.link(source, target, follow_symlinks=False)
-        moved(source, target)
-        _unlink(source)
+        spare = self._path("spare", ingest_id)
+        with level_errors(Level.L1, spare, "link to"):
+            os.link(source, spare, follow_symlinks=False)
+        moved(source, spare)
+        try:
+            with level_errors(Level.L1, target, "rename to"):
+                rename_new(source, target)
+        except CachedError:
+            moved(spare, source)
+            _unlink(spare)
+            raise
+        moved(spare, target)
+        _unlink(spare)
         self._lengths.pop(ingest_id, None)
         return FileRef(path=target, inode=ref.inode, size_bytes=ref.size_bytes, memory=True)
 
@@ -351,17 +359,14 @@ class ShmLevel:
         # Explicitly, since the umask may have taken bits away.
         os.fchmod(fd, self._mode)
 
-    def _half_committed(self, names: list[str]) -> list[str]:
-        """Blobs that are still ingests, too: a daemon was killed within ``commit``, and has recorded nothing of it."""
-        twice: dict[str, dict[int, str]] = {"ingest": {}, "blob": {}}
-        for name in names:
-            kind = name.removeprefix(self._prefix).partition(".")[0]
+    def _remove_spares(self, names: list[str]) -> None:
+        """Second names, left by a daemon that was killed within ``commit``. First of all: a file of ours has one."""
+        for name in [name for name in names if name.startswith(f"{self._prefix}spare.")]:
             with suppress(OSError):  # _sort_in tells what cannot be looked at
                 found = os.lstat(f"{SHM_FOLDER}/{name}")
-                ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
-                if ours and found.st_nlink == 2 and kind in twice:
-                    twice[kind][found.st_ino] = name
-        return [name for inode, name in twice["blob"].items() if inode in twice["ingest"]]
+                if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+                    _unlink(f"{SHM_FOLDER}/{name}")
+                    names.remove(name)
 
     def _sort_in(self, name: str, found: Found) -> str:
         """Takes account of one name of ours; the reason why it is none of ours, or nothing."""

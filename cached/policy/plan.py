@@ -1,25 +1,36 @@
-"""Who has to go: ``plan(snapshot, now_s) -> Plan``. Pure and deterministic; the engine carries the actions out.
+"""What has to be done: ``plan(snapshot, now_s) -> Plan``. Pure and deterministic; the engine carries the actions out.
 
-Whole revisions are evicted, never one that is leased, pinned, hot or loading: stale revisions first, then cold ones,
-then by priority and least recent use. This order, and only it, is to give way to a value per byte (decayed rate of use
-times seconds to bring it back, over bytes freed) and to admission. The accounting of shared blobs, the sparing of
-victims that turn out to be needless, and *never evict and then fail* stay as they are.
+Whole revisions are evicted, never one that is leased, pinned, hot or loading: by standing (stale, cold, the others),
+then by worth for each byte. A newcomer evicts only those that it is worth more than, all together.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from cached.errors import NoRoomError
-from cached.policy.snapshot import LevelFacts, RevisionFacts, Snapshot
+from cached.policy.admission import Decision, Newcomer, Verdict, weigh
+from cached.policy.residents import Residents
+from cached.policy.shortfall import Shortfall, level_shortfall, quota_shortfall
+from cached.policy.snapshot import Need, Otherwise, Quota, RevisionFacts, Snapshot
+from cached.policy.worth import Standing, Valued, Valuer, spell
 from cached.types import Level, Tier
 from cached.units import format_size
 
-_HOLDERS_NAMED = 5
-_STALE, _COLD, _LEAST_USED, _IDLE = REASONS = ("stale", "cold", "least recently used", "cold and idle")
-"""Why a revision went, in words that complete *it left l1:*."""
+AHEAD_REQUESTS = 0.25
+"""What is expected to be asked for more often than this in the next six hours is not evicted ahead of need."""
+REASONS = {
+    "stale": "Room was needed, and it was not the current revision of its model.",
+    "cold": "Room was needed, and it was cold.",
+    "worth least": "Room was needed, and of those that could go it was worth least for each byte.",
+    "over quota": "Its tenant needed room within its quota, or the quota was lowered.",
+    "cold and idle": "It was cold, and no worker had it for some seconds. Nobody needed the room.",
+    "free ahead": "As `worth least`, by the background: so much of the level is kept free ahead of need.",
+    "transient": "It was held beside the budget, and its last lease ended.",
+}
+"""Why a revision went, in words that complete *it left l1:*, and what they mean. Stable: they label a metric."""
+_STALE, _COLD, _WORTH, _QUOTA, _IDLE, _AHEAD, TRANSIENT = REASONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +38,7 @@ class Evict:
     """Take a revision's blobs out of a level, but for those that a revision which stays there holds too.
 
     ``frees_bytes`` counts what goes when the plan's actions are carried out in their order. ``reason`` is one of
-    ``REASONS``, so that it can label a metric.
+    ``REASONS``, ``why`` the same for people, with figures. ``worth_s``: the waiting that it is expected to cost.
     """
 
     level: Level
@@ -36,6 +47,8 @@ class Evict:
     frees_bytes: int
     reason: str
     unused_s: float
+    worth_s: float = field(default=0.0, compare=False)
+    why: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,241 +63,292 @@ Action = Evict | DropPool
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
-    """A revision whose bytes may not be evicted, and why: ``llama (hot, leased, 26.0 GiB)``."""
-
-    name: str
-    revision: str
-    protections: tuple[str, ...]
-    size_bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.name} ({', '.join((*self.protections, format_size(self.size_bytes)))})"
-
-
-@dataclass(frozen=True, slots=True)
-class Shortfall:
-    """Why a need cannot be met. ``evictable_bytes``: what evicting all that may go, and the pool, would have freed."""
-
-    level: Level
-    for_name: str
-    needed_bytes: int
-    free_bytes: int
-    evictable_bytes: int
-    withdrawn_bytes: int
-    reserved_bytes: int
-    capacity_bytes: int
-    holders: tuple[Holder, ...]
-
-    @property
-    def never_fits(self) -> bool:
-        """The level is too small even when empty."""
-        return self.needed_bytes > self.capacity_bytes
-
-    @property
-    def withdrawn_would_do(self) -> bool:
-        """It is enough to wait until workers let go of segments that are evicted already."""
-        return self.needed_bytes <= self.free_bytes + self.evictable_bytes + self.withdrawn_bytes
-
-    def hint(self) -> str:
-        """What to do, for people."""
-        if self.never_fits:
-            return f"it can never fit: give {self.level} a capacity of at least {format_size(self.needed_bytes)}"
-        if self.withdrawn_would_do:
-            return f"retry later: {format_size(self.withdrawn_bytes)} are evicted but still mapped by workers"
-        if self.reserved_bytes:
-            return f"end leases, unpin or cool a model, or wait: {format_size(self.reserved_bytes)} are being loaded"
-        return "end leases, unpin or cool a model, or give the level more capacity"
-
-    def error(self) -> NoRoomError:
-        """The error for whoever needs the bytes."""
-        named = [str(holder) for holder in self.holders[:_HOLDERS_NAMED]]
-        if len(self.holders) > _HOLDERS_NAMED:
-            named.append(f"{len(self.holders) - _HOLDERS_NAMED} more")
-        held = f"; held by {', '.join(named)}" if named else ""
-        available_bytes = max(0, self.free_bytes) + self.evictable_bytes
-        return NoRoomError(
-            f"{self.level} has no room for {format_size(self.needed_bytes)} of {self.for_name}: "
-            f"{format_size(available_bytes)} of {format_size(self.capacity_bytes)} can be had{held}",
-            hint=self.hint(),
-            level=self.level,
-            needed_bytes=self.needed_bytes,
-            available_bytes=available_bytes,
-            capacity_bytes=self.capacity_bytes,
-            withdrawn_bytes=self.withdrawn_bytes,
-            holders=", ".join(str(holder) for holder in self.holders),
-            fits="never" if self.never_fits else "later",
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """Actions in the order to carry them out; none when there is a shortfall."""
+    """Actions in the order to carry them out; none when there is a shortfall. A decision for each level in need."""
 
     actions: tuple[Action, ...] = ()
     shortfall: Shortfall | None = None
+    decisions: tuple[Decision, ...] = ()
+
+    def decision(self, level: Level) -> Decision | None:
+        """What was decided of the needs at a level."""
+        return next((decision for decision in self.decisions if decision.level is level), None)
 
 
 def plan(snapshot: Snapshot, now_s: float) -> Plan:
-    """Makes room for all of the snapshot's needs, or says why not: then there are no actions at all."""
+    """Makes room for all of the snapshot's needs, or says why not: then there are no actions at all.
+
+    The needs of one level are decided together. A level at which the newcomer is ``TRANSIENT`` or ``SKIPPED`` is left
+    as it is, but for its pool.
+    """
     actions: list[Action] = []
+    decisions: list[Decision] = []
     for level in sorted({need.level for need in snapshot.needs}):
-        facts = snapshot.levels[level]
-        wanted = [need for need in snapshot.needs if need.level is level]
-        needed_bytes = sum(need.size_bytes for need in wanted)
-        outcome = _make_room(snapshot, facts, needed_bytes, now_s)
-        if outcome is None:
-            for_name = ", ".join(dict.fromkeys(need.for_name for need in wanted))
-            return Plan(shortfall=_shortfall(snapshot, facts, needed_bytes, for_name))
-        actions.extend(outcome)
-    return Plan(tuple(actions))
+        outcome = _Round(snapshot, level, now_s).decide([need for need in snapshot.needs if need.level is level])
+        if outcome.shortfall is not None:
+            return outcome
+        actions.extend(outcome.actions)
+        decisions.extend(outcome.decisions)
+    return Plan(tuple(actions), decisions=tuple(decisions))
 
 
 def plan_idle(snapshot: Snapshot, now_s: float, *, cold_grace_s: float = 0.0) -> Plan:
     """What leaves L1 without anybody needing the room: cold revisions that no worker has leased for ``cold_grace_s``.
 
-    Only those that can be brought back (from L2 or the origin) and whose going frees bytes. Never a shortfall.
+    Only those that can be brought back (from L2 or the origin) and whose going frees bytes, and no keep-alive holds.
+    Never a shortfall.
     """
-    residents = _Residents(snapshot, Level.L1)
+    residents = Residents(snapshot.revisions, Level.L1)
     leaving = [
         facts
         for facts in residents.evictable()
         if facts.tier is Tier.COLD
         and now_s - facts.last_used_s >= cold_grace_s
+        and facts.keep_until_s <= now_s
         and (facts.has_origin or facts.l1_blobs.keys() <= facts.l2_blobs.keys())
     ]
     for facts in leaving:
         residents.evict(facts)
     leaving = residents.spare_needless(leaving, 0)
-    return Plan(tuple(residents.evictions(leaving, lambda _: _IDLE, now_s)))
-
-
-def _make_room(snapshot: Snapshot, facts: LevelFacts, needed_bytes: int, now_s: float) -> list[Action] | None:
-    """Actions that leave ``needed_bytes`` free at the level, or None when there are none that do."""
-    missing_bytes = needed_bytes - facts.free_bytes
-    if missing_bytes <= 0:
-        return []
-    if needed_bytes > facts.capacity_bytes:
-        return None
-    from_revisions_bytes = missing_bytes - min(facts.pool_bytes, missing_bytes)
-    residents = _Residents(snapshot, facts.level)
-    victims: list[RevisionFacts] = []
-    freed_bytes = 0
-    for candidate in sorted(residents.evictable(), key=_eviction_order):
-        if freed_bytes >= from_revisions_bytes:
-            break
-        freed_bytes += residents.evict(candidate)
-        victims.append(candidate)
-    if freed_bytes < from_revisions_bytes:
-        return None
-    victims = residents.spare_needless(victims, freed_bytes - from_revisions_bytes)
-    evictions = residents.evictions(victims, _reason, now_s)
-    from_pool_bytes = missing_bytes - sum(eviction.frees_bytes for eviction in evictions)
-    pool = [DropPool(facts.level, from_pool_bytes)] if from_pool_bytes > 0 else []
-    return [*pool, *evictions]
-
-
-def _eviction_order(facts: RevisionFacts) -> tuple[bool, bool, int, float, str, str]:
-    """Least worth keeping first; names break ties, so that a plan can be repeated."""
-    return (
-        facts.current,
-        facts.tier is not Tier.COLD,
-        facts.priority,
-        facts.last_used_s,
-        facts.name,
-        facts.revision,
-    )
-
-
-def _reason(facts: RevisionFacts) -> str:
-    if not facts.current:
-        return _STALE
-    return _COLD if facts.tier is Tier.COLD else _LEAST_USED
-
-
-def _shortfall(snapshot: Snapshot, facts: LevelFacts, needed_bytes: int, for_name: str) -> Shortfall:
-    residents = _Residents(snapshot, facts.level)
-    evictable_bytes = sum(residents.evict(candidate) for candidate in residents.evictable())
-    holders = [
-        Holder(revision.name, revision.revision, revision.protections, sum(revision.blobs(facts.level).values()))
-        for revision in snapshot.revisions
-        if revision.protections and revision.blobs(facts.level)
-    ]
-    return Shortfall(
-        level=facts.level,
-        for_name=for_name,
-        needed_bytes=needed_bytes,
-        free_bytes=facts.free_bytes,
-        evictable_bytes=evictable_bytes + facts.pool_bytes,
-        withdrawn_bytes=facts.withdrawn_bytes,
-        reserved_bytes=facts.reserved_bytes,
-        capacity_bytes=facts.capacity_bytes,
-        holders=tuple(sorted(holders, key=lambda holder: (-holder.size_bytes, holder.name, holder.revision))),
-    )
-
-
-class _Residents:
-    """Counts how many revisions hold each blob of a level, so that a shared one is freed by the last of them only."""
-
-    def __init__(self, snapshot: Snapshot, level: Level) -> None:
-        self._level = level
-        self._revisions = snapshot.revisions
-        self._holders: Counter[str] = Counter()
-        for facts in snapshot.revisions:
-            self._holders.update(facts.blobs(level).keys())
-
-    def evictable(self) -> list[RevisionFacts]:
-        return [facts for facts in self._revisions if facts.blobs(self._level) and not facts.protections]
-
-    def evict(self, facts: RevisionFacts) -> int:
-        """Bytes that its going frees."""
-        freed_bytes = 0
-        holders = self._holders
-        for digest, size_bytes in facts.blobs(self._level).items():
-            holders[digest] -= 1
-            if not holders[digest]:
-                freed_bytes += size_bytes
-        return freed_bytes
-
-    def spare(self, facts: RevisionFacts) -> int:
-        """Takes ``evict`` back; bytes that it no longer frees."""
-        kept_bytes = 0
-        holders = self._holders
-        for digest, size_bytes in facts.blobs(self._level).items():
-            if not holders[digest]:
-                kept_bytes += size_bytes
-            holders[digest] += 1
-        return kept_bytes
-
-    def spare_needless(self, victims: list[RevisionFacts], surplus_bytes: int) -> list[RevisionFacts]:
-        """The victims that remain when those are spared, dearest first, whose bytes the surplus makes up for.
-
-        One pass is enough: the fewer the victims, the less a shared blob is freed, so what was needed stays needed.
-        """
-        needed: list[RevisionFacts] = []
-        for facts in reversed(victims):
-            kept_bytes = self.spare(facts)
-            if kept_bytes <= surplus_bytes:
-                surplus_bytes -= kept_bytes
-            else:
-                self.evict(facts)
-                needed.append(facts)
-        return needed[::-1]
-
-    def evictions(
-        self, victims: list[RevisionFacts], reason: Callable[[RevisionFacts], str], now_s: float
-    ) -> list[Evict]:
-        """The actions for revisions that were evicted here, each with what it frees in this order."""
-        for facts in victims:
-            self.spare(facts)
-        return [
+    return Plan(
+        tuple(
             Evict(
-                level=self._level,
-                name=facts.name,
-                revision=facts.revision,
-                frees_bytes=self.evict(facts),
-                reason=reason(facts),
-                unused_s=max(0.0, now_s - facts.last_used_s),
+                Level.L1, facts.name, facts.revision, freed, _IDLE, unused_s := max(0.0, now_s - facts.last_used_s),
+                why=f"it is cold, and no worker has had it for {spell(unused_s)}",
             )
-            for facts in victims
+            for facts, freed in zip(leaving, residents.freed_in_turn(leaving), strict=True)
+        )
+    )  # fmt: skip
+
+
+def plan_ahead(snapshot: Snapshot, now_s: float) -> Plan:
+    """What the background does at each level of the snapshot: keeps ``free_ahead_bytes`` free, and tenants to quota.
+
+    As far as that goes: room ahead without those that are likely to be asked for soon, both without those within a
+    keep-alive; never a shortfall. What is in the pool counts as free.
+    """
+    actions: list[Action] = []
+    for level in sorted(snapshot.levels):
+        actions.extend(_Round(snapshot, level, now_s).free_ahead())
+    return Plan(tuple(actions))
+
+
+def eviction_order(snapshot: Snapshot, level: Level, now_s: float) -> list[Valued]:
+    """All that may go from a level, the first to go first."""
+    return _Round(snapshot, level, now_s).candidates
+
+
+class _Round:
+    """One level, one moment: who may go, in which order, and what that makes of the needs."""
+
+    def __init__(self, snapshot: Snapshot, level: Level, now_s: float) -> None:
+        self._snapshot = snapshot
+        self._level = snapshot.levels[level]
+        self._now_s = now_s
+        time_s = now_s if snapshot.time_s is None else snapshot.time_s
+        self.valuer = Valuer(self._level, self._is_in_l2, now_s, time_s)
+        self._victims: list[tuple[Valued, str]] = []
+
+    @cached_property
+    def _residents(self) -> Residents:
+        return Residents(self._snapshot.revisions, self._level.level)
+
+    @cached_property
+    def candidates(self) -> list[Valued]:
+        """Who may go, and takes something along."""
+        residents, value = self._residents, self.valuer.value
+        evictable = [(facts, residents.own_bytes(facts)) for facts in residents.evictable()]
+        valued = [value(facts, own_bytes) for facts, own_bytes in evictable if own_bytes]
+        valued.sort(key=lambda item: item.order)
+        return valued
+
+    @cached_property
+    def _l2_digests(self) -> set[str]:
+        return {digest for facts in self._snapshot.revisions for digest in facts.l2_blobs}
+
+    def _is_in_l2(self, facts: RevisionFacts) -> bool:
+        digests = facts.l1_blobs.keys()
+        return digests <= facts.l2_blobs.keys() or digests <= self._l2_digests
+
+    # For somebody's need.
+
+    def decide(self, needs: Sequence[Need]) -> Plan:
+        """What is to be done about the needs of this level."""
+        newcomer = Newcomer.of(needs, self.valuer)
+        needed_bytes = sum(need.size_bytes for need in needs)
+        shortfall = self._choose_for(needs, needed_bytes)
+        if shortfall is not None:
+            return self._without_room(newcomer, needed_bytes, shortfall)
+        decision = weigh(self._level.level, newcomer, [valued for valued, _ in self._victims])
+        if not decision.admitted:
+            if newcomer.otherwise is Otherwise.SKIP:
+                return Plan(decisions=(decision,))
+            if self._has_transient_room(needed_bytes):
+                return Plan(self._pool_for_transient(needed_bytes), decisions=(decision,))
+            decision = decision.forced()
+        return Plan(tuple(self._actions(needed_bytes - self._level.free_bytes)), decisions=(decision,))
+
+    def _choose_for(self, needs: Sequence[Need], needed_bytes: int) -> Shortfall | None:
+        """Chooses victims that leave room for the needs within capacity and quotas."""
+        for_name = ", ".join(dict.fromkeys(need.for_name for need in needs))
+        for quota in self._quotas():
+            size_bytes = sum(
+                need.size_bytes for need in needs if need.newcomer and need.newcomer.tenant == quota.tenant
+            )
+            if size_bytes and (shortfall := self._within_quota(quota, size_bytes, for_name)):
+                return shortfall
+        missing_bytes = needed_bytes - self._level.free_bytes
+        if missing_bytes <= 0:
+            return None
+        fits = needed_bytes <= self._level.capacity_bytes
+        if not fits or not self._choose(missing_bytes - min(self._level.pool_bytes, missing_bytes)):
+            evictable_bytes = sum(self._residents.evict(valued.facts) for valued in self._remaining())
+            evictable_bytes += sum(self._residents.freed_in_turn([valued.facts for valued, _ in self._victims]))
+            return level_shortfall(self._snapshot.revisions, self._level, needed_bytes, for_name, evictable_bytes)
+        return None
+
+    def _choose(self, wanted_bytes: int) -> bool:
+        """Adds victims by order; False when all together would not be enough."""
+        wanted_bytes -= sum(self._residents.freed_in_turn([valued.facts for valued, _ in self._victims]))
+        remaining = {id(valued.facts): valued for valued in self._remaining()}
+        chosen = self._residents.choose([valued.facts for valued in remaining.values()], wanted_bytes)
+        if chosen is None:
+            return False
+        self._victims += [(remaining[id(facts)], _reason(remaining[id(facts)])) for facts in chosen]
+        return True
+
+    def _remaining(self) -> list[Valued]:
+        if not self._victims:
+            return self.candidates
+        gone = {id(valued.facts) for valued, _ in self._victims}
+        return [valued for valued in self.candidates if id(valued.facts) not in gone]
+
+    def _without_room(self, newcomer: Newcomer, needed_bytes: int, shortfall: Shortfall) -> Plan:
+        decision = Decision.refused(self._level.level, newcomer, shortfall)
+        if newcomer.otherwise is Otherwise.SKIP:
+            return Plan(decisions=(decision,))
+        if newcomer.otherwise is Otherwise.TRANSIENT and self._has_transient_room(needed_bytes):
+            return Plan(self._pool_for_transient(needed_bytes), decisions=(decision,))
+        return Plan(shortfall=shortfall)
+
+    def _has_transient_room(self, needed_bytes: int) -> bool:
+        level = self._level
+        return needed_bytes <= max(0, level.free_bytes) + level.pool_bytes + level.transient_room_bytes
+
+    def _pool_for_transient(self, needed_bytes: int) -> tuple[Action, ...]:
+        level = self._level
+        size_bytes = min(level.pool_bytes, needed_bytes - max(0, level.free_bytes) - level.transient_room_bytes)
+        return (DropPool(level.level, size_bytes),) if size_bytes > 0 else ()
+
+    # Quotas.
+
+    def _quotas(self) -> list[Quota]:
+        return [quota for quota in self._snapshot.quotas if quota.level is self._level.level]
+
+    def _within_quota(self, quota: Quota, size_bytes: int, for_name: str) -> Shortfall | None:
+        """The tenant's own models go, until ``size_bytes`` more of it are within its quota."""
+        own = [facts for facts in self._snapshot.revisions if facts.tenant == quota.tenant]
+        accounts = Residents(own, quota.level)
+        held_bytes = accounts.held_bytes()
+        over_bytes = held_bytes + quota.reserved_bytes + size_bytes - quota.limit_bytes
+        if over_bytes <= 0:
+            return None
+        mine = {id(valued.facts): valued for valued in self._remaining() if valued.facts.tenant == quota.tenant}
+        chosen = accounts.choose([valued.facts for valued in mine.values()], over_bytes)
+        if chosen is None:
+            evictable_bytes = sum(accounts.evict(valued.facts) for valued in mine.values())
+            return quota_shortfall(
+                own, quota, size_bytes, for_name, held_bytes=held_bytes, evictable_bytes=evictable_bytes
+            )
+        for facts in chosen:
+            self._residents.evict(facts)
+            self._victims.append((mine[id(facts)], _QUOTA))
+        return None
+
+    # For the background.
+
+    def free_ahead(self) -> list[Action]:
+        """Actions that bring tenants to their quotas, then the level to its watermark, as far as that goes."""
+        for quota in self._quotas():
+            self._trim_to(quota)
+        wanted_bytes = self._level.free_ahead_bytes - self._level.free_bytes - self._level.pool_bytes
+        ordinary = [valued for valued in self._remaining() if _may_go_ahead(valued)]
+        freed_bytes = sum(self._residents.freed_in_turn([valued.facts for valued, _ in self._victims]))
+        chosen: list[Valued] = []
+        for valued in ordinary:
+            if freed_bytes >= wanted_bytes:
+                break
+            freed_bytes += self._residents.evict(valued.facts)
+            chosen.append(valued)
+        by_id = {id(valued.facts): valued for valued in chosen}
+        surplus_bytes = max(0, freed_bytes - wanted_bytes)
+        spared = self._residents.spare_needless([valued.facts for valued in chosen], surplus_bytes)
+        self._victims += [(by_id[id(facts)], _AHEAD) for facts in spared]
+        return self._actions(0)
+
+    def _trim_to(self, quota: Quota) -> None:
+        accounts = Residents([f for f in self._snapshot.revisions if f.tenant == quota.tenant], quota.level)
+        over_bytes = accounts.held_bytes() + quota.reserved_bytes - quota.limit_bytes
+        mine = [
+            valued
+            for valued in self._remaining()
+            if valued.facts.tenant == quota.tenant and valued.standing <= Standing.ORDINARY
         ]
+        for valued in mine:
+            if over_bytes <= 0:
+                return
+            over_bytes -= accounts.evict(valued.facts)
+            self._residents.evict(valued.facts)
+            self._victims.append((valued, _QUOTA))
+
+    # What it comes to.
+
+    def _actions(self, missing_bytes: int) -> list[Action]:
+        """The evictions, each with what it frees in this order, and before them what the pool has to give."""
+        freed = self._residents.freed_in_turn([valued.facts for valued, _ in self._victims])
+        evictions = [
+            self._eviction(valued, reason, frees_bytes)
+            for (valued, reason), frees_bytes in zip(self._victims, freed, strict=True)
+        ]
+        from_pool_bytes = min(self._level.pool_bytes, missing_bytes - sum(freed))
+        pool = [DropPool(self._level.level, from_pool_bytes)] if from_pool_bytes > 0 else []
+        return [*pool, *evictions]
+
+    def _eviction(self, valued: Valued, reason: str, frees_bytes: int) -> Evict:
+        facts = valued.facts
+        return Evict(
+            level=self._level.level,
+            name=facts.name,
+            revision=facts.revision,
+            frees_bytes=frees_bytes,
+            reason=reason,
+            unused_s=max(0.0, self._now_s - facts.last_used_s),
+            worth_s=valued.worth_s,
+            why=_why(valued, reason),
+        )
+
+
+def _may_go_ahead(valued: Valued) -> bool:
+    """Nobody needs the room yet, so what somebody is likely to ask for within the horizon stays."""
+    return valued.standing <= Standing.ORDINARY and valued.worth_s <= AHEAD_REQUESTS * valued.reload_s
+
+
+def _reason(valued: Valued) -> str:
+    return {Standing.STALE: _STALE, Standing.COLD: _COLD}.get(valued.standing, _WORTH)
+
+
+def _why(valued: Valued, reason: str) -> str:
+    size = format_size(valued.own_bytes)
+    worth = f"{size} that spare {spell(valued.worth_s)} of waiting in the next six hours"
+    return {
+        _STALE: "a newer revision of the model has taken its place",
+        _COLD: f"it is cold, and cold models go first: {worth}",
+        _QUOTA: f"its tenant is over its quota: {worth}, the least for each byte of the tenant's",
+        _AHEAD: f"room is kept free ahead of need: {worth}, the least for each byte",
+    }.get(reason, f"it was worth least for each byte: {worth}")
+
+
+__all__ = [
+    "REASONS", "Action", "Decision", "DropPool", "Evict", "Plan", "Shortfall", "Verdict", "eviction_order", "plan",
+    "plan_ahead", "plan_idle",
+]  # fmt: skip

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import isfinite, isnan
 from typing import TypeVar
 
 from cached import types
@@ -34,9 +36,12 @@ PHASES: dict[types.PullPhase, pb.PullProgress.Phase] = {
     types.PullPhase.VERIFYING: pb.PullProgress.PHASE_VERIFYING,
     types.PullPhase.READY: pb.PullProgress.PHASE_READY,
     types.PullPhase.ACCEPTED: pb.PullProgress.PHASE_ACCEPTED,
+    types.PullPhase.SCHEDULED: pb.PullProgress.PHASE_SCHEDULED,
 }
 _LEVEL_OF = {number: level for level, number in LEVELS.items()}
 _TIER_OF = {number: tier for tier, number in TIERS.items()}
+_NAMED_BEFORE = 20
+"""Of the models that would go before one: all of them would be a list of the whole host."""
 
 _E = TypeVar("_E")
 
@@ -53,6 +58,22 @@ def level_of(number: int) -> types.Level | None:
         msg = "the origin is not a level of this host"
         raise InvalidRequestError(msg, hint="use level l1 (shared memory) or l2 (disk)", value=level)
     return level
+
+
+def seconds_of(what: str, value: float) -> float:
+    """A duration of a request."""
+    if not isfinite(value) or value < 0:
+        msg = f"{what} is {value:g}; it must be a number of seconds, 0 or more"
+        raise InvalidRequestError(msg, hint="leave it out for none", value=value)
+    return value
+
+
+def time_of(what: str, value: float) -> float:
+    """A Unix time of a request; 0 when none was given, infinity for never."""
+    if isnan(value) or value < 0:
+        msg = f"{what} is {value:g}; it must be a time in seconds since 1970"
+        raise InvalidRequestError(msg, hint="leave it out for now", value=value)
+    return value
 
 
 def _enum_of(what: str, number: int, known: dict[int, _E]) -> _E | None:
@@ -158,6 +179,10 @@ def summary_message(value: types.ModelSummary) -> pb.ModelSummary:
         checked_by=value.checked_by or "",
         progress=value.progress,
         priority=value.priority,
+        worth_s=value.worth_s,
+        transient=value.transient,
+        tenant=value.tenant,
+        base=value.base,
     )
 
 
@@ -184,6 +209,51 @@ def detail_message(value: types.ModelDetail) -> pb.DescribeResponse:
         leases=[lease_message(lease) for lease in value.leases],
         notes=[text(note) for note in value.notes],
         last_error=text(value.last_error),
+        places=[_place_message(place) for place in value.places],
+        schedule=value.schedule,
+        schedule_change_time_s=value.schedule_change_time_s,
+        pull_times_s=value.pull_times_s,
+    )
+
+
+def _place_message(value: types.PlaceDetail) -> pb.Place:
+    return pb.Place(
+        level=LEVELS[value.level],
+        held_bytes=value.held_bytes,
+        worth_s=value.worth_s,
+        requests=value.requests,
+        reload_s=value.reload_s,
+        why=text(value.why),
+        evicted_before=value.evicted_before[:_NAMED_BEFORE],
+        evicted_before_count=len(value.evicted_before),
+    )
+
+
+def tier_change_message(value: types.TierChange) -> pb.SetTierResponse:
+    """What another tier would lead to."""
+    evictions = [
+        pb.Eviction(
+            level=LEVELS[item.level],
+            name=item.name,
+            revision=item.revision,
+            frees_bytes=item.frees_bytes,
+            reason=item.reason,
+            why=text(item.why),
+        )
+        for item in value.evictions
+    ]
+    return pb.SetTierResponse(
+        summary=summary_message(value.summary), evictions=evictions, loaded_bytes=value.loaded_bytes
+    )
+
+
+def trace_message(rows: Iterable[types.Attached]) -> pb.TraceResponse:
+    """Some rows of the host's trace."""
+    return pb.TraceResponse(
+        rows=[
+            pb.TraceRow(time_s=row.time_s, model=row.model, size_bytes=row.size_bytes, lease_s=row.lease_s)
+            for row in rows
+        ]
     )
 
 
@@ -242,6 +312,9 @@ def stats_message(value: types.Stats) -> pb.StatsResponse:
             pool_bytes=item.pool_bytes,
             blob_count=item.blob_count,
             limited_by=text(item.limited_by),
+            transient_bytes=item.transient_bytes,
+            hot_bytes=item.hot_bytes,
+            hot_capacity_bytes=item.hot_capacity_bytes,
         )
         for item in value.levels
     ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 from cached.types import (
+    Attached,
     AttachEvent,
     Client,
     Event,
@@ -19,6 +20,7 @@ from cached.types import (
     PullProgress,
     Stats,
     Tier,
+    TierChange,
     VerifyProgress,
 )
 
@@ -46,7 +48,14 @@ class Engine(Protocol):
     """The cache as its edges call it. From the loop only; every method may raise any CachedError."""
 
     def pull(
-        self, ref: str, *, source: str = "", tier: Tier | None = None, level: Level = Level.L1, wait: bool = True
+        self,
+        ref: str,
+        *,
+        source: str = "",
+        tier: Tier | None = None,
+        level: Level = Level.L1,
+        wait: bool = True,
+        at_time_s: float = 0.0,
     ) -> AsyncIterator[PullProgress]: ...
 
     async def attach(
@@ -57,6 +66,7 @@ class Engine(Protocol):
         client: Client = ...,
         resume: bool = False,
         only_if_resident: bool = False,
+        keep_alive_s: float = 0.0,
     ) -> Attachment: ...
 
     def detach(self, lease_id: str, token: str) -> None: ...
@@ -69,6 +79,8 @@ class Engine(Protocol):
 
     async def set_tier(self, ref: str, tier: Tier) -> ModelSummary: ...
 
+    def what_if(self, ref: str, tier: Tier) -> TierChange: ...
+
     async def pin(self, ref: str) -> ModelSummary: ...
 
     async def unpin(self, ref: str) -> ModelSummary: ...
@@ -80,6 +92,10 @@ class Engine(Protocol):
     def verify(self, ref: str | None, *, repair: bool) -> AsyncIterator[VerifyProgress]: ...
 
     def stats(self) -> Stats: ...
+
+    def trace(self) -> Iterator[Attached]:
+        """What it gives out may be taken in any thread."""
+        ...
 
     def watch(self, *, replay: bool) -> AsyncIterator[Event]: ...
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from itertools import islice
 from typing import Any
 
 import grpc.aio
@@ -22,6 +24,7 @@ RANGES_INTERVAL_S = 0.01
 KEEP_ALIVE_S = 15.0
 _REF_LIMIT = 4096
 _CLIENT_NAME_LIMIT = 256
+_TRACE_BATCH = 1000
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -42,6 +45,7 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
             tier=convert.tier_of(request.tier),
             level=convert.level_of(request.level) or Level.L1,
             wait=not request.no_wait,
+            at_time_s=convert.time_of("at_time_s", request.at_time_s),
         )
         moments = paced(progress, PullMerge(), interval_s=PROGRESS_INTERVAL_S)
         async with aclosing(moments):
@@ -57,6 +61,7 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
             client=Client(name=request.client_name[:_CLIENT_NAME_LIMIT], pid=request.client_pid),
             resume=request.resume,
             only_if_resident=request.only_if_resident,
+            keep_alive_s=convert.seconds_of("keep_alive_s", request.keep_alive_s),
         )
         async with attachment:
             # Each at its own pace: a thousand leases that were opened together are not to speak in one moment.
@@ -87,11 +92,13 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
         return pb.ListLeasesResponse(leases=[convert.lease_message(item) for item in self._engine.list_leases()])
 
     async def SetTier(self, request: pb.SetTierRequest, context: _Context) -> pb.SetTierResponse:
-        """Sets the operator's tier."""
+        """Sets the operator's tier, or tells what that would lead to."""
         tier = convert.tier_of(request.tier)
         if tier is None:
             msg = "no tier was given"
             raise InvalidRequestError(msg, hint="use hot, warm, cold or auto", value=request.tier)
+        if request.what_if:
+            return convert.tier_change_message(self._engine.what_if(_ref(request.ref), tier))
         summary = await self._engine.set_tier(_ref(request.ref), tier)
         return pb.SetTierResponse(summary=convert.summary_message(summary))
 
@@ -126,6 +133,12 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
     async def Stats(self, request: pb.StatsRequest, context: _Context) -> pb.StatsResponse:
         """The daemon at a glance."""
         return convert.stats_message(self._engine.stats())
+
+    async def Trace(self, request: pb.TraceRequest, context: _Context) -> AsyncIterator[pb.TraceResponse]:
+        """The attaches that are remembered, in batches; they are read from a file beside the loop."""
+        rows = self._engine.trace()
+        while batch := await asyncio.to_thread(lambda: list(islice(rows, _TRACE_BATCH))):
+            yield convert.trace_message(batch)
 
     async def Watch(self, request: pb.WatchRequest, context: _Context) -> AsyncIterator[pb.WatchResponse]:
         """Events as they happen; a reader that is too slow is told how many it missed."""

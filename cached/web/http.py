@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -121,8 +122,27 @@ _HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>cached</t
 """
 
 
+_MODEL_HEADS = (
+    "model", "revision", "state", "tier", "value", "idle", "size", "L1", "L2", "leases", "notes",
+)  # fmt: skip
+
+
+def _idle(model: ModelSummary, now_s: float) -> str:
+    if model.lease_count:
+        return "in use"
+    return format_duration(max(0.0, now_s - model.last_used_time_s)) if model.last_used_time_s else "never used"
+
+
+def _notes(model: ModelSummary) -> str:
+    notes = [
+        ("pinned", model.pinned), ("transient", model.transient), (f"adapter of {model.base}", model.base),
+        (f"tenant {model.tenant}", model.tenant),
+    ]  # fmt: skip
+    return ", ".join(note for note, holds in notes if holds)
+
+
 def _overview(views: Views) -> str:
-    stats = views.stats()
+    stats, now_s = views.stats(), time.time()
     state = "; ".join(stats.degraded) if stats.degraded else "all is well"
     facts = (
         f"<p>Version {html.escape(stats.version)}, up {format_duration(stats.uptime_s)}, {stats.lease_count} leases, "
@@ -131,21 +151,24 @@ def _overview(views: Views) -> str:
     levels = [
         (
             level.level.value.upper(), format_size(level.used_bytes), format_size(level.reserved_bytes),
-            format_size(level.capacity_bytes), str(level.blob_count), level.limited_by,
+            format_size(level.capacity_bytes), format_size(level.transient_bytes),
+            f"{format_size(level.hot_bytes)} of {format_size(level.hot_capacity_bytes)}", str(level.blob_count),
+            level.limited_by,
         )
         for level in stats.levels
     ]  # fmt: skip
     models = [
         (
-            model.name, model.revision[:12], model.state.value, model.tier.value, format_size(model.size_bytes),
-            format_size(model.l1_bytes), format_size(model.l2_bytes), str(model.lease_count),
+            model.name, model.revision[:12], model.state.value, f"{model.tier.value} (by {model.tier_from})",
+            format_duration(model.worth_s), _idle(model, now_s), format_size(model.size_bytes),
+            format_size(model.l1_bytes), format_size(model.l2_bytes), str(model.lease_count), _notes(model),
         )
         for model in views.models()
     ]  # fmt: skip
     return (
         facts
-        + _table(("level", "used", "reserved", "capacity", "blobs", "limited by"), levels)
-        + _table(("model", "revision", "state", "tier", "size", "L1", "L2", "leases"), models)
+        + _table(("level", "used", "reserved", "capacity", "transient", "hot", "blobs", "limited by"), levels)
+        + _table(_MODEL_HEADS, models)
     )
 
 

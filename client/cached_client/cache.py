@@ -52,6 +52,7 @@ class Cache:
         wait: bool = False,
         client_name: str | None = None,
         only_if_resident: bool = False,
+        keep_alive_s: float = 0.0,
         on_damaged: Callable[[DamagedRange], None] | None = None,
     ) -> Model:
         """Takes a lease on a model, which is pulled or promoted if it is not in memory, and maps it.
@@ -61,8 +62,10 @@ class Cache:
         on.
 
         ``source`` is the origin's URI for a model that is not in the catalog. ``client_name`` is what `cached ps` shows
-        (by default this program's name). ``only_if_resident``: NotFoundError instead of a load. ``on_damaged`` is
-        called in the lease's thread when bytes of the model are found damaged in memory.
+        (by default this program's name). ``only_if_resident``: NotFoundError instead of a load. ``keep_alive_s``:
+        once the lease has ended, however it did, the model stays in memory before others for so long (a day at most,
+        else InvalidRequestError), for a replica that comes back. ``on_damaged`` is called in the lease's thread when
+        bytes of the model are found damaged in memory.
         """
         request = pb.AttachRequest(
             ref=ref,
@@ -70,6 +73,7 @@ class Cache:
             client_name=_program_name() if client_name is None else client_name,
             client_pid=os.getpid(),
             only_if_resident=only_if_resident,
+            keep_alive_s=keep_alive_s,
         )
         model = attach(self.connection, request, timeout_s=timeout_s, wait=wait, on_damaged=on_damaged)
         self._models.add(model)
@@ -83,11 +87,14 @@ class Cache:
         tier: str = "",
         level: str = "l1",
         wait: bool = True,
+        at_time_s: float = 0.0,
         timeout_s: float | None = None,
     ) -> Iterator[PullProgress]:
         """Brings a model into the cache without taking a lease; yields its progress.
 
-        The last has the phase ``ready``, or without ``wait`` the phase ``accepted``.
+        The last has the phase ``ready``, or without ``wait`` the phase ``accepted``. With ``at_time_s``, a Unix time,
+        the only one has the phase ``scheduled``: the daemon begins the pull then, also after a restart. Infinity takes
+        back what was scheduled.
 
         Nothing happens before the first step of the iteration. Leaving it does not end the pull, nor does
         ``timeout_s``. ``tier`` sets how soon the model is wanted (``hot``, ``warm``, ``cold``, ``auto``), ``level``
@@ -99,6 +106,7 @@ class Cache:
             tier=_chosen("tier", tier, _TIERS) if tier else None,
             level=_chosen("level", level, _LEVELS),
             no_wait=not wait,
+            at_time_s=at_time_s,
         )
         for response in self.connection.stream(self.connection.stub.Pull, request, timeout_s=timeout_s):
             yield pull_progress(response.progress)

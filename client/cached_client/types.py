@@ -51,7 +51,8 @@ class LoadReport:
 class PullProgress:
     """A moment of a pull. Byte counts are of verified chunks.
 
-    ``phase``: ``resolving``, ``transferring``, ``verifying``, ``ready`` or ``accepted`` (it goes on by itself).
+    ``phase``: ``resolving``, ``transferring``, ``verifying``, ``ready``, ``accepted`` (it goes on by itself) or
+    ``scheduled`` (it begins by itself).
     ``notes``: what the file selection left out and why.
     """
 

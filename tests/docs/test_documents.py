@@ -80,7 +80,9 @@ def test_the_readme_shows_the_command_line():
     ] == []
 
 
-@pytest.mark.parametrize("document", ["docs/data-flow.md", "docs/architecture.md", "docs/semantics.md"])
+@pytest.mark.parametrize(
+    "document", ["docs/data-flow.md", "docs/architecture.md", "docs/semantics.md", "docs/policy.md"]
+)
 def test_functions_that_are_named_exist(document):
     """``Class.member`` and ``package.module.name`` in backticks."""
     classes = classes_by_name()

@@ -41,8 +41,9 @@ def wait_for(condition: Callable[[], T], what: str, timeout_s: float = DEADLINE_
 class DaemonProcess:
     """Use as a context manager: leaving it ends the daemon, whatever state it is in, and removes its segments.
 
-    ``settings`` are sections of the configuration file and go over the defaults here; ``models`` is the catalog's
-    ``models``. ``environment`` is added to a minimal one, without any AWS settings of whoever runs the tests.
+    ``settings`` are sections of the configuration file and go over the defaults here; ``models`` and
+    ``tenants`` are the catalog's. ``environment`` is added to a minimal one, without any AWS settings of whoever
+    runs the tests.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class DaemonProcess:
         folder: Path,
         *,
         models: Mapping[str, Any] | None = None,
+        tenants: Mapping[str, Any] | None = None,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         environment: Mapping[str, str] | None = None,
         command: Sequence[str] = (sys.executable, "-c", _SERVE),
@@ -70,6 +72,7 @@ class DaemonProcess:
         self._command = tuple(command)
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
+        self.tenants: Mapping[str, Any] = tenants or {}
         self.write_catalog(models or {})
         self.write_config(settings or {})
 
@@ -78,7 +81,7 @@ class DaemonProcess:
     def write_catalog(self, models: Mapping[str, Any]) -> None:
         """Replaces the catalog in one step; a running daemon notices by itself."""
         fresh = self.catalog_file.with_suffix(".new")
-        fresh.write_text(json.dumps({"models": models}))
+        fresh.write_text(json.dumps({"models": models, "tenants": self.tenants}))
         fresh.replace(self.catalog_file)
 
     def write_config(self, settings: Mapping[str, Mapping[str, Any]]) -> None:

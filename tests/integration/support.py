@@ -173,6 +173,7 @@ class Site:
     proxy: CountingProxy
     bucket: str
     models: dict[str, Any] = field(default_factory=dict)
+    tenants: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     check: bool = True
@@ -220,7 +221,8 @@ class Site:
         """Made with the first use, not started."""
         if self._daemon is None:
             self._daemon = DaemonProcess(
-                self.folder / "d", models=self.models, settings=self.settings, environment=self.environment(),
+                self.folder / "d", models=self.models, tenants=self.tenants, settings=self.settings,
+                environment=self.environment(),
                 command=(*self.around, *SERVE) if self.around[:1] != (sys.executable,) else self.around,
             )  # fmt: skip
             self._stack.callback(self._daemon.close)

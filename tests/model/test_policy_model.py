@@ -8,13 +8,27 @@ from itertools import combinations
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cached.policy import DropPool, Evict, LevelFacts, Need, Plan, RevisionFacts, Snapshot, plan, plan_idle
+from cached.policy import (
+    Demand,
+    DropPool,
+    Evict,
+    LevelFacts,
+    Need,
+    Plan,
+    RevisionFacts,
+    Snapshot,
+    plan,
+    plan_ahead,
+    plan_idle,
+)
+from cached.policy.plan import eviction_order
 from cached.types import Level, Tier
 
 SIZES = dict(zip("abcdefgh", (0, 1, 2, 3, 5, 8, 13, 21), strict=True))
 blobs = st.sets(st.sampled_from(sorted(SIZES)), max_size=4).map(lambda digests: {d: SIZES[d] for d in sorted(digests)})
 
 rarely = st.sampled_from([False] * 7 + [True])
+demands = st.builds(Demand, st.integers(-9000, 3), st.tuples(*[st.integers(0, 9)] * 3))
 
 
 @st.composite
@@ -33,6 +47,9 @@ def revisions(draw: st.DrawFn) -> tuple[RevisionFacts, ...]:
             l1_blobs=draw(blobs),
             l2_blobs=draw(blobs),
             has_origin=draw(st.booleans()),
+            requests=draw(demands),
+            misses=draw(demands),
+            keep_until_s=draw(st.sampled_from([0.0, 0.0, 99.0])),
         )
         for number in range(draw(st.integers(0, 7)))
     )
@@ -89,7 +106,7 @@ def may_go(facts: RevisionFacts) -> bool:
 @given(snapshots())
 def test_victims_are_never_leased_pinned_hot_or_loading(snapshot: Snapshot) -> None:
     by_key = {(facts.name, facts.revision): facts for facts in snapshot.revisions}
-    for outcome in (plan(snapshot, 5.0), plan_idle(snapshot, 5.0)):
+    for outcome in (plan(snapshot, 5.0), plan_idle(snapshot, 5.0), plan_ahead(snapshot, 5.0)):
         for action in outcome.actions:
             if isinstance(action, Evict):
                 facts = by_key[action.name, action.revision]
@@ -162,10 +179,7 @@ def test_a_dearer_revision_goes_only_where_no_cheaper_set_would_do(snapshot: Sna
     for level, facts in snapshot.levels.items():
         lacking = missing(snapshot, level) or 0
         gone = {(action.name, action.revision) for action in evicted(outcome, level)}
-        order = sorted(
-            (f for f in snapshot.revisions if may_go(f) and f.blobs(level)),
-            key=lambda f: (f.current, f.tier is not Tier.COLD, f.priority, f.last_used_s, f.name, f.revision),
-        )
+        order = [valued.facts for valued in eviction_order(snapshot, level, 5.0)]
         last = max((at for at, f in enumerate(order) if (f.name, f.revision) in gone), default=0)
         before = {(f.name, f.revision) for f in order[:last]}
         for count in range(len(before) + 1) if gone else ():
@@ -184,6 +198,7 @@ def test_idle_evictions_are_cold_recoverable_and_free_bytes(snapshot: Snapshot) 
     for key in gone:
         facts = by_key[key]
         assert facts.tier is Tier.COLD
+        assert facts.keep_until_s <= 5.0
         assert facts.last_used_s <= 2.0
         assert facts.has_origin or set(facts.l1_blobs) <= set(facts.l2_blobs)
         assert freed(snapshot, Level.L1, gone - {key}) < freed(snapshot, Level.L1, gone)

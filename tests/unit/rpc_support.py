@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from cached.errors import CachedError, NotFoundError
 from cached.metrics import Metrics
 from cached.rpc.server import RpcServer
 from cached.types import (
+    Attached,
     AttachedFile,
     AttachEvent,
     CheckedBy,
@@ -32,10 +33,13 @@ from cached.types import (
     ModelSummary,
     Opened,
     Peer,
+    PlaceDetail,
+    PlannedEviction,
     PullProgress,
     RevisionState,
     Stats,
     Tier,
+    TierChange,
     VerifyProgress,
 )  # fmt: skip
 from cached_client._proto import cached_pb2_grpc
@@ -44,18 +48,27 @@ SUMMARY = ModelSummary(
     name="tiny", revision="r1", state=RevisionState.READY, tier=Tier.WARM, tier_from="catalog", pinned=True,
     size_bytes=100, l1_bytes=90, l2_bytes=80, file_count=2, lease_count=1, source="s3://b/tiny", last_used_time_s=5.5,
     checked_by=CheckedBy.ORIGIN_CHECKSUM, progress=0.5, priority=3,
+    worth_s=200.0, transient=True, tenant="red", base="tiny-base",
 )  # fmt: skip
 LEASE = LeaseInfo("l1", "tiny", "r1", Client("worker", 12), Peer(13, 14, 15), 7.5, True, 100)
 DETAIL = ModelDetail(
     summary=SUMMARY,
     files=(FileDetail("a.safetensors", 99, "ab" * 32, True, True, ("other",), 1, CheckedBy.FIRST_SEEN),),
     revisions=("r1", "r0"), path="/models/tiny", leases=(LEASE,), notes=("skipped *.bin",), last_error="boom",
+    places=(
+        PlaceDetail(Level.L1, 90, 200.0, 2.5, 80.0, "90 B in l1: it spares 3m20s", ("other", "last")),
+        PlaceDetail(Level.L2, 80, 100.0, 2.5, 40.0, "80 B in l2: it spares 1m40s", ("other",)),
+    ),
+    schedule=("mon-fri 08:00-20:00",), schedule_change_time_s=4102444800.0, pull_times_s=(4102444801.0,),
 )  # fmt: skip
 STATS = Stats(
-    levels=(LevelStats(Level.L1, 100, 60, 10, 5, 7, 3, "configured"),), counters={"cached_hits_total": 2.0},
+    levels=(LevelStats(Level.L1, 100, 60, 10, 5, 7, 3, "configured", 11, 12, 80),), counters={"cached_hits_total": 2.0},
     lease_count=2, model_count=3, active_load_count=1, mover_count=4, uptime_s=1.5, version="1",
     degraded=("l2 is read-only",), instance="ab",
 )  # fmt: skip
+TIER_CHANGE = TierChange(
+    SUMMARY, (PlannedEviction(Level.L1, "other", "r9", 50, "worth least", "it was worth least for each byte"),), 40
+)
 NOBODY = Client()
 COMPLETE = Complete(Level.L2, 1, 2, 3, 0.5, CheckedBy.CATALOG_SHA256)
 OPENED = Opened("l1", "secret", "tiny", "r1", (AttachedFile(0, "a.safetensors", 99, "ab" * 32),))
@@ -98,6 +111,7 @@ class FakeEngine:
     progress: list[PullProgress] = field(default_factory=list)
     verify_progress: list[VerifyProgress] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    attached: list[Attached] = field(default_factory=list)
     keeps_watching: bool = False
     """Whether a watch goes on after ``events``, as a real one does."""
     files: list[Path] = field(default_factory=list)
@@ -109,9 +123,16 @@ class FakeEngine:
             raise self.error
 
     async def pull(
-        self, ref: str, *, source: str = "", tier: Tier | None = None, level: Level = Level.L1, wait: bool = True
+        self,
+        ref: str,
+        *,
+        source: str = "",
+        tier: Tier | None = None,
+        level: Level = Level.L1,
+        wait: bool = True,
+        at_time_s: float = 0.0,
     ) -> AsyncIterator[PullProgress]:
-        self._called("pull", ref, source, tier, level, wait)
+        self._called("pull", ref, source, tier, level, wait, *([at_time_s] if at_time_s else []))
         for item in self.progress:
             yield item
 
@@ -123,8 +144,10 @@ class FakeEngine:
         client: Client = NOBODY,
         resume: bool = False,
         only_if_resident: bool = False,
+        keep_alive_s: float = 0.0,
     ) -> FakeAttachment:
-        self._called("attach", ref, source, client, resume, only_if_resident)
+        kept = [keep_alive_s] if keep_alive_s else []
+        self._called("attach", ref, source, client, resume, only_if_resident, *kept)
         return FakeAttachment(self)
 
     def detach(self, lease_id: str, token: str) -> None:
@@ -146,6 +169,10 @@ class FakeEngine:
     async def set_tier(self, ref: str, tier: Tier) -> ModelSummary:
         self._called("set_tier", ref, tier)
         return SUMMARY
+
+    def what_if(self, ref: str, tier: Tier) -> TierChange:
+        self._called("what_if", ref, tier)
+        return TIER_CHANGE
 
     async def pin(self, ref: str) -> ModelSummary:
         self._called("pin", ref)
@@ -171,6 +198,10 @@ class FakeEngine:
     def stats(self) -> Stats:
         self._called("stats")
         return STATS
+
+    def trace(self) -> Iterator[Attached]:
+        self._called("trace")
+        return iter(self.attached)
 
     async def watch(self, *, replay: bool) -> AsyncIterator[Event]:
         self._called("watch", replay)

@@ -7,7 +7,7 @@ import pytest
 from cached.catalog_file import FORMATS, SCHEMES, Catalog, load_catalog, parse_catalog
 from cached.errors import ConfigError
 from cached.origins import registry, selection
-from cached.types import Tier
+from cached.types import Level, Tier
 
 DIGEST = "ab" * 32
 DESIGNED = """
@@ -97,6 +97,15 @@ def test_all_problems_are_told_together():
         ({"hot": ["mon-fry 08:00-20:00"]}, "models.m.hot[0]"),
         ({"hot": ["mon 08:00-25:00"]}, "models.m.hot[0]"),
         ({"hot": ["mon 08:00-08:00"]}, "models.m.hot[0]"),
+        (
+            {"hot": ["mon 08:00-09:00 Europe/Berin"]},
+            'models.m.hot[0] = "mon 08:00-09:00 Europe/Berin": names no time zone',
+        ),
+        ({"hot": ["08:00"]}, "has no end: '08:00'"),
+        ({"base": "m"}, 'models.m.base = "m": is the model itself'),
+        ({"base": "../m"}, "models.m.base: '../m' is not a model name"),
+        ({"base": 3}, "models.m.base = 3: is not text"),
+        ({"tenant": "red"}, 'models.m.tenant = "red": there is no such tenant'),
         ({"priority": 5.5}, "models.m.priority = 5.5"),
         ({"priority": True}, "models.m.priority = true"),
         ({"priority": -1}, "models.m.priority = -1"),
@@ -152,3 +161,45 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 def test_formats_and_schemes_are_those_that_the_origins_know():
     assert set(FORMATS) == set(selection.FORMATS)
     assert set(SCHEMES) == set(registry.supported_schemes())
+
+
+def test_tenants_have_bounds_and_models_may_be_theirs():
+    text = """{"tenants": {"red": {"l1": "100GB", "l2": "25%"}, "blue": {}},
+               "models": {"m": {"source": "s3://b/m", "tenant": "red"}}}"""
+    catalog = parse_catalog(text, "json", "here")
+    assert catalog.models["m"].tenant == "red"
+    assert {name: dict(bounds) for name, bounds in catalog.tenants.items()} == {
+        "red": {Level.L1: "100GB", Level.L2: "25%"},
+        "blue": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("tenants", "told"),
+    [
+        ({"red": {"l1": "many"}}, 'tenants.red.l1 = "many": is neither a size nor a share'),
+        ({"red": {"l2": True}}, "tenants.red.l2 = true: is neither a size nor a share"),
+        ({"red": {"l3": "1GB"}}, "tenants.red.l3: there is no such key"),
+        ({"red": "1GB"}, 'tenants.red = "1GB": is not a table'),
+        ({"../red": {}}, "tenants.../red: '../red' is not"),
+        ([], "tenants = []: is not a table"),
+    ],
+)
+def test_what_is_wrong_with_a_tenant_is_named(tenants, told):
+    assert told in problems(json.dumps({"models": {}, "tenants": tenants}))
+
+
+def test_a_wrong_tenant_is_told_with_the_nearest():
+    text = json.dumps({"models": {"m": {"source": "s3://b/m", "tenant": "redd"}}, "tenants": {"red": {}}})
+    assert "there is no such tenant" in problems(text)
+    with pytest.raises(ConfigError) as caught:
+        parse_catalog(text, "json", "here")
+    assert caught.value.hint == "did you mean 'red'?"
+
+
+def test_an_adapter_has_a_base_that_is_none_and_may_be_unknown():
+    entries = {"a": {"source": "s3://b/a", "base": "big"}, "b": {"source": "s3://b/b", "base": "a"}}
+    assert 'models.b.base = "a": is an adapter itself' in problems(json.dumps({"models": entries}))
+    entries["b"]["base"] = "big"
+    models = parse_catalog(json.dumps({"models": entries}), "json", "here").models
+    assert (models["a"].base, models["b"].base) == ("big", "big")

@@ -15,14 +15,23 @@ from cached.cli.failures import EXIT_CODES, exit_code
 from cached.cli.main import cli, main
 from cached.cli.output import ago, clean, rate, to_data
 from cached.errors import CachedError, IntegrityError, NoRoomError, NotFoundError
-from cached.types import CheckedBy, Damage, Event, Level, PullPhase, PullProgress, Tier, VerifyProgress
+from cached.types import (
+    CheckedBy,
+    Damage,
+    Event,
+    Level,
+    PullPhase,
+    PullProgress,
+    Tier,
+    VerifyProgress,
+)
 from cached_client._proto import cached_pb2 as pb
 from tests.unit.cli_support import Command, serving
 from tests.unit.rpc_support import STATS
 
 DESIGNED_VERBS = {
     "serve", "pull", "ls", "ps", "show", "tier", "pin", "unpin", "evict", "rm", "verify", "path", "run", "push",
-    "catalog", "stats", "events", "health", "config", "version",
+    "catalog", "simulate", "stats", "events", "health", "config", "version",
 }  # fmt: skip
 READY = PullProgress(
     PullPhase.READY, "tiny", "abcdef0123456789", 3 * 2**30, 3 * 2**30, 3 * 2**30, elapsed_s=1.5,
@@ -68,14 +77,6 @@ def test_every_reader_speaks_json():
     assert {" ".join(words) for words in verbs() if not reads(words)} == {"serve", "run", "path", "config example"}
 
 
-def test_ls(cached):
-    ran = cached("ls")
-    header, row = ran.out.splitlines()
-    assert header.split() == ["MODEL", "REVISION", "STATE", "TIER", "SIZE", "L1", "L2", "LEASES", "USED", "SOURCE"]
-    assert row.split()[:5] == ["tiny", "r1", "ready", "50%", "warm"]
-    assert row.endswith("s3://b/tiny")
-
-
 def test_json_has_the_names_of_the_wire_and_numbers_as_numbers(cached):
     (model,) = json.loads(cached("ls", "-o", "json").out)
     assert model["name"] == "tiny"
@@ -100,6 +101,12 @@ def test_show(cached):
         "path": "a.safetensors", "size_bytes": 99, "sha256": "ab" * 32, "in_l1": True, "in_l2": True,
         "shared_with": ["other"], "chunk_count": 1, "checked_by": "first-seen",
     }  # fmt: skip
+    assert data["places"][0] == {
+        "level": "l1", "held_bytes": 90, "worth_s": 200.0, "requests": 2.5, "reload_s": 80.0,
+        "why": "90 B in l1: it spares 3m20s", "evicted_before": ["other", "last"], "evicted_before_count": 2,
+    }  # fmt: skip
+    assert (data["schedule"], data["schedule_change_time_s"]) == (["mon-fri 08:00-20:00"], 4102444800.0)
+    assert data["pull_times_s"] == [4102444801.0]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +154,25 @@ def test_pull_without_waiting(cached):
     assert "goes on in the background" in ran.out
 
 
+def test_a_pull_that_begins_later(cached):
+    cached.engine.progress = [PullProgress(PullPhase.SCHEDULED, "tiny")]
+    ran = cached("pull", "tiny", "--at", "2100-01-01T08:00Z")
+    assert cached.engine.calls[-1][-1] == 4102473600.0
+    assert ran.out.startswith("tiny: pulled at 2100-01-01 ")
+    ran = cached("pull", "tiny", "--at", "2100-01-01T08:00Z", "-o", "json")
+    assert json.loads(ran.out)["at_time_s"] == 4102473600.0
+    ran = cached("pull", "tiny", "--at", "never")
+    assert cached.engine.calls[-1][-1] == float("inf")
+    assert ran.out == "tiny: no pull of it will begin by itself\n"
+    assert json.loads(cached("pull", "tiny", "--at", "never", "-o", "json").out)["at_time_s"] is None
+
+
+def test_a_time_that_has_passed_is_refused_before_anything_is_asked(cached):
+    ran = cached("pull", "tiny", "--at", "2001-01-01")
+    assert (ran.code, cached.engine.calls) == (2, [])
+    assert "'2001-01-01' was" in ran.err
+
+
 def test_a_pull_that_ends_without_a_result_has_failed(cached):
     cached.engine.progress = [PullProgress(PullPhase.TRANSFERRING, "tiny")]
     assert cached("pull", "tiny").code == 1
@@ -182,6 +208,13 @@ def test_stats(cached):
         "5",
         "B",
         "7",
+        "B",
+        "11",
+        "B",
+        "12",
+        "B",
+        "of",
+        "80",
         "B",
         "3",
         "configured",

@@ -14,7 +14,7 @@ from cached.rpc import converters as convert
 from cached.rpc.errors import STATUS
 from cached.types import ByteRange, CheckedBy, Damage, Damaged, Event, Level, PullPhase, PullProgress, RangesReady
 from cached_client._proto import cached_pb2 as pb
-from tests.unit.rpc_support import COMPLETE, DETAIL, LEASE, OPENED, STATS, SUMMARY
+from tests.unit.rpc_support import COMPLETE, DETAIL, LEASE, OPENED, STATS, SUMMARY, TIER_CHANGE
 
 DAMAGE = Damage("tiny", "r1", "a", "ab", Level.L2, 3, 48, 16, True, "why")
 PROGRESS = PullProgress(
@@ -42,6 +42,8 @@ def unset(message: Message) -> set[str]:
         convert.lease_message(LEASE),
         convert.verify_message(types.VerifyProgress(5, 4, DAMAGE, True, 2, 1)),
         convert.stats_message(STATS),
+        convert.tier_change_message(TIER_CHANGE),
+        convert.trace_message([types.Attached(1.0, "tiny", 100, 2.0)]),
         convert.event_message(Event(1.0, "evicted", "tiny", "r1", "gone", {"level": "l1"})),
     ],
     ids=lambda message: message.DESCRIPTOR.name,
@@ -90,6 +92,33 @@ def test_requests_enums() -> None:
         with pytest.raises(InvalidRequestError) as caught:
             call(number)
         assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("converted", "value"),
+    [
+        (convert.seconds_of, float("nan")), (convert.seconds_of, float("inf")), (convert.seconds_of, -1.0),
+        (convert.time_of, float("nan")), (convert.time_of, -1.0), (convert.time_of, float("-inf")),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_no_time_are_refused(converted: Any, value: float) -> None:
+    with pytest.raises(InvalidRequestError, match=f"number is {value:g}") as caught:
+        converted("number", value)
+    assert caught.value.hint
+
+
+def test_times_are_passed_and_infinity_is_one() -> None:
+    assert convert.time_of("at_time_s", 1_800_000_000.0) == 1_800_000_000.0
+    assert convert.time_of("at_time_s", float("inf")) == float("inf")
+    assert convert.seconds_of("keep_alive_s", 0.0) == 0.0
+
+
+def test_of_those_that_would_go_before_twenty_are_named() -> None:
+    before = tuple(f"m{number}" for number in range(50))
+    place = dataclasses.replace(DETAIL.places[0], evicted_before=before)
+    (message,) = convert.detail_message(dataclasses.replace(DETAIL, places=(place,))).places
+    assert list(message.evicted_before) == list(before[:20])
+    assert message.evicted_before_count == 50
 
 
 def test_text_that_utf8_cannot_hold_is_replaced() -> None:

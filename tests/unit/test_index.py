@@ -13,7 +13,7 @@ import diskcache
 import pytest
 
 from cached.errors import LevelError
-from cached.index import Index, ModelRecord, PendingPull
+from cached.index import Index, ModelRecord, PendingPull, TimedPull
 from cached.manifest import BlobRecord, FileEntry, Manifest
 from cached.types import CheckedBy, Level, Tier
 from cached.units import CHUNK_BYTES
@@ -29,7 +29,6 @@ MODEL = ModelRecord(
     last_used_wall_s=12.25,
     attach_count=3,
     last_error="no",
-    history={"rate_2h": 0.5},
 )
 MANIFEST = Manifest(
     name="llama",
@@ -252,7 +251,7 @@ def test_pickles_are_never_loaded(path: Path, tmp_path: Path, monkeypatch: pytes
 def test_a_value_that_json_cannot_hold_changes_nothing(path: Path) -> None:
     with closing(Index(path)) as index:
         with pytest.raises(ValueError, match="JSON"):
-            index.put_model(ModelRecord("llama", history={"rate": float("nan")}))
+            index.put_model(ModelRecord("llama", last_used_wall_s=float("nan")))
         assert content(index) == EMPTY
 
 
@@ -300,3 +299,37 @@ def test_a_folder_that_cannot_be_is_a_level_error(tmp_path: Path) -> None:
     with pytest.raises(LevelError):
         Index(tmp_path / "index")
     assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "index"]
+
+
+def test_timed_pulls_come_in_the_order_of_their_times(path: Path) -> None:
+    later, sooner, other = (
+        TimedPull("m", "s3://b/m", 30.0, "s3://b/m", Level.L2, Tier.WARM),
+        TimedPull("m", "m@abcd", 20.0),
+        TimedPull("n", "n", 25.0),
+    )
+    with closing(Index(path)) as index:
+        for pull in (later, sooner, other):
+            index.put_timed(pull)
+    with closing(Index(path)) as index:
+        assert index.timed() == [sooner, other, later]
+        assert index.timed("m") == [sooner, later]
+        index.put_timed(TimedPull("m", "m", 30.0, level=Level.L2))
+        assert [pull.level for pull in index.timed("m")] == [Level.L1, Level.L2]
+        index.delete_timed(sooner)
+        index.delete_timed(sooner)
+        assert index.timed("m") == [TimedPull("m", "m", 30.0, level=Level.L2)]
+
+
+@pytest.mark.parametrize(("old", "new"), [('"l1"', '"l3x"'), ('"ref":"m"', '"ref":"../m"'), ('"hot"', '"hotter"')])
+def test_a_timed_pull_that_makes_no_sense_is_forgotten(path: Path, old: str, new: str) -> None:
+    with closing(Index(path)) as index:
+        index.put_timed(TimedPull("m", "m", 30.0, tier=Tier.HOT))
+    with closing(sqlite3.connect(path / "cache.db", isolation_level=None)) as connection:
+        ((sealed,),) = connection.execute("SELECT value FROM Cache WHERE key LIKE 'timed/%'").fetchall()
+        text = sealed.partition(":")[2].replace(old, new)
+        connection.execute(
+            "UPDATE Cache SET value = ? WHERE key LIKE 'timed/%'", (f"{zlib.crc32(text.encode()):08x}:{text}",)
+        )
+    with closing(Index(path)) as index:
+        assert index.timed() == []
+        assert "timed/m/30.000" in index.warnings[0]

@@ -8,9 +8,13 @@ from cached.metrics import METRICS, Metrics
 from cached.types import Level, LevelStats, OriginStats, Stats
 
 STATS = Stats(
-    levels=(LevelStats(Level.L1, 100, 60, 10, 5, 7, 3, "configured"), LevelStats(Level.L2, 900, 80, 0, 0, 0, 4, "")),
+    levels=(
+        LevelStats(Level.L1, 100, 60, 10, 5, 7, 3, "configured", 11, 12, 80),
+        LevelStats(Level.L2, 900, 80, 0, 0, 0, 4, ""),
+    ),
     counters={}, lease_count=2, model_count=3, active_load_count=1, mover_count=4, uptime_s=1.0, version="1",
     degraded=("l2 is read-only",), instance="ab", origins=(OriginStats("https://s3.example", 3, 40, 8),),
+    prediction_precision=0.75,
 )  # fmt: skip
 
 
@@ -28,6 +32,7 @@ def test_every_declared_metric_is_exposed_with_its_type_and_labels() -> None:
     metrics = Metrics("1.2")
     metrics.bind(lambda: STATS, lambda: True)
     metrics.evictions.labels(level="l1", reason="room").inc()
+    metrics.admissions.labels(level="l1", verdict="transient").inc()
     metrics.retries.labels(reason="ORIGIN_UNAVAILABLE").inc()
     metrics.rpc.labels(method="Pull", code="OK").inc()
     metrics.load_seconds.labels(from_level="l2").observe(0.2)
@@ -47,6 +52,9 @@ def test_gauges_follow_the_engine_at_scrape_time() -> None:
     assert now["cached_ready"] == 1
     assert now["cached_level_bytes|kind=used|level=l1"] == 60
     assert now["cached_level_bytes|kind=pool|level=l1"] == 7
+    assert now["cached_level_bytes|kind=transient|level=l1"] == 11
+    assert now["cached_level_bytes|kind=hot|level=l1"] == 12
+    assert now["cached_level_bytes|kind=hot_capacity|level=l1"] == 80
     assert now["cached_level_bytes|kind=capacity|level=l2"] == 900
     assert now["cached_origin_ranges|kind=width|origin=https://s3.example"] == 8
     assert now["cached_origin_ranges|kind=in_flight|origin=https://s3.example"] == 3

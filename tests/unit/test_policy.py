@@ -11,7 +11,7 @@ from cached.units import GIB
 L1, L2 = Level.L1, Level.L2
 
 
-def revision(name: str, size: int = 10, tier: Tier = Tier.WARM, **facts: Any) -> RevisionFacts:
+def revision(name: str, size: int = 10, tier: Tier = Tier.AUTO, **facts: Any) -> RevisionFacts:
     """A revision with one blob of its own at L1."""
     values: dict[str, Any] = {"revision": f"{name}-1", "l1_blobs": {f"{name}-blob": size}}
     return RevisionFacts(name=name, tier=tier, **(values | facts))
@@ -36,7 +36,7 @@ def test_nothing_to_do_while_there_is_room() -> None:
     assert plan(snapshot(revision("a", 60), need=40), 0.0).actions == ()
 
 
-def test_order_stale_then_cold_then_priority_then_least_recently_used() -> None:
+def test_order_stale_then_cold_then_without_demand_priority_and_least_recent_use() -> None:
     order = [
         revision("stale-hot", tier=Tier.HOT, pinned=True, current=False, last_used_s=9),
         revision("cold", tier=Tier.COLD, priority=9, last_used_s=9),
@@ -172,7 +172,7 @@ def test_reasons_are_few_and_tell_how_long_it_was_unused() -> None:
     assert plan(snapshot(*kinds, need=100), 3700.0).actions == (
         Evict(L1, "a", "a-1", 10, "stale", 3660.0),
         Evict(L1, "b", "b-1", 10, "cold", 3660.0),
-        Evict(L1, "c", "c-1", 10, "least recently used", 0.0),
+        Evict(L1, "c", "c-1", 10, "worth least", 0.0),
     )
 
 

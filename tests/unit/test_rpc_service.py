@@ -20,6 +20,7 @@ from cached.metrics import Metrics
 from cached.rpc.server import SERVICE, RpcServer
 from cached.rpc.service import CacheService
 from cached.types import (
+    Attached,
     AttachEvent,
     ByteRange,
     Client,
@@ -64,6 +65,52 @@ async def test_unary_methods_pass_their_arguments_and_answers(tmp_path: Path) ->
             ("detach", "l1", "t"),
         ]  # fmt: skip
         assert it.metrics.counters()['cached_rpc_total{method="Evict",code="OK"}'] == 2
+
+
+async def test_what_if_asks_and_changes_nothing(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        answer = await it.stub.SetTier(pb.SetTierRequest(ref="tiny", tier=pb.TIER_HOT, what_if=True))
+        assert it.engine.calls == [("what_if", "tiny", Tier.HOT)]
+        assert (answer.evictions[0].name, answer.evictions[0].reason, answer.loaded_bytes) == (
+            "other",
+            "worth least",
+            40,
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await it.stub.SetTier(pb.SetTierRequest(ref="tiny", what_if=True))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_times_are_passed_and_nonsense_is_refused(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        it.engine.progress = [PullProgress(PullPhase.SCHEDULED, "tiny")]
+        pulls = [response.progress async for response in it.stub.Pull(pb.PullRequest(ref="tiny", at_time_s=2e9))]
+        assert [progress.phase for progress in pulls] == [pb.PullProgress.PHASE_SCHEDULED]
+        attach = it.stub.Attach(pb.AttachRequest(ref="tiny", keep_alive_s=90.0))
+        it.engine.attach_events.put_nowait(OPENED)
+        await attach.read()
+        attach.cancel()
+        assert [call[-1] for call in it.engine.calls] == [2e9, 90.0]
+        for nonsense in (float("nan"), -1.0):
+            for call in (
+                it.stub.Pull(pb.PullRequest(ref="tiny", at_time_s=nonsense)),
+                it.stub.Attach(pb.AttachRequest(ref="tiny", keep_alive_s=nonsense)),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call.read()
+                assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+                assert info_of(caught.value).reason == "INVALID_REQUEST"
+        assert len(it.engine.calls) == 2
+
+
+async def test_a_trace_comes_in_batches(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        it.engine.attached = [Attached(float(at), "tiny", 100, 0.5) for at in range(2500)]
+        answers = [response async for response in it.stub.Trace(pb.TraceRequest())]
+        assert [len(answer.rows) for answer in answers] == [1000, 1000, 500]
+        assert [row.time_s for answer in answers for row in answer.rows] == [float(at) for at in range(2500)]
+        it.engine.attached = []
+        assert [response async for response in it.stub.Trace(pb.TraceRequest())] == []
 
 
 async def test_pull_passes_every_phase_and_thins_out_the_rest(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -84,27 +86,55 @@ def test_a_blob_can_be_read_by_path_at_every_moment_of_its_commit(level: ShmLeve
         heard.extend((source, target))
 
     blob = level.commit("ingest", DIGEST, moved)
-    assert heard[1:] == [blob.path]
-    assert [os.path.exists(path) for path in heard] == [False, True]
+    ingest, spare = heard[:2]
+    assert heard[2:] == [spare, blob.path]
+    assert [os.path.exists(path) for path in (ingest, spare, blob.path)] == [False, False, True]
     again = level.create("ingest", MIB)
     assert level.commit("ingest", DIGEST, lambda source, target: heard.extend((source, target))) == blob
-    assert heard[2:] == [again.path, blob.path]
+    assert heard[4:] == [again.path, blob.path]
 
 
-def test_a_commit_that_a_kill_cut_short_is_undone(level: ShmLevel, instance: str) -> None:
+def test_who_maps_a_segment_already_is_shown_with_the_name_of_the_blob(level: ShmLevel) -> None:
+    ref = level.create("ingest", MIB)
+    with open_mapping(ref, writable=False):
+        blob = level.commit("ingest", DIGEST)
+        assert any(line.endswith(blob.path) for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+@pytest.mark.parametrize("names", [1, 2])
+def test_a_commit_that_a_kill_cut_short_leaves_one_name(level: ShmLevel, instance: str, names: int) -> None:
     class Killed(BaseException):
         """Nothing after it runs."""
 
-    def killed(_source: str, _target: str) -> None:
-        raise Killed
+    heard = []
 
-    ingest = level.create("ingest", MIB)
+    def killed(source: str, target: str) -> None:
+        heard.append((source, target))
+        if len(heard) == names:
+            raise Killed
+
+    level.create("ingest", MIB)
     with pytest.raises(Killed):
         level.commit("ingest", DIGEST, killed)
-    assert os.stat(ingest.path).st_nlink == 2
     found = ShmLevel(instance).scan()
-    assert (found.blobs, found.ingests, found.set_aside) == ({}, {"ingest": MIB}, ())
-    assert os.stat(ingest.path).st_nlink == 1
+    expected = ({}, {"ingest": MIB}) if names == 1 else ({DIGEST: MIB}, {})
+    assert (found.blobs, found.ingests, found.set_aside) == (*expected, ())
+    assert not os.path.exists(heard[0][1])
+
+
+def test_a_commit_that_fails_leads_back_to_where_the_content_is(
+    level: ShmLevel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_source: str, _target: str) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    ingest, heard = level.create("ingest", MIB), []
+    monkeypatch.setattr("cached.levels.shm.rename_new", refuse)
+    with pytest.raises(LevelError):
+        level.commit("ingest", DIGEST, lambda source, target: heard.append((source, target)))
+    spare = heard[0][1]
+    assert heard == [(ingest.path, spare), (spare, ingest.path)]
+    assert (os.path.exists(ingest.path), os.path.exists(spare)) == (True, False)
 
 
 def matched(level: ShmLevel, size_bytes: int) -> int:

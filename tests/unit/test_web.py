@@ -66,6 +66,9 @@ async def test_the_status_page_shows_models_and_escapes_them() -> None:
         assert status == 200
         assert "&lt;script&gt;x" in text
         assert "<script>" not in text
+        for told in ("warm (by catalog)", "3m20s", "in use", "pinned, transient, adapter of tiny-base, tenant red"):
+            assert told in text
+        assert "12 B of 80 B" in text, "what hot models take, and may take"
         it.reasons = ("the daemon is <starting>",)
         assert "the daemon is &lt;starting&gt;" in (await it.get("/"))[1]
 

@@ -45,18 +45,20 @@ REVISION_STATE_QUARANTINED: RevisionState
 REVISION_STATE_ABSENT: RevisionState
 
 class PullRequest(_message.Message):
-    __slots__ = ("ref", "source", "tier", "level", "no_wait")
+    __slots__ = ("ref", "source", "tier", "level", "no_wait", "at_time_s")
     REF_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     NO_WAIT_FIELD_NUMBER: _ClassVar[int]
+    AT_TIME_S_FIELD_NUMBER: _ClassVar[int]
     ref: str
     source: str
     tier: Tier
     level: Level
     no_wait: bool
-    def __init__(self, ref: _Optional[str] = ..., source: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., level: _Optional[_Union[Level, str]] = ..., no_wait: bool = ...) -> None: ...
+    at_time_s: float
+    def __init__(self, ref: _Optional[str] = ..., source: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., level: _Optional[_Union[Level, str]] = ..., no_wait: bool = ..., at_time_s: _Optional[float] = ...) -> None: ...
 
 class PullResponse(_message.Message):
     __slots__ = ("progress",)
@@ -74,12 +76,14 @@ class PullProgress(_message.Message):
         PHASE_VERIFYING: _ClassVar[PullProgress.Phase]
         PHASE_READY: _ClassVar[PullProgress.Phase]
         PHASE_ACCEPTED: _ClassVar[PullProgress.Phase]
+        PHASE_SCHEDULED: _ClassVar[PullProgress.Phase]
     PHASE_UNSPECIFIED: PullProgress.Phase
     PHASE_RESOLVING: PullProgress.Phase
     PHASE_TRANSFERRING: PullProgress.Phase
     PHASE_VERIFYING: PullProgress.Phase
     PHASE_READY: PullProgress.Phase
     PHASE_ACCEPTED: PullProgress.Phase
+    PHASE_SCHEDULED: PullProgress.Phase
     PHASE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -107,20 +111,22 @@ class PullProgress(_message.Message):
     def __init__(self, phase: _Optional[_Union[PullProgress.Phase, str]] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., total_bytes: _Optional[int] = ..., done_bytes: _Optional[int] = ..., origin_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., reused_bytes: _Optional[int] = ..., elapsed_s: _Optional[float] = ..., notes: _Optional[_Iterable[str]] = ..., from_level: _Optional[_Union[Level, str]] = ..., checked_by: _Optional[str] = ...) -> None: ...
 
 class AttachRequest(_message.Message):
-    __slots__ = ("ref", "source", "client_name", "client_pid", "resume", "only_if_resident")
+    __slots__ = ("ref", "source", "client_name", "client_pid", "resume", "only_if_resident", "keep_alive_s")
     REF_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
     CLIENT_PID_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     ONLY_IF_RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    KEEP_ALIVE_S_FIELD_NUMBER: _ClassVar[int]
     ref: str
     source: str
     client_name: str
     client_pid: int
     resume: bool
     only_if_resident: bool
-    def __init__(self, ref: _Optional[str] = ..., source: _Optional[str] = ..., client_name: _Optional[str] = ..., client_pid: _Optional[int] = ..., resume: bool = ..., only_if_resident: bool = ...) -> None: ...
+    keep_alive_s: float
+    def __init__(self, ref: _Optional[str] = ..., source: _Optional[str] = ..., client_name: _Optional[str] = ..., client_pid: _Optional[int] = ..., resume: bool = ..., only_if_resident: bool = ..., keep_alive_s: _Optional[float] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
     __slots__ = ("opened", "ranges_ready", "complete", "damaged", "keep_alive")
@@ -234,7 +240,7 @@ class ListResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelSummary, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class ModelSummary(_message.Message):
-    __slots__ = ("name", "revision", "state", "tier", "tier_from", "pinned", "size_bytes", "l1_bytes", "l2_bytes", "file_count", "lease_count", "source", "last_used_time_s", "checked_by", "progress", "priority")
+    __slots__ = ("name", "revision", "state", "tier", "tier_from", "pinned", "size_bytes", "l1_bytes", "l2_bytes", "file_count", "lease_count", "source", "last_used_time_s", "checked_by", "progress", "priority", "worth_s", "transient", "tenant", "base")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -251,6 +257,10 @@ class ModelSummary(_message.Message):
     CHECKED_BY_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    WORTH_S_FIELD_NUMBER: _ClassVar[int]
+    TRANSIENT_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     name: str
     revision: str
     state: RevisionState
@@ -267,7 +277,11 @@ class ModelSummary(_message.Message):
     checked_by: str
     progress: float
     priority: int
-    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., state: _Optional[_Union[RevisionState, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., tier_from: _Optional[str] = ..., pinned: bool = ..., size_bytes: _Optional[int] = ..., l1_bytes: _Optional[int] = ..., l2_bytes: _Optional[int] = ..., file_count: _Optional[int] = ..., lease_count: _Optional[int] = ..., source: _Optional[str] = ..., last_used_time_s: _Optional[float] = ..., checked_by: _Optional[str] = ..., progress: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
+    worth_s: float
+    transient: bool
+    tenant: str
+    base: str
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., state: _Optional[_Union[RevisionState, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., tier_from: _Optional[str] = ..., pinned: bool = ..., size_bytes: _Optional[int] = ..., l1_bytes: _Optional[int] = ..., l2_bytes: _Optional[int] = ..., file_count: _Optional[int] = ..., lease_count: _Optional[int] = ..., source: _Optional[str] = ..., last_used_time_s: _Optional[float] = ..., checked_by: _Optional[str] = ..., progress: _Optional[float] = ..., priority: _Optional[int] = ..., worth_s: _Optional[float] = ..., transient: bool = ..., tenant: _Optional[str] = ..., base: _Optional[str] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ("ref",)
@@ -276,7 +290,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, ref: _Optional[str] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("summary", "files", "revisions", "path", "leases", "notes", "last_error")
+    __slots__ = ("summary", "files", "revisions", "path", "leases", "notes", "last_error", "places", "schedule", "schedule_change_time_s", "pull_times_s")
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     REVISIONS_FIELD_NUMBER: _ClassVar[int]
@@ -284,6 +298,10 @@ class DescribeResponse(_message.Message):
     LEASES_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
     LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_CHANGE_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    PULL_TIMES_S_FIELD_NUMBER: _ClassVar[int]
     summary: ModelSummary
     files: _containers.RepeatedCompositeFieldContainer[FileDetail]
     revisions: _containers.RepeatedScalarFieldContainer[str]
@@ -291,7 +309,31 @@ class DescribeResponse(_message.Message):
     leases: _containers.RepeatedCompositeFieldContainer[Lease]
     notes: _containers.RepeatedScalarFieldContainer[str]
     last_error: str
-    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping[str, _Any]]] = ..., files: _Optional[_Iterable[_Union[FileDetail, _Mapping[str, _Any]]]] = ..., revisions: _Optional[_Iterable[str]] = ..., path: _Optional[str] = ..., leases: _Optional[_Iterable[_Union[Lease, _Mapping[str, _Any]]]] = ..., notes: _Optional[_Iterable[str]] = ..., last_error: _Optional[str] = ...) -> None: ...
+    places: _containers.RepeatedCompositeFieldContainer[Place]
+    schedule: _containers.RepeatedScalarFieldContainer[str]
+    schedule_change_time_s: float
+    pull_times_s: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping[str, _Any]]] = ..., files: _Optional[_Iterable[_Union[FileDetail, _Mapping[str, _Any]]]] = ..., revisions: _Optional[_Iterable[str]] = ..., path: _Optional[str] = ..., leases: _Optional[_Iterable[_Union[Lease, _Mapping[str, _Any]]]] = ..., notes: _Optional[_Iterable[str]] = ..., last_error: _Optional[str] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping[str, _Any]]]] = ..., schedule: _Optional[_Iterable[str]] = ..., schedule_change_time_s: _Optional[float] = ..., pull_times_s: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Place(_message.Message):
+    __slots__ = ("level", "held_bytes", "worth_s", "requests", "reload_s", "why", "evicted_before", "evicted_before_count")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WORTH_S_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    RELOAD_S_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_BEFORE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    level: Level
+    held_bytes: int
+    worth_s: float
+    requests: float
+    reload_s: float
+    why: str
+    evicted_before: _containers.RepeatedScalarFieldContainer[str]
+    evicted_before_count: int
+    def __init__(self, level: _Optional[_Union[Level, str]] = ..., held_bytes: _Optional[int] = ..., worth_s: _Optional[float] = ..., requests: _Optional[float] = ..., reload_s: _Optional[float] = ..., why: _Optional[str] = ..., evicted_before: _Optional[_Iterable[str]] = ..., evicted_before_count: _Optional[int] = ...) -> None: ...
 
 class FileDetail(_message.Message):
     __slots__ = ("path", "size_bytes", "sha256", "in_l1", "in_l2", "shared_with", "chunk_count", "checked_by")
@@ -348,18 +390,40 @@ class ListLeasesResponse(_message.Message):
     def __init__(self, leases: _Optional[_Iterable[_Union[Lease, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class SetTierRequest(_message.Message):
-    __slots__ = ("ref", "tier")
+    __slots__ = ("ref", "tier", "what_if")
     REF_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
+    WHAT_IF_FIELD_NUMBER: _ClassVar[int]
     ref: str
     tier: Tier
-    def __init__(self, ref: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ...) -> None: ...
+    what_if: bool
+    def __init__(self, ref: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., what_if: bool = ...) -> None: ...
 
 class SetTierResponse(_message.Message):
-    __slots__ = ("summary",)
+    __slots__ = ("summary", "evictions", "loaded_bytes")
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
     summary: ModelSummary
-    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping[str, _Any]]] = ...) -> None: ...
+    evictions: _containers.RepeatedCompositeFieldContainer[Eviction]
+    loaded_bytes: int
+    def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping[str, _Any]]] = ..., evictions: _Optional[_Iterable[_Union[Eviction, _Mapping[str, _Any]]]] = ..., loaded_bytes: _Optional[int] = ...) -> None: ...
+
+class Eviction(_message.Message):
+    __slots__ = ("level", "name", "revision", "frees_bytes", "reason", "why")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    FREES_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    level: Level
+    name: str
+    revision: str
+    frees_bytes: int
+    reason: str
+    why: str
+    def __init__(self, level: _Optional[_Union[Level, str]] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., frees_bytes: _Optional[int] = ..., reason: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
 
 class PinRequest(_message.Message):
     __slots__ = ("ref",)
@@ -499,7 +563,7 @@ class StatsResponse(_message.Message):
     def __init__(self, levels: _Optional[_Iterable[_Union[LevelStats, _Mapping[str, _Any]]]] = ..., counters: _Optional[_Mapping[str, float]] = ..., lease_count: _Optional[int] = ..., model_count: _Optional[int] = ..., active_load_count: _Optional[int] = ..., mover_count: _Optional[int] = ..., uptime_s: _Optional[float] = ..., version: _Optional[str] = ..., degraded: _Optional[_Iterable[str]] = ..., instance: _Optional[str] = ...) -> None: ...
 
 class LevelStats(_message.Message):
-    __slots__ = ("level", "capacity_bytes", "used_bytes", "reserved_bytes", "withdrawn_bytes", "pool_bytes", "blob_count", "limited_by")
+    __slots__ = ("level", "capacity_bytes", "used_bytes", "reserved_bytes", "withdrawn_bytes", "pool_bytes", "blob_count", "limited_by", "transient_bytes", "hot_bytes", "hot_capacity_bytes")
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -508,6 +572,9 @@ class LevelStats(_message.Message):
     POOL_BYTES_FIELD_NUMBER: _ClassVar[int]
     BLOB_COUNT_FIELD_NUMBER: _ClassVar[int]
     LIMITED_BY_FIELD_NUMBER: _ClassVar[int]
+    TRANSIENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOT_CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     level: Level
     capacity_bytes: int
     used_bytes: int
@@ -516,7 +583,32 @@ class LevelStats(_message.Message):
     pool_bytes: int
     blob_count: int
     limited_by: str
-    def __init__(self, level: _Optional[_Union[Level, str]] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., withdrawn_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., blob_count: _Optional[int] = ..., limited_by: _Optional[str] = ...) -> None: ...
+    transient_bytes: int
+    hot_bytes: int
+    hot_capacity_bytes: int
+    def __init__(self, level: _Optional[_Union[Level, str]] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., withdrawn_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., blob_count: _Optional[int] = ..., limited_by: _Optional[str] = ..., transient_bytes: _Optional[int] = ..., hot_bytes: _Optional[int] = ..., hot_capacity_bytes: _Optional[int] = ...) -> None: ...
+
+class TraceRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TraceResponse(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[TraceRow]
+    def __init__(self, rows: _Optional[_Iterable[_Union[TraceRow, _Mapping[str, _Any]]]] = ...) -> None: ...
+
+class TraceRow(_message.Message):
+    __slots__ = ("time_s", "model", "size_bytes", "lease_s")
+    TIME_S_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    time_s: float
+    model: str
+    size_bytes: int
+    lease_s: float
+    def __init__(self, time_s: _Optional[float] = ..., model: _Optional[str] = ..., size_bytes: _Optional[int] = ..., lease_s: _Optional[float] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("replay",)

@@ -100,6 +100,11 @@ class CacheServiceStub(object):
                 request_serializer=cached_dot_v1_dot_cached__pb2.StatsRequest.SerializeToString,
                 response_deserializer=cached_dot_v1_dot_cached__pb2.StatsResponse.FromString,
                 _registered_method=True)
+        self.Trace = channel.unary_stream(
+                '/cached.v1.CacheService/Trace',
+                request_serializer=cached_dot_v1_dot_cached__pb2.TraceRequest.SerializeToString,
+                response_deserializer=cached_dot_v1_dot_cached__pb2.TraceResponse.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/cached.v1.CacheService/Watch',
                 request_serializer=cached_dot_v1_dot_cached__pb2.WatchRequest.SerializeToString,
@@ -200,6 +205,13 @@ class CacheServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Trace(self, request, context):
+        """The attaches that this host remembers, oldest first: the trace that `cached simulate` reads.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """Events as they happen.
         """
@@ -274,6 +286,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=cached_dot_v1_dot_cached__pb2.StatsRequest.FromString,
                     response_serializer=cached_dot_v1_dot_cached__pb2.StatsResponse.SerializeToString,
+            ),
+            'Trace': grpc.unary_stream_rpc_method_handler(
+                    servicer.Trace,
+                    request_deserializer=cached_dot_v1_dot_cached__pb2.TraceRequest.FromString,
+                    response_serializer=cached_dot_v1_dot_cached__pb2.TraceResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -632,6 +649,33 @@ class CacheService(object):
             '/cached.v1.CacheService/Stats',
             cached_dot_v1_dot_cached__pb2.StatsRequest.SerializeToString,
             cached_dot_v1_dot_cached__pb2.StatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Trace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cached.v1.CacheService/Trace',
+            cached_dot_v1_dot_cached__pb2.TraceRequest.SerializeToString,
+            cached_dot_v1_dot_cached__pb2.TraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

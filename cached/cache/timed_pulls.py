@@ -1,0 +1,110 @@
+"""Pulls that begin later: remembered across restarts, and begun by themselves when their time has come."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from math import inf, isnan
+
+from cached.cache.background import repeat
+from cached.cache.pulls import Pulls
+from cached.cache.services import Services
+from cached.errors import CachedError, InvalidRequestError
+from cached.index import TimedPull
+from cached.refs import Ref, parse_ref
+from cached.types import Level, Tier
+
+_LOOK_S = 1.0
+_LATE_S = 60.0
+"""A time that has passed by no more than this was meant as now: clocks differ, and requests take a moment."""
+_FURTHEST_S = 366 * 86400.0
+
+
+class TimedPulls:
+    """Loop only. Goes by the time of day: a clock that jumps ahead begins what it jumped over."""
+
+    def __init__(self, services: Services, pulls: Pulls) -> None:
+        self._services = services
+        self._pulls = pulls
+        self._beginning: dict[str, asyncio.Task[None]] = {}
+
+    def add(self, ref: Ref, text: str, at_time_s: float, *, source: str, level: Level, tier: Tier | None) -> None:
+        """Remembers a pull of ``text`` for that Unix time. What is wrong with it already is raised now, as by a pull.
+
+        Infinity: never, so that those which were asked for before are forgotten.
+        """
+        if at_time_s == inf:
+            self.forget(ref.name)
+            return
+        self._check_time(at_time_s)
+        self._pulls.check(ref, source)
+        pull = TimedPull(ref.name, text, at_time_s, source=source, level=level, tier=tier)
+        registry = self._services.registry
+        registry.write(lambda: registry.index.put_timed(pull))
+        self._services.events.emit(
+            "pull.scheduled", f"{ref} will be pulled later", name=ref.name, at_time_s=at_time_s, level=level.value
+        )
+
+    def _check_time(self, at_time_s: float) -> None:
+        now_s = self._services.clock.wall_s()
+        if isnan(at_time_s) or at_time_s < now_s - _LATE_S:
+            raise InvalidRequestError(
+                "the time to begin the pull has passed", hint="give one to come, or leave it away", value=at_time_s
+            )
+        if at_time_s > now_s + _FURTHEST_S:
+            raise InvalidRequestError(
+                "the time to begin the pull is more than a year ahead",
+                hint="times are seconds since the Unix epoch; give one that is nearer",
+                value=at_time_s,
+            )
+
+    def forget(self, name: str) -> None:
+        """Drops a model's pulls that have not begun."""
+        registry, times_s = self._services.registry, self.times_of(name)
+        for pull in registry.index.timed(name):
+            registry.write(lambda pull=pull: registry.index.delete_timed(pull))  # type: ignore[misc]
+        if times_s:
+            self._services.events.emit(
+                "pull.unscheduled", f"{name} is not pulled later any more", name=name, count=len(times_s)
+            )
+
+    def times_of(self, name: str) -> tuple[float, ...]:
+        """When a model's pulls begin, in Unix time, the next one first."""
+        return self._services.registry.pull_times_s(name)
+
+    def load(self) -> None:
+        """After a restart: the models of timed pulls are known again."""
+        for pull in self._services.registry.index.timed():
+            self._services.registry.known(pull.name)
+
+    async def run(self) -> None:
+        """Until cancelled; what has not been resolved by then is begun again by the next daemon."""
+        try:
+            self._begin_due()
+            await repeat(self._services.clock, _LOOK_S, self._look, what="timed_pulls")
+        finally:
+            tasks = list(self._beginning.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look(self) -> None:
+        self._begin_due()
+
+    def _begin_due(self) -> None:
+        now_s = self._services.clock.wall_s()
+        for pull in self._services.registry.index.timed():
+            if pull.at_time_s <= now_s and pull.key not in self._beginning:
+                task = asyncio.get_running_loop().create_task(self._begin(pull), name=f"timed pull {pull.name}")
+                self._beginning[pull.key] = task
+
+    async def _begin(self, pull: TimedPull) -> None:
+        """Forgets it only once it goes on by itself, or has failed: `cached show` tells why, as of any pull."""
+        registry = self._services.registry
+        try:
+            run = self._pulls.begin(parse_ref(pull.ref), source=pull.source, level=pull.level, tier=pull.tier)
+            with suppress(CachedError):
+                await run.until_planned()
+            registry.write(lambda: registry.index.delete_timed(pull))
+        finally:
+            del self._beginning[pull.key]

@@ -116,7 +116,9 @@ class Evictor:
         return level in registry.tenants.get(registry.known(name).tenant, {})
 
     async def _until_free(self, level: Level, sizes: Mapping[str, int]) -> None:
-        """Waits a moment for movers and workers to let go of what was evicted."""
+        """Waits a moment for movers and workers to let go of what was evicted, and for the disk."""
+        if level is Level.L2:
+            await self._services.storage.freed()
         storage, clock = self._services.storage, self._services.clock
         deadline_s = clock.monotonic_s() + _UNMAP_WAIT_S
         while level is Level.L1 and storage.missing_bytes(level, sizes) > 0:
@@ -294,7 +296,7 @@ class Evictor:
 
     def is_transient(self, name: str, revision: str) -> bool:
         """In L1 beside the budget, until its last lease ends."""
-        return self._services.storage.is_beside(name, revision)
+        return (name, revision) in self._services.storage.beside
 
     def must_stay(self, name: str, revision: str) -> None:
         """Somebody asked for it to be in L1: what was let in beside the budget counts from now on."""

@@ -51,6 +51,7 @@ class Storage:
         self._limits = dict.fromkeys(self._levels, Limit(0, "not looked at yet"))
         self._resumed: dict[Level, set[str]] = {level: set() for level in self._levels}
         self._collecting = asyncio.Lock()
+        self._freeing: set[asyncio.Task[None]] = set()
         self._blob_bytes: dict[str, int] = {}
         self._beside: dict[tuple[str, str], int] = {}
         self._leaving_bytes = 0
@@ -143,10 +144,6 @@ class Storage:
         """So many bytes of L1 that are about to be opened, or are there, do not count against the budget."""
         self._beside[name, revision] = size_bytes
         self._set_capacities()
-
-    def is_beside(self, name: str, revision: str) -> bool:
-        """Held beside the budget."""
-        return (name, revision) in self._beside
 
     @property
     def beside(self) -> list[tuple[str, str]]:
@@ -357,8 +354,18 @@ class Storage:
     def remove_from_disk(self, digest: str) -> None:
         """Takes a blob out of L2; one whose file is gone is only no longer accounted for."""
         with suppress(NotFoundError):
-            self._levels[Level.L2].remove(digest)
+            self._levels[Level.L2].remove(digest, later=self._in_thread)
         self._ledgers[Level.L2].remove(_blob(digest))
+
+    def _in_thread(self, work: Callable[[], None]) -> None:
+        task = asyncio.get_running_loop().create_task(asyncio.to_thread(work))
+        self._freeing.add(task)
+        task.add_done_callback(self._freeing.discard)
+
+    async def freed(self) -> None:
+        """Until the disk has the bytes back of all that was removed from it."""
+        if self._freeing:
+            await asyncio.wait(self._freeing)
 
     async def collect(self) -> None:
         """Frees what is withdrawn and no longer mapped, into the pool where that may grow; shrinks it if it must."""
@@ -427,7 +434,8 @@ class Storage:
         ledger.resize(_POOL, min(self.l1.pool_bytes, ledger.available_bytes))
 
     async def give_back_pool(self) -> None:
-        """For a daemon that stops: memory that holds nothing is the host's again."""
+        """For a daemon that stops: memory that holds nothing is the host's again, and so is disk."""
+        await self.freed()
         await asyncio.to_thread(self.l1.drop_pool, self.l1.pool_bytes)
         self._settle()
 

@@ -6,6 +6,7 @@ by the SHA-256 of its content. It keeps no accounts (the ledger does) and verifi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +39,15 @@ class Found:
     """Unknown names that were moved out of the way or left alone, with the reason, for the log."""
     failed: tuple[str, ...] = ()
     """Drives that cannot be used, with the reason, where a level has others."""
+
+
+Later = Callable[[Callable[[], None]], None]
+"""Runs what it is given, now or some time later."""
+
+
+def at_once(work: Callable[[], None]) -> None:
+    """A ``Later`` that does not wait."""
+    work()
 
 
 class LocalLevel(Protocol):
@@ -92,10 +102,11 @@ class LocalLevel(Protocol):
         """A new read-only descriptor of an ingest; the caller closes it."""
         ...
 
-    def remove(self, digest: str) -> None:
+    def remove(self, digest: str, *, later: Later = at_once) -> None:
         """Takes a blob's name away. L2: its bytes are free. L1: withdrawn until ``collect`` proves them free.
 
-        On L2 it may take long (freeing, fsync); safe to run in a thread.
+        The name is gone at once. On L2 freeing takes long (some 0.1 s a GB, and a sync of the folder): it is handed to
+        ``later``, which may run it in a thread.
         """
         ...
 

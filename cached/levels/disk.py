@@ -12,11 +12,11 @@ import os
 import stat
 import time
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from cached.errors import LevelError, NotFoundError
-from cached.levels.base import FileRef, Found
+from cached.levels.base import FileRef, Found, Later, at_once
 from cached.levels.files import (
     checked_digest,
     checked_ingest_id,
@@ -128,12 +128,18 @@ class DiskLevel:
         with level_errors(Level.L2, folder, "discard"):
             _remove_ingest(folder)
 
-    def remove(self, digest: str) -> None:
+    def remove(self, digest: str, *, later: Later = at_once) -> None:
         """See LocalLevel."""
         path = self._blob_path(digest)
         with level_errors(Level.L2, path, "remove"):
-            os.unlink(path)
-            fsync_folder(os.path.dirname(path))
+            # As long as it is open its bytes are not freed, so taking the name away takes no time.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.unlink(path)
+            except OSError:
+                os.close(fd)
+                raise
+        later(partial(_free, fd, os.path.dirname(path)))
 
     def _sync_data(self, ingest_id: str, path: str) -> FileRef:
         # After a failed fsync the kernel may have dropped the dirty pages: nothing of this ingest can be trusted again.
@@ -309,6 +315,15 @@ def _fsync_or_unlink(path: str) -> None:
         with suppress(FileNotFoundError):
             os.unlink(path)
         raise
+
+
+def _free(fd: int, folder: str) -> None:
+    """The name is gone; a folder that cannot be synced gives it back after a power cut, to be found by ``scan``."""
+    try:
+        with suppress(OSError):
+            fsync_folder(folder)
+    finally:
+        os.close(fd)
 
 
 def _remove_ingest(folder: str) -> None:

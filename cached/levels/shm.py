@@ -21,7 +21,7 @@ import posix_ipc
 import structlog
 
 from cached.errors import CachedError, InvalidRequestError, LevelError, NotFoundError
-from cached.levels.base import FileRef, Found
+from cached.levels.base import FileRef, Found, Later, at_once
 from cached.levels.files import (
     checked_digest,
     checked_ingest_id,
@@ -206,7 +206,7 @@ class ShmLevel:
         if os.path.lexists(path):
             self._withdraw(path)
 
-    def remove(self, digest: str) -> None:
+    def remove(self, digest: str, *, later: Later = at_once) -> None:  # noqa: ARG002 - of L2
         """See LocalLevel."""
         self._withdraw(self._path("blob", checked_digest(digest)))
 

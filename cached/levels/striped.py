@@ -14,7 +14,7 @@ from typing import TypeVar
 import structlog
 
 from cached.errors import CachedError, LevelError, NoRoomError, NotFoundError
-from cached.levels.base import FileRef, Found
+from cached.levels.base import FileRef, Found, Later, at_once
 from cached.levels.disk import DiskLevel
 from cached.levels.files import checked_digest, checked_ingest_id
 from cached.types import Level
@@ -127,7 +127,7 @@ class StripedDisk:
             self._arriving.pop(ingest_id, None)
             disk.discard(ingest_id)
 
-    def remove(self, digest: str) -> None:
+    def remove(self, digest: str, *, later: Later = at_once) -> None:
         """See LocalLevel. A blob that is gone with its drive is removed without an error."""
         checked_digest(digest)
         known = self._homes.pop(digest, None) is not None
@@ -135,7 +135,7 @@ class StripedDisk:
         if not having and not known:
             self._first(lambda disk: disk.blob(digest))
         for disk in having:
-            disk.remove(digest)
+            disk.remove(digest, later=later)
 
     def _joined(self, found: Found, disk: DiskLevel, more: Found) -> Found:
         """Of a blob that two drives have (one was away for a while) the first is kept."""

@@ -238,3 +238,17 @@ def test_a_root_that_cannot_be_made_is_a_failed_level(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LevelError):
         DiskLevel(tmp_path / "file" / "l2").scan()
+
+
+def test_a_blob_is_gone_by_name_at_once_and_its_bytes_are_freed_later(level: DiskLevel) -> None:
+    ingest(level)
+    path = level.commit("one", DIGEST).path
+    held: list[Callable[[], None]] = []
+    level.remove(DIGEST, later=held.append)
+    assert not os.path.exists(path)
+    (work,) = held
+    open_files = {os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")}
+    assert any(name.startswith(str(path)) for name in open_files), "what holds the bytes is still open"
+    work()
+    open_files = {os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")}
+    assert not any(name.startswith(str(path)) for name in open_files)

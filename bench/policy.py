@@ -1,5 +1,8 @@
 """How long a plan takes, and what policies cost on synthetic traces: ``python -m bench.policy``.
 
+With ``--trace FILE`` instead: the daemon's policy and its baselines beside libcachesim's on that trace, L1 alone, with
+60 % of the models in L2.
+
 A plan is made on the daemon's loop, so it must be short: 5 ms for 1,000 models, each of four blobs of its own and one
 that is shared, all of them evictable.
 """
@@ -12,10 +15,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from math import exp
+from pathlib import Path
 
+from bench import outside
+from bench.outside import cold_start_share
 from cached.policy import Demand, Hop, LevelFacts, Need, Otherwise, RevisionFacts, Snapshot, plan
-from cached.simulate import Row, Setup, simulate
+from cached.simulate import POLICIES, Row, Setup, read_trace, simulate
 from cached.types import Level, Tier
+from cached.units import parse_size
 
 GB = 10**9
 DAY_S = 86_400.0
@@ -145,11 +152,29 @@ def synthetic(shape: str, seed: int) -> list[Row]:
     return sorted(SHAPES[shape](Synthetic(seed)), key=lambda row: row.time_s)
 
 
+def compare(trace: Path, l1_bytes: int, python: Path) -> None:
+    """Prints the share of cold-start seconds that each policy leaves, the least first."""
+    rows = read_trace(trace)
+    setup = Setup(l1_bytes, 0, Hop(1.0, 6e9), Hop(3.0, 1.5e9), preloaded=0.6)
+    shares: dict[str, float | str] = {
+        f"cached: {policy}": simulate(setup, rows, policy).cold_start_share for policy in POLICIES
+    }
+    shares |= {f"libcachesim: {policy}": cold_start_share(setup, rows, policy, python) for policy in outside.POLICIES}
+    for name, share in sorted(shares.items(), key=lambda item: (isinstance(item[1], str), item[1])):
+        print(f"{name:>24}  {share if isinstance(share, str) else f'{share:.3f}'}")
+
+
 def main() -> None:
-    """Prints both tables."""
+    """Prints both tables, or the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--trace", type=Path, help="a trace of attaches, as `cached stats --trace` writes them")
+    parser.add_argument("--l1", default="500GB", help="L1's capacity for --trace (default: 500GB)")
+    parser.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="interpreter with the peers")
     options = parser.parse_args()
+    if options.trace:
+        compare(options.trace, parse_size(options.l1), options.peers)
+        return
     for models in (100, 1000):
         print(f"plan of {models} models: {plan_ms(models):.2f} ms")
     setup = Setup(500 * GB, 1000 * GB, Hop(1.0, 6e9), Hop(3.0, 1.5e9))

@@ -287,8 +287,8 @@ class Evictor:
         return self._facts.snapshot()
 
     def newcomer(self, name: str, revision: str) -> RevisionFacts:
-        """What the policy would know of a revision that is nowhere here."""
-        return self._facts.newcomer(name, revision, in_l2=False)
+        """A revision that is not in L1, as it would come there."""
+        return self._facts.newcomer(name, revision, in_l2=self._will_be_in_l2(name, revision))
 
     def is_leased(self, name: str, revision: str) -> bool:
         """A worker holds it."""

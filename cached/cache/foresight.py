@@ -18,7 +18,6 @@ from cached.cache.services import Services
 from cached.manifest import Manifest
 from cached.policy import Need, Otherwise, plan
 from cached.policy.predict import Prediction, Predictor
-from cached.policy.snapshot import RevisionFacts
 from cached.schedule import lead_s, zone_info
 from cached.types import Level, Tier
 
@@ -138,16 +137,10 @@ class Foresight:
 
     def _earns_its_place(self, model: Model, manifest: Manifest) -> bool:
         """Whether the policy would let it in, if the attach that is expected had come already."""
-        registry, history = self._services.registry, self._services.history
+        registry, snapshot = self._services.registry, self._evictor.snapshot()
         missing_bytes = sum(blob.record.size_bytes for blob in registry.blobs_of(manifest) if not blob.at(Level.L1))
-        snapshot, asked = self._evictor.snapshot(), history.of(model.name)
-        newcomer = RevisionFacts(
-            name=model.name, revision=manifest.revision, tier=model.tier[0], priority=model.priority, busy=True,
-            l2_blobs=manifest.blobs if registry.whole_at(manifest, Level.L2) else {},
-            requests=asked.requests.asked(self._services.clock.wall_s()), misses=asked.misses,
-            waited_l1_s=asked.waited_l1_s, waited_l2_s=asked.waited_l2_s, tenant=model.tenant,
-            from_l2=history.hop(Level.L2, model.name), from_l3=history.hop(Level.L3, model.name),
-        )  # fmt: skip
+        absent = self._evictor.newcomer(model.name, manifest.revision)
+        newcomer = replace(absent, requests=absent.requests.asked(self._services.clock.wall_s()))
         need = Need(Level.L1, missing_bytes, model.name, newcomer, Otherwise.SKIP)
         planned = plan(replace(snapshot, needs=(need,)), self._services.clock.monotonic_s())
         decision = planned.decision(Level.L1)

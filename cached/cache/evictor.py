@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 
 from cached.cache.facts import Facts, Loads
@@ -208,7 +209,7 @@ class Evictor:
         leaving = services.registry.only_of(manifest, level, held)
         for blob in leaving:
             services.registry.lost(blob.record.digest, level)
-        services.publish(manifest)
+        self._show_elsewhere(manifest, {blob.record.digest for blob in leaving})
         for blob in leaving:
             if level is Level.L1:
                 services.storage.withdraw(blob.record.digest)
@@ -227,6 +228,13 @@ class Evictor:
             )  # fmt: skip
         self._forget_stale(manifest)
         return freed
+
+    def _show_elsewhere(self, manifest: Manifest, digests: AbstractSet[str]) -> None:
+        """Before bytes leave: those of other revisions that are shown there, though they hold them elsewhere, too."""
+        self._services.publish(manifest)
+        for other in list(self._services.registry.manifests()):
+            if other is not manifest and not digests.isdisjoint(other.blobs):
+                self._services.publish(other)
 
     def _forget_stale(self, manifest: Manifest) -> None:
         registry = self._services.registry

@@ -201,3 +201,16 @@ def test_a_lease_that_comes_while_an_eviction_is_asked_for_wins_or_finds_nothing
             evicted += future.exception() is None
     assert evicted, "some must have come first"
     check_at_rest(site.daemon)
+
+
+def test_a_shared_blob_that_leaves_l1_is_shown_on_disk_to_all_who_have_it(site: Site) -> None:
+    shared = model_files(SMALL, seed=7)["model.safetensors"]
+    for seed, name in enumerate("ab", 1):
+        site.add(name, model_files(MB, seed=seed) | {"shared.safetensors": shared})
+    site.start()
+    fill(site, "a", "b")
+    site.evict("a", "l1")
+    site.evict("b", "l1")
+    for name in "ab":
+        assert sha256(Path(site.describe(name).path, "shared.safetensors").read_bytes()) == sha256(shared)
+    check_at_rest(site.daemon)

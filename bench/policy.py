@@ -18,7 +18,6 @@ from math import exp
 from pathlib import Path
 
 from bench import outside
-from bench.outside import cold_start_share
 from cached.policy import Demand, Hop, LevelFacts, Need, Otherwise, RevisionFacts, Snapshot, plan
 from cached.simulate import POLICIES, Row, Setup, read_trace, simulate
 from cached.types import Level, Tier
@@ -159,7 +158,9 @@ def compare(trace: Path, l1_bytes: int, python: Path) -> None:
     shares: dict[str, float | str] = {
         f"cached: {policy}": simulate(setup, rows, policy).cold_start_share for policy in POLICIES
     }
-    shares |= {f"libcachesim: {policy}": cold_start_share(setup, rows, policy, python) for policy in outside.POLICIES}
+    shares |= {
+        f"libcachesim: {policy}": outside.cold_start_share(setup, rows, policy, python) for policy in outside.POLICIES
+    }
     for name, share in sorted(shares.items(), key=lambda item: (isinstance(item[1], str), item[1])):
         print(f"{name:>24}  {share if isinstance(share, str) else f'{share:.3f}'}")
 

@@ -178,9 +178,7 @@ class Describer:
 def _size_bytes(model: Model, manifest: Manifest | None, loads: list[Load]) -> int:
     if manifest is not None:
         return manifest.total_bytes
-    if loads:
-        return loads[0].plan.total_bytes
-    return (model.catalog.size_bytes or 0) if model.catalog else 0
+    return loads[0].plan.total_bytes if loads else model.size_bytes
 
 
 def _progress(loads: list[Load]) -> float:

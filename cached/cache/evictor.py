@@ -52,6 +52,7 @@ class Evictor:
         self._tidied: tuple[int, frozenset[str]] = (-1, frozenset())
         self._cold: list[Model] = []
         self._ahead_s = float("-inf")
+        self._ahead_of: tuple[int, frozenset[tuple[str, str]]] = (-1, frozenset())
         self.opening = asyncio.Lock()
         """Held while room is made and taken: those who want the same blob, or the same room, take turns."""
 
@@ -81,7 +82,7 @@ class Evictor:
         *,
         name: str,
         revision: str,
-        otherwise: Otherwise = Otherwise.EVICT,
+        otherwise: Otherwise,
     ) -> bool:
         """Reserves and creates these ingests, evicting what the policy says. The caller holds ``opening``.
 
@@ -265,11 +266,12 @@ class Evictor:
         """
         registry, storage = self._services.registry, self._services.storage
         now_s = self._services.clock.monotonic_s()
-        if (registry.changes, self.loads.held_digests()) != self._tidied:
+        known = registry.changes, self.loads.held_digests()
+        if known != self._tidied:
             for level in storage.levels:
                 self._drop_unowned(level, self._pending_digests())
             self._cold = [model for model in registry.models.values() if self._is_cold_in_l1(model)]
-            self._tidied = (registry.changes, self.loads.held_digests())
+            self._tidied = known
         if any(self._is_idle(model, now_s) for model in self._cold):
             for victim in _victims(plan_idle(self.snapshot(), now_s, cold_grace_s=_COLD_GRACE_S)):
                 self._evict_planned(victim)
@@ -346,7 +348,10 @@ class Evictor:
             self._evict_planned(victim)
 
     def _is_short(self, storage: Storage) -> bool:
-        if self._services.registry.tenants:
+        registry = self._services.registry
+        seen = registry.changes, self._leases.leased()
+        if registry.tenants and seen != self._ahead_of:
+            self._ahead_of = seen
             return True
         free_bytes = storage.ledger(Level.L1).available_bytes + storage.pool_bytes(Level.L1)
         return free_bytes + storage.withdrawn_bytes(Level.L1) < storage.free_ahead_bytes(Level.L1)

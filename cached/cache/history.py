@@ -50,9 +50,13 @@ class UseHistory:
         """Makes it durable, if anything changed."""
         if self._changed:
             self._changed = False
-            records = {_REQUESTS: self._requests.to_records(), _HOPS: self._hops.to_records()}
-            for name, record in records.items():
-                self._registry.write(lambda name=name, record=record: self._registry.index.put_policy(name, record))  # type: ignore[misc]
+            self._registry.write(self._put)
+
+    def _put(self) -> None:
+        index = self._registry.index
+        with index.transact():
+            index.put_policy(_REQUESTS, self._requests.to_records())
+            index.put_policy(_HOPS, self._hops.to_records())
 
     def asked(self, name: str, *, hit: bool) -> None:
         """An attach; ``hit`` when all of the model was in L1."""
@@ -86,12 +90,8 @@ class UseHistory:
 
     def load_s(self, model: Model) -> float:
         """What bringing all of a model to L1 is expected to take, from where its bytes are now."""
-        manifest = model.current
-        if manifest is None:
-            said_bytes = model.catalog.size_bytes if model.catalog else None
-            return self.hop(Level.L3, model.name).seconds(said_bytes or _UNKNOWN_BYTES)
-        source = Level.L2 if self._registry.is_here(manifest) else Level.L3
-        return self.hop(source, model.name).seconds(manifest.total_bytes)
+        here = model.current is not None and self._registry.is_here(model.current)
+        return self.hop(Level.L2 if here else Level.L3, model.name).seconds(model.size_bytes or _UNKNOWN_BYTES)
 
     def _read_requests(self, record: Mapping[str, Any]) -> None:
         self._requests = History.from_records(record)

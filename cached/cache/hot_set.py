@@ -19,7 +19,7 @@ class HotSet:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each model that is hot, as far as they are known."""
-        return {model.name: size_bytes(model) for model in self._hot()}
+        return {model.name: model.size_bytes for model in self._hot()}
 
     @property
     def used_bytes(self) -> int:
@@ -36,7 +36,7 @@ class HotSet:
 
         ``needed_bytes``: its size, where that is not known from what is here.
         """
-        check_hot(self.sizes(), model.name, needed_bytes or size_bytes(model), self.capacity_bytes)
+        check_hot(self.sizes(), model.name, needed_bytes or model.size_bytes, self.capacity_bytes)
 
     def has_room(self, model: Model) -> bool:
         """Whether a model could be hot as well."""
@@ -52,11 +52,11 @@ class HotSet:
         problem = ""
         for model in sorted(self._hot(), key=lambda model: (-model.priority, model.name)):
             try:
-                check_hot(taken, model.name, size_bytes(model), self.capacity_bytes)
+                check_hot(taken, model.name, model.size_bytes, self.capacity_bytes)
             except NoRoomError as error:
                 problem = problem or error.message
                 continue
-            taken[model.name] = size_bytes(model)
+            taken[model.name] = model.size_bytes
             yield model
         if problem:
             self._services.degraded["hot"] = problem
@@ -65,10 +65,3 @@ class HotSet:
 
     def _hot(self) -> Iterator[Model]:
         return (model for model in self._services.registry.models.values() if model.tier[0] is Tier.HOT)
-
-
-def size_bytes(model: Model) -> int:
-    """Of its current revision, else what the catalog says; 0 while nobody knows."""
-    if model.current is not None:
-        return model.current.total_bytes
-    return (model.catalog.size_bytes or 0) if model.catalog else 0

@@ -88,6 +88,13 @@ class Model:
         return self.manifests.get(self.record.current_revision)
 
     @property
+    def size_bytes(self) -> int:
+        """Of its current revision, else what the catalog says; 0 while nobody knows."""
+        if self.current is not None:
+            return self.current.total_bytes
+        return (self.catalog.size_bytes or 0) if self.catalog else 0
+
+    @property
     def source(self) -> str:
         """Where to pull from: the catalog's word, else what the last pull was told; may be empty."""
         return self.catalog.source if self.catalog else self.record.source

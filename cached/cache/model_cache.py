@@ -111,6 +111,7 @@ class ModelCache:
         """Takes the budgets of the levels from these settings; what is over them then goes in the background."""
         changed = self._parts.services.storage.set_budgets(config)
         if changed:
+            self._parts.services.registry.changes += 1  # who is hot within the budget, say, has to be looked at again
             self.tell("budgets.changed", f"now {', '.join(changed)}")
 
     def tell(self, kind: str, message: str, **fields: object) -> None:

@@ -60,17 +60,14 @@ class TimedPulls:
 
     def forget(self, name: str) -> None:
         """Drops a model's pulls that have not begun."""
-        registry, times_s = self._services.registry, self.times_of(name)
-        for pull in registry.index.timed(name):
+        registry = self._services.registry
+        pulls = list(registry.index.timed(name))
+        for pull in pulls:
             registry.write(lambda pull=pull: registry.index.delete_timed(pull))  # type: ignore[misc]
-        if times_s:
+        if pulls:
             self._services.events.emit(
-                "pull.unscheduled", f"{name} is not pulled later any more", name=name, count=len(times_s)
+                "pull.unscheduled", f"{name} is not pulled later any more", name=name, count=len(pulls)
             )
-
-    def times_of(self, name: str) -> tuple[float, ...]:
-        """When a model's pulls begin, in Unix time, the next one first."""
-        return self._services.registry.pull_times_s(name)
 
     def load(self) -> None:
         """After a restart: the models of timed pulls are known again."""

@@ -95,7 +95,7 @@ class Upkeep:
 
     def _bring(self, model: Model, manifest: Manifest | None) -> None:
         registry = self._services.registry
-        if manifest is not None and all(blob.at(Level.L1) or blob.l2 for blob in registry.blobs_of(manifest)):
+        if manifest is not None and registry.is_here(manifest):
             self._pulls.promote(manifest)
         elif model.source:
             self._pulls.begin(Ref(model.name), level=Level.L1)

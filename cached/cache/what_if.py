@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from cached.cache.describe import Describer
 from cached.cache.evictor import Evictor
-from cached.cache.hot_set import HotSet, size_bytes
+from cached.cache.hot_set import HotSet
 from cached.cache.registry import Model
 from cached.cache.services import Services
 from cached.policy import Evict
@@ -22,7 +22,7 @@ def what_if(services: Services, evictor: Evictor, describer: Describer, model: M
     changed = replace(model, record=replace(model.record, operator_tier=tier))
     counts = changed.tier[0]
     held_bytes = services.registry.bytes_at(model.current, Level.L1) if model.current else 0
-    loaded_bytes = max(0, size_bytes(model) - held_bytes) if counts is Tier.HOT else 0
+    loaded_bytes = max(0, model.size_bytes - held_bytes) if counts is Tier.HOT else 0
     if counts is Tier.HOT and model.tier[0] is not Tier.HOT:
         HotSet(services).check(changed)
     services.storage.refresh_capacities()  # as it is done before room is made

@@ -254,6 +254,8 @@ def test_writes_to_a_private_mapping_stay_private(level: LocalLevel) -> None:
     fd = level.open_blob(DIGEST)
     with mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as private:
         private[:5] = b"XXXXX"
+        assert private[:] == b"XXXXX" + CONTENT[5:]
+        assert read(level.open_blob(DIGEST)) == CONTENT
     os.close(fd)
     assert read(level.open_blob(DIGEST)) == CONTENT
 

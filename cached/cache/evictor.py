@@ -83,9 +83,11 @@ class Evictor:
         name: str,
         revision: str,
         otherwise: Otherwise,
+        shared: Mapping[str, int],
     ) -> bool:
         """Reserves and creates these ingests, evicting what the policy says. The caller holds ``opening``.
 
+        ``shared``: blobs of the revision (digest → bytes) that are at the level already.
         False, with nothing open, where the policy says that the revision does without a place (``Otherwise.SKIP``).
         Raises NoRoomError; nothing is open then.
         """
@@ -97,7 +99,7 @@ class Evictor:
             await self._until_free(level, sizes)
         decision = None
         if storage.missing_bytes(level, sizes) > 0 or self._is_bounded(name, level):
-            decision = await self._decide(level, sizes, name, revision, otherwise)
+            decision = await self._decide(level, sizes, name, revision, otherwise, shared)
             if decision.verdict is Verdict.SKIPPED:
                 return False
             await self._until_free(level, sizes)
@@ -130,16 +132,22 @@ class Evictor:
             await clock.sleep(_UNMAP_POLL_S)
 
     async def _decide(
-        self, level: Level, sizes: Mapping[str, int], name: str, revision: str, otherwise: Otherwise
+        self,
+        level: Level,
+        sizes: Mapping[str, int],
+        name: str,
+        revision: str,
+        otherwise: Otherwise,
+        shared: Mapping[str, int],
     ) -> Decision:
         """Carries out the policy's plan for these sizes, or raises its shortfall having evicted nothing."""
         clock = self._services.clock
-        planned = self._plan(level, sizes, name, revision, otherwise)
+        planned = self._plan(level, sizes, name, revision, otherwise, shared)
         left_s = self._grace_until_s - clock.monotonic_s()
         if level is Level.L1 and _victims(planned) and left_s > 0:
             # Workers of an earlier daemon may be about to take up their leases again.
             await clock.sleep(left_s)
-            planned = self._plan(level, sizes, name, revision, otherwise)
+            planned = self._plan(level, sizes, name, revision, otherwise, shared)
         decision = planned.decision(level)
         assert decision is not None  # noqa: S101 - there was a need
         for victim in _victims(planned):
@@ -149,10 +157,18 @@ class Evictor:
         self._tell(decision, name, revision)
         return decision
 
-    def _plan(self, level: Level, sizes: Mapping[str, int], name: str, revision: str, otherwise: Otherwise) -> Plan:
+    def _plan(
+        self,
+        level: Level,
+        sizes: Mapping[str, int],
+        name: str,
+        revision: str,
+        otherwise: Otherwise,
+        shared: Mapping[str, int],
+    ) -> Plan:
         facts, now_s = self._facts, self._services.clock.monotonic_s()
         newcomer = facts.newcomer(name, revision, in_l2=level is Level.L1 and self._will_be_in_l2(name, revision))
-        need = Need(level, self._needed(level, sizes), name, newcomer, otherwise)
+        need = Need(level, self._needed(level, sizes), name, newcomer, otherwise, shared)
         planned = plan(facts.snapshot(need), now_s)
         if planned.shortfall is not None:
             error = planned.shortfall.error()

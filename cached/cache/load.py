@@ -50,6 +50,11 @@ class LoadPlan:
         return {file.order.ingest_id: file.order for file in self.files if file.order is not None}
 
     @property
+    def digests(self) -> set[str]:
+        """The blobs whose digests are known before anything is fetched."""
+        return {file.digest for file in self.files if file.digest}
+
+    @property
     def needs_no_room(self) -> bool:
         """Everything is where it should be, and at most has to be confirmed."""
         return all(order.adopt and not order.persist for order in self.orders.values())

@@ -135,8 +135,9 @@ class Loader:
         try:
             sizes = {key: order.size_bytes for key, order in new.items() if not order.adopt}
             admitted = await self._evictor.open(
-                plan.level, sizes, name=plan.name, revision=plan.revision, otherwise=plan.otherwise
-            )
+                plan.level, sizes, name=plan.name, revision=plan.revision, otherwise=plan.otherwise,
+                shared=self._services.registry.at_level(plan.digests, plan.level),
+            )  # fmt: skip
             if not admitted:
                 raise NoRoomError(
                     f"{plan.name} is not worth the place of what is in {plan.level}",
@@ -192,8 +193,9 @@ class Loader:
             return frozenset()
         try:
             opened = await self._evictor.open(
-                Level.L2, sizes, name=plan.name, revision=plan.revision, otherwise=Otherwise.SKIP
-            )
+                Level.L2, sizes, name=plan.name, revision=plan.revision, otherwise=Otherwise.SKIP,
+                shared=self._services.registry.at_level(plan.digests, Level.L2),
+            )  # fmt: skip
         except CachedError as error:
             if not isinstance(error, NoRoomError):
                 self._services.degraded["l2"] = error.message

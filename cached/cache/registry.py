@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -282,6 +282,11 @@ class Registry:
     def resident(self, manifest: Manifest, level: Level) -> bool:
         """True if every blob of a revision is at a level, confirmed or not."""
         return all(blob.at(level) for blob in self.blobs_of(manifest))
+
+    def at_level(self, digests: Iterable[str], level: Level) -> dict[str, int]:
+        """Those of these blobs that are known and at a level, and their sizes."""
+        known = {digest: blob for digest in digests if (blob := self.blobs.get(digest)) is not None}
+        return {digest: blob.record.size_bytes for digest, blob in known.items() if blob.at(level)}
 
     def only_of(self, manifest: Manifest, level: Level, held: frozenset[str] = frozenset()) -> list[Blob]:
         """The blobs that leave a level with this revision: no other revision that is resident there has them.

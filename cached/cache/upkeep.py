@@ -123,8 +123,9 @@ class Upkeep:
                 if any(services.storage.is_open(Level.L2, ingest_id) for ingest_id in sizes):
                     return  # a load that began meanwhile writes it
                 if not await self._evictor.open(
-                    Level.L2, sizes, name=manifest.name, revision=manifest.revision, otherwise=Otherwise.SKIP
-                ):
+                    Level.L2, sizes, name=manifest.name, revision=manifest.revision, otherwise=Otherwise.SKIP,
+                    shared=services.registry.at_level(manifest.blobs, Level.L2),
+                ):  # fmt: skip
                     return
             for blob in missing:
                 record = blob.record

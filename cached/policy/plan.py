@@ -7,7 +7,7 @@ then by worth for each byte. A newcomer evicts only those that it is worth more 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from cached.policy.admission import Decision, Newcomer, Verdict, weigh
@@ -151,7 +151,9 @@ class _Round:
 
     @cached_property
     def _residents(self) -> Residents:
-        return Residents(self._snapshot.revisions, self._level.level)
+        level = self._level.level
+        arriving = [_as_resident(need) for need in self._snapshot.needs if need.level is level and need.shared_blobs]
+        return Residents([*self._snapshot.revisions, *arriving], level)
 
     @cached_property
     def candidates(self) -> list[Valued]:
@@ -192,10 +194,8 @@ class _Round:
         """Chooses victims that leave room for the needs within capacity and quotas."""
         for_name = ", ".join(dict.fromkeys(need.for_name for need in needs))
         for quota in self._quotas():
-            size_bytes = sum(
-                need.size_bytes for need in needs if need.newcomer and need.newcomer.tenant == quota.tenant
-            )
-            if size_bytes and (shortfall := self._within_quota(quota, size_bytes, for_name)):
+            own = [need for need in needs if need.newcomer and need.newcomer.tenant == quota.tenant]
+            if own and (shortfall := self._within_quota(quota, own, for_name)):
                 return shortfall
         missing_bytes = needed_bytes - self._level.free_bytes
         if missing_bytes <= 0:
@@ -245,10 +245,11 @@ class _Round:
     def _quotas(self) -> list[Quota]:
         return [quota for quota in self._snapshot.quotas if quota.level is self._level.level]
 
-    def _within_quota(self, quota: Quota, size_bytes: int, for_name: str) -> Shortfall | None:
-        """The tenant's own models go, until ``size_bytes`` more of it are within its quota."""
+    def _within_quota(self, quota: Quota, needs: Sequence[Need], for_name: str) -> Shortfall | None:
+        """The tenant's own models go, until its needs, with what they share with others, are within its quota."""
+        size_bytes = sum(need.size_bytes for need in needs)
         own = [facts for facts in self._snapshot.revisions if facts.tenant == quota.tenant]
-        accounts = Residents(own, quota.level)
+        accounts = Residents([*own, *(_as_resident(need) for need in needs)], quota.level)
         held_bytes = accounts.held_bytes()
         over_bytes = held_bytes + quota.reserved_bytes + size_bytes - quota.limit_bytes
         if over_bytes <= 0:
@@ -257,9 +258,11 @@ class _Round:
         chosen = accounts.choose([valued.facts for valued in mine.values()], over_bytes)
         if chosen is None:
             evictable_bytes = sum(accounts.evict(valued.facts) for valued in mine.values())
+            own_bytes = Residents(own, quota.level).held_bytes()
             return quota_shortfall(
-                own, quota, size_bytes, for_name, held_bytes=held_bytes, evictable_bytes=evictable_bytes
-            )
+                own, quota, size_bytes + held_bytes - own_bytes, for_name,
+                held_bytes=own_bytes, evictable_bytes=evictable_bytes,
+            )  # fmt: skip
         for facts in chosen:
             self._residents.evict(facts)
             self._victims.append((mine[id(facts)], _QUOTA))
@@ -331,6 +334,14 @@ class _Round:
 def _may_go_ahead(valued: Valued) -> bool:
     """Nobody needs the room yet, so what somebody is likely to ask for within the horizon stays."""
     return valued.standing <= Standing.ORDINARY and valued.worth_s <= AHEAD_REQUESTS * valued.reload_s
+
+
+def _as_resident(need: Need) -> RevisionFacts:
+    """A newcomer with what it shares with others at the level: it holds that already, whoever of them goes."""
+    facts = need.newcomer or RevisionFacts(need.for_name, "", Tier.AUTO)
+    if need.level is Level.L1:
+        return replace(facts, busy=True, l1_blobs=need.shared_blobs)
+    return replace(facts, busy=True, l2_blobs=need.shared_blobs)
 
 
 def _reason(valued: Valued) -> str:

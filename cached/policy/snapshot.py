@@ -115,6 +115,7 @@ class Need:
 
     ``newcomer``: the revision that they are for, as it will be: its demand with this request, and in ``l2_blobs`` what
     L2 holds or is getting. Without it, or with ``Otherwise.EVICT``, there is no question of admission.
+    ``shared_blobs``: those of its blobs (digest → bytes) that are at the level already; they are its tenant's too.
     """
 
     level: Level
@@ -122,6 +123,7 @@ class Need:
     for_name: str
     newcomer: RevisionFacts | None = None
     otherwise: Otherwise = Otherwise.EVICT
+    shared_blobs: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

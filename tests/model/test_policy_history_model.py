@@ -87,12 +87,13 @@ class Host:
     def bring(self, name: str, level: Level) -> Verdict:
         size = SIZES[name] + (0 if self.here[level] else 2)
         new = self.facts(name, leased=False)
-        snapshot = self.snapshot(Need(level, size, name, new, OTHERWISE[level]))
+        shared = {"base": 2} if self.here[level] else {}
+        snapshot = self.snapshot(Need(level, size, name, new, OTHERWISE[level], shared))
         outcome = plan(snapshot, self.now_s)
         assert outcome.shortfall is None  # there is room beside L1, and L2 can be done without
         decision = outcome.decision(level)
         assert decision is not None
-        victims = self.carry_out(outcome)
+        victims = self.carry_out(outcome, arriving=bool(shared))
         if not decision.admitted:
             assert not victims
             return decision.verdict
@@ -122,7 +123,8 @@ class Host:
             assert verdict is Verdict.ROOM
             assert not victims
 
-    def carry_out(self, outcome: Plan) -> list[str]:
+    def carry_out(self, outcome: Plan, *, arriving: bool = False) -> list[str]:
+        """``arriving``: somebody who shares the base holds it from now on, so that no victim frees it."""
         for action in outcome.actions:
             assert isinstance(action, Evict)
             assert action.name in self.here[action.level]
@@ -130,7 +132,8 @@ class Host:
             assert not facts.protections
             before = self.used(action.level)
             self.here[action.level].remove(action.name)
-            assert before - self.used(action.level) == action.frees_bytes
+            base_bytes = 2 if arriving and not self.here[action.level] else 0
+            assert before - self.used(action.level) - base_bytes == action.frees_bytes
         return [action.name for action in outcome.actions if isinstance(action, Evict)]
 
     def release(self, name: str) -> None:

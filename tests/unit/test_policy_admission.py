@@ -358,6 +358,36 @@ def test_a_quota_that_does_not_suffice_says_whose_it_is() -> None:
     assert outcome.shortfall.hint() == "it can never fit: give the tenant t a quota of at least 12 B of l1"
 
 
+def test_a_victim_does_not_free_what_the_newcomer_shares_with_it() -> None:
+    victim = model("a", requests=0, l1_blobs={"base": 10, "own": 5})
+    other = model("b", requests=1)
+    need = Need(L1, 12, "new", newcomer(9), Otherwise.TRANSIENT, {"base": 10})
+    outcome = plan(Snapshot((victim, other), {L1: LevelFacts(L1, 25, 25, transient_room_bytes=99)}, (need,)), NOW_S)
+    assert [(action.name, action.frees_bytes) for action in outcome.actions if isinstance(action, Evict)] == [
+        ("a", 5),
+        ("b", 10),
+    ]
+
+
+def test_what_a_newcomer_shares_with_others_counts_against_its_quota_too() -> None:
+    base = model("of all", l1_blobs={"base": 10})
+    new = newcomer(9, tenant="t")
+
+    def outcome(*here: RevisionFacts, limit: int) -> Plan:
+        facts = LevelFacts(L1, 1000, 100, transient_room_bytes=0)
+        need = Need(L1, 10, "new", new, Otherwise.EVICT, {"base": 10})
+        return plan(Snapshot((base, *here), {L1: facts}, (need,), (Quota("t", L1, limit),)), NOW_S)
+
+    assert verdict(outcome(limit=20)) is Verdict.ROOM
+    shortfall = outcome(limit=19).shortfall
+    assert shortfall is not None
+    assert "at least 20 B" in shortfall.hint()
+    mine = model("mine", tenant="t", l1_blobs={"base": 10, "own": 5})
+    assert verdict(outcome(mine, limit=25)) is Verdict.ROOM
+    assert gone(outcome(mine, limit=24)) == ["mine"]
+    assert outcome(mine, limit=19).shortfall is not None
+
+
 def test_victims_of_the_quota_make_room_in_the_level_too() -> None:
     mine, other = model("mine", tenant="t"), model("other", requests=0)
     outcome = offer(newcomer(50, tenant="t"), mine, other, size=15, quotas=(Quota("t", L1, 20),))

@@ -1,10 +1,13 @@
-"""A broadcast to every coroutine that waits, within one loop. Standard library only."""
+"""Waiting, within one loop: broadcasts, works that fail together, threads. Standard library only."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Signal:
@@ -51,3 +54,18 @@ async def run_all(*works: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """As ``asyncio.to_thread``, but nobody goes on before it is through: a thread cannot be cancelled, so who is waits.
+
+    What a thread that ended after the cancellation returned or raised is lost.
+    """
+    thread = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        await asyncio.wait([thread])
+        if not thread.cancelled():
+            thread.exception()  # retrieved, so that nothing is logged of it
+        raise

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cached.config import resolve_capacity
+from cached.levels.shm import SHM_FOLDER
 from cached.units import format_size
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -23,6 +25,34 @@ class Limit:
 
     size_bytes: int
     because: str
+
+
+class Allocated:
+    """What a daemon's segments really take up; one that is still arriving has only some of its pages."""
+
+    def __init__(self, instance: str) -> None:
+        self._prefix = f"cached.{instance}."
+        self._blobs: dict[str, int] = {}
+
+    def size_bytes(self) -> int:
+        """Now. Of blobs, which stay as they are, only new ones are looked at."""
+        blobs, self._blobs = self._blobs, {}
+        others_bytes = 0
+        with os.scandir(SHM_FOLDER) as entries:
+            for entry in entries:
+                name = entry.name
+                if not name.startswith(self._prefix):
+                    continue
+                if name in blobs:
+                    self._blobs[name] = blobs[name]
+                    continue
+                with suppress(FileNotFoundError):  # its memory is being given back in a thread
+                    size_bytes = entry.stat(follow_symlinks=False).st_blocks * 512
+                    if name.startswith("blob.", len(self._prefix)):
+                        self._blobs[name] = size_bytes
+                    else:
+                        others_bytes += size_bytes
+        return others_bytes + sum(self._blobs.values())
 
 
 class Pressure:

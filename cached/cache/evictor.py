@@ -107,7 +107,7 @@ class Evictor:
             self._refuse(level, sizes, name)
         if level is Level.L1:
             await storage.fit_pool(sizes)
-        storage.open(level, sizes)
+        await storage.open(level, sizes)
         if level is Level.L1:
             await storage.collect()
         if decision is None or decision.admitted:

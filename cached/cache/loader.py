@@ -221,7 +221,7 @@ class Loader:
             self._learn(load, load.ready_as)
             load.signal.notify()
             await run_all(*(_landed(flight) for flight in flights))
-            self._record(load)
+            await self._record(load)
             self._publish(load)
             await run_all(*(flight.until_finished() for flight in flights))
             for flight in flights:
@@ -250,7 +250,8 @@ class Loader:
 
         await run_all(*(forward(flight) for flight in flights))
 
-    def _record(self, load: Load) -> None:
+    async def _record(self, load: Load) -> None:
+        """The revision is known from now on, and durably so on return: until then a restart needs the journals."""
         plan = load.plan
         if plan.manifest is not None:
             return
@@ -265,6 +266,7 @@ class Loader:
                 notes=plan.notes,
             )
         )
+        await self._services.registry.durable()
 
     def _show(self, load: Load) -> None:
         """Whoever is told that the content is ready finds its directory, though its blobs may have no names yet."""

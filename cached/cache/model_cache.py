@@ -71,6 +71,7 @@ class ModelCache:
         self._parts.recovery.recover()
         self._parts.timed_pulls.load()
         self._parts.foresight.load()
+        self._parts.services.registry.write_behind()
         self.ready = True
         self._spawn(self._parts.recovery.resume())
         self._spawn(self._parts.upkeep.run())
@@ -101,7 +102,7 @@ class ModelCache:
         await self._parts.services.storage.collect()
         await self._parts.services.storage.give_back_pool()
         self._parts.services.history.write()
-        self._parts.services.registry.close()
+        await self._parts.services.registry.close()
 
     def set_catalog(self, catalog: Catalog) -> None:
         """Replaces the catalog; the upkeep brings hot models that are not in L1."""
@@ -137,6 +138,7 @@ class ModelCache:
         parsed = parse_ref(ref)
         if at_time_s:
             self._parts.timed_pulls.add(parsed, ref, at_time_s, source=source, level=level, tier=tier)
+            await self._parts.services.registry.durable()
             yield PullProgress(PullPhase.SCHEDULED, parsed.name)
             return
         run = self._parts.pulls.begin(parsed, source=source, level=level, tier=tier)
@@ -145,6 +147,7 @@ class ModelCache:
         if level is Level.L1:
             self._parts.services.history.asked(load.plan.name, hit=False)
         if not wait:
+            await self._parts.services.registry.durable()
             yield PullProgress(PullPhase.ACCEPTED, load.plan.name, load.plan.revision, load.plan.total_bytes)
             return
         while not run.finished:
@@ -269,7 +272,7 @@ class ModelCache:
         """
         if tier is Tier.HOT:
             HotSet(self._parts.services).check(self._parts.services.registry.require(parse_ref(ref)))
-        return self._changed(ref, f"tier set to {tier}", operator_tier=tier)
+        return await self._changed(ref, f"tier set to {tier}", operator_tier=tier)
 
     def what_if(self, ref: str, tier: Tier) -> TierChange:
         """What another tier would lead to; nothing is changed."""
@@ -279,16 +282,17 @@ class ModelCache:
 
     async def pin(self, ref: str) -> ModelSummary:
         """Never a victim from now on."""
-        return self._changed(ref, "pinned", pinned=True)
+        return await self._changed(ref, "pinned", pinned=True)
 
     async def unpin(self, ref: str) -> ModelSummary:
         """A victim like any other from now on (unless the catalog pins it)."""
-        return self._changed(ref, "unpinned", pinned=False)
+        return await self._changed(ref, "unpinned", pinned=False)
 
-    def _changed(self, ref: str, what: str, **changes: Any) -> ModelSummary:
+    async def _changed(self, ref: str, what: str, **changes: Any) -> ModelSummary:
         registry = self._parts.services.registry
         model = registry.require(parse_ref(ref))
         registry.update(model, **changes)
+        await registry.durable()
         self._parts.services.events.emit("model.changed", f"{model.name}: {what}", name=model.name)
         return self._parts.describer.summary(model)
 
@@ -307,6 +311,7 @@ class ModelCache:
         freed = self._evict(name, None)
         self._parts.timed_pulls.forget(name.name)
         self._parts.evictor.forget(self._parts.services.registry.require(name))
+        await self._parts.services.registry.durable()
         await self._parts.services.storage.collect()
         return freed
 

@@ -34,12 +34,15 @@ class Recovery:
         self._services.history.load()
         pending = {ingest for pull in registry.index.pending() for ingest in pull.ingests}
         wanted = {entry.digest for manifest in registry.manifests() for entry in manifest.files} | self._landed(pending)
+        learned = self._learn_landed(pending)
         for level in self._services.storage.levels:
             try:
                 self._take_stock(level, wanted, pending)
             except LevelError as error:
                 self._services.degraded[level.value] = f"{level} could not be read: {error.message}"
                 _log.exception("recovery.level_failed", level=level.value, cause=error.message)
+        for digest in learned:
+            registry.forget_blob(digest)  # unless it was found
         self._forget_what_is_nowhere(registry)
         self._services.remove_journals(keep=pending)
         try:
@@ -52,6 +55,15 @@ class Recovery:
     def _landed(self, pending: set[str]) -> set[str]:
         """Blobs of interrupted pulls that were committed before their revision could be recorded."""
         return {digest for ingest in pending if (digest := self._services.journal_digest(ingest))}
+
+    def _learn_landed(self, pending: set[str]) -> list[str]:
+        """Blobs that were committed within the moment that the index is behind: their journals know them."""
+        registry = self._services.registry
+        records = [record for ingest in sorted(pending) if (record := self._services.journal_record(ingest))]
+        learned = [record.digest for record in records if record.digest not in registry.blobs]
+        for record in records:
+            registry.learn(record)
+        return learned
 
     def _take_stock(self, level: Level, wanted: set[str], pending: set[str]) -> None:
         services, storage = self._services, self._services.storage

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from cached.cache.index_writer import IndexWriter
 from cached.cache.model import Blob, Model, Presence, Present
 from cached.catalog_file import Catalog, CatalogModel
 from cached.errors import LevelError, NotFoundError, QuarantinedError
@@ -32,6 +33,7 @@ class Registry:
     def __init__(self, index: Index, on_fault: Callable[[str], None], *, time_zone: str = "UTC") -> None:
         self._index = index
         self._on_fault = on_fault
+        self._writer = IndexWriter(index, self._wrote)
         self.models: dict[str, Model] = {}
         self.blobs: dict[str, Blob] = {}
         self.changes = 0
@@ -62,9 +64,18 @@ class Registry:
                 _log.warning("index.revision_forgotten", model=manifest.name, revision=manifest.revision)
                 self._write(lambda gone=manifest: self._index.delete_manifest(gone.name, gone.revision))  # type: ignore[misc]
 
-    def close(self) -> None:
-        """Closes the index."""
+    def write_behind(self) -> None:
+        """From now on nothing waits for the disk: who promises that something outlives us asks ``durable``."""
+        self._writer.start()
+
+    async def durable(self) -> None:
+        """Until everything that was written before is durable. Where that fails ``on_fault`` has heard of it."""
+        await self._writer.durable()
+
+    async def close(self) -> None:
+        """Writes what there is, and closes the index."""
         self.write_uses()
+        await self._writer.stop()
         self._index.close()
 
     @property
@@ -220,16 +231,21 @@ class Registry:
     def landed(self, record: BlobRecord, level: Level) -> None:
         """A blob was committed or confirmed at a level."""
         self.changes += 1
-        blob = self.blobs.get(record.digest)
-        if blob is None:
-            blob = self.blobs[record.digest] = Blob(record)
-            self._write(lambda: self._index.put_blob(record))
+        blob = self.learn(record)
         if level is Level.L1:
             blob.l1 = Presence.CONFIRMED
         else:
             blob.l2, blob.left_l2 = True, False
         if level is Level.L1 or blob.l1 is Presence.ABSENT:
             self.mended(record.digest)
+
+    def learn(self, record: BlobRecord) -> Blob:
+        """The blob with these checksums, made known if it is new. That says nothing of where it is."""
+        blob = self.blobs.get(record.digest)
+        if blob is None:
+            blob = self.blobs[record.digest] = Blob(record)
+            self._write(lambda: self._index.put_blob(record))
+        return blob
 
     def doubt(self, digest: str) -> None:
         """A blob in L1 is known to be damaged: whoever attaches next has it confirmed again, and so mended."""
@@ -339,7 +355,14 @@ class Registry:
         self.changes += 1
         try:
             change()
-            self._on_fault("")
         except LevelError as error:
-            _log.error("index.write_failed", cause=error.message)
-            self._on_fault(error.message)
+            self._wrote(error.message)
+        else:
+            if not self._writer.running:
+                self._wrote("")
+
+    def _wrote(self, why: str) -> None:
+        """The index was written, or why it was not."""
+        if why:
+            _log.error("index.write_failed", cause=why)
+        self._on_fault(why)

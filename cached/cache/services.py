@@ -17,10 +17,11 @@ from cached.cache.storage import Storage
 from cached.clock import Clock
 from cached.errors import CachedError, LevelError
 from cached.levels.journal import read_journal
-from cached.manifest import Manifest
+from cached.manifest import BlobRecord, Manifest
 from cached.metrics import Metrics
 from cached.transfer.fill import RetryPolicy, Runner
 from cached.types import Level
+from cached.units import chunk_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,14 @@ class Services:
         """The blob that an interrupted pull's ingest became before its revision could be recorded, or empty."""
         state = read_journal(self.journal_dir / ingest_id)
         return state.landed_digest if state else ""
+
+    def journal_record(self, ingest_id: str) -> BlobRecord | None:
+        """What the index has to know of that blob, if the journal knows all of it: the index is written behind."""
+        state = read_journal(self.journal_dir / ingest_id)
+        if state is None or not state.landed_digest or len(state.chunks) != chunk_count(state.size_bytes):
+            return None
+        crc64 = tuple(state.chunks[index].crc64 for index in range(len(state.chunks)))
+        return BlobRecord(state.landed_digest, state.size_bytes, crc64)
 
     def remove_journals(self, *, keep: AbstractSet[str]) -> None:
         """Removes the journals of all other ingests. One that cannot be removed costs nothing but its place."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,13 +10,14 @@ from dataclasses import replace
 
 import structlog
 
-from cached.cache.capacity import Limit, Pressure, l1_budget, l1_host_limit, l2_limit
+from cached.cache.capacity import Allocated, Limit, Pressure, l1_budget, l1_host_limit, l2_limit
 from cached.config import Config, resolve_capacity
 from cached.errors import CachedError, NotFoundError
 from cached.ledger import Ledger
 from cached.levels.base import FileRef, Found, LocalLevel
-from cached.levels.shm import SHM_FOLDER, ShmLevel
+from cached.levels.shm import ShmLevel
 from cached.manifest import BlobRecord
+from cached.signals import in_thread
 from cached.types import Level
 from cached.units import GIB, MIB, parse_size
 
@@ -52,7 +52,7 @@ class Storage:
         self._resumed: dict[Level, set[str]] = {level: set() for level in self._levels}
         self._collecting = asyncio.Lock()
         self._freeing: set[asyncio.Task[None]] = set()
-        self._blob_bytes: dict[str, int] = {}
+        self._allocated = Allocated(l1.instance)
         self._beside: dict[tuple[str, str], int] = {}
         self._leaving_bytes = 0
         self._host_bytes = 0
@@ -90,7 +90,9 @@ class Storage:
     def refresh_capacities(self) -> None:
         """Looks at what the host can give now."""
         reserve = parse_size(self._config.l1.memory_reserve_bytes)
-        host = l1_host_limit(reserve_bytes=reserve, ours_bytes=self._allocated_bytes(), free_bytes=self.l1.free_bytes())
+        host = l1_host_limit(
+            reserve_bytes=reserve, ours_bytes=self._allocated.size_bytes(), free_bytes=self.l1.free_bytes()
+        )
         self._host_bytes = host.size_bytes
         within = Limit(max(0, host.size_bytes - self._beside_bytes), host.because)
         budget = min(l1_budget(self._config.l1.capacity), within, key=lambda limit: limit.size_bytes)
@@ -177,27 +179,6 @@ class Storage:
             return 0
         return resolve_capacity(self._config.l1.free_ahead, self.budget_bytes(Level.L1))
 
-    def _allocated_bytes(self) -> int:
-        """What our segments really take up now; one that is still arriving has only some of its pages."""
-        prefix = f"cached.{self.l1.instance}."
-        blobs, self._blob_bytes = self._blob_bytes, {}
-        others_bytes = 0
-        with os.scandir(SHM_FOLDER) as entries:
-            for entry in entries:
-                name = entry.name
-                if not name.startswith(prefix):
-                    continue
-                if name in blobs:  # is whole, and stays as it is
-                    self._blob_bytes[name] = blobs[name]
-                    continue
-                with suppress(FileNotFoundError):  # its memory is being given back in a thread
-                    size_bytes = entry.stat(follow_symlinks=False).st_blocks * 512
-                    if name.startswith("blob.", len(prefix)):
-                        self._blob_bytes[name] = size_bytes
-                    else:
-                        others_bytes += size_bytes
-        return others_bytes + sum(self._blob_bytes.values())
-
     # Ingests
 
     def missing_bytes(self, level: Level, sizes: Mapping[str, int]) -> int:
@@ -217,24 +198,24 @@ class Storage:
         new = {ingest_id: size_bytes for ingest_id, size_bytes in sizes.items() if _kept(ingest_id) not in used}
         if not self.l1.fit_pool(new):
             return
-        thread = asyncio.ensure_future(asyncio.to_thread(self.l1.cut_pool, new))
         try:
-            await asyncio.shield(thread)
+            await in_thread(self.l1.cut_pool, new)
         except BaseException:
-            await asyncio.wait([thread])  # a thread cannot be cancelled
             self.l1.unfit_pool()
             raise
         finally:
             self._settle()
 
-    def open(self, level: Level, sizes: Mapping[str, int]) -> None:
+    async def open(self, level: Level, sizes: Mapping[str, int]) -> None:
         """Reserves and creates these ingests, all or none; kept ones are taken up again.
 
         Raises NoRoomError when they do not fit (nothing is evicted here), LevelError when they cannot be created.
+        Cancelled, it leaves none.
         """
-        ledger, store = self._ledgers[level], self._levels[level]
+        ledger = self._ledgers[level]
         ledger.resize(_POOL, 0)  # lent to the ingests: what they do not take comes back with _settle
         opened: list[str] = []
+        new: dict[str, int] = {}
         try:
             for ingest_id, size_bytes in sizes.items():
                 kept = self._is_whole(level, ingest_id, size_bytes)
@@ -246,8 +227,12 @@ class Storage:
                     self._resumed[level].add(ingest_id)
                 else:
                     self._resumed[level].discard(ingest_id)
-                    store.create(ingest_id, size_bytes)
-        except CachedError:
+                    new[ingest_id] = size_bytes
+            if level is Level.L1:
+                _create(self.l1, new)
+            else:
+                await in_thread(_create, self._levels[level], new)  # its blocks are allocated on the disk
+        except (CachedError, asyncio.CancelledError):
             for ingest_id in opened:
                 self.discard(level, ingest_id)
             raise
@@ -300,14 +285,13 @@ class Storage:
         return ref
 
     async def _commit_in_thread(self, store: LocalLevel, ingest_id: str, digest: str, *, known: bool) -> FileRef:
-        """A thread cannot be cancelled: who is cancelled meanwhile waits for it, and takes back what it made."""
-        thread = asyncio.ensure_future(asyncio.to_thread(store.commit, ingest_id, digest))
+        """Who is cancelled meanwhile takes back what it made."""
         try:
-            return await asyncio.shield(thread)
+            return await in_thread(store.commit, ingest_id, digest)
         except asyncio.CancelledError:
-            await asyncio.wait([thread])
-            if thread.exception() is None and not known:
-                store.remove(digest)
+            if not known:
+                with suppress(NotFoundError):
+                    store.remove(digest)
             raise
 
     def suspend(self, level: Level, ingest_id: str) -> None:
@@ -479,6 +463,11 @@ class Storage:
                 if key.startswith("blob:"):
                     ref = self._levels[level].blob(key.removeprefix("blob:"))
                     assert ref.size_bytes == size_bytes, f"{level}: {key}"  # noqa: S101
+
+
+def _create(store: LocalLevel, sizes: Mapping[str, int]) -> None:
+    for ingest_id, size_bytes in sizes.items():
+        store.create(ingest_id, size_bytes)
 
 
 def _blob(digest: str) -> str:

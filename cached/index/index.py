@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Index:
-    """Belongs to the loop. Reads never touch the disk; each write waits for it (milliseconds).
+    """Belongs to the loop. Reads never touch the disk; each write waits for it, unless ``write_behind`` was called.
 
     A write always counts in memory. When it cannot be made durable it raises LevelError (field ``path``); it stays
     listed as unwritten, and the next write or ``flush`` tries again. The caller decides whether to go on degraded.
@@ -50,6 +50,7 @@ class Index:
         self._tables: dict[str, dict[str, Any]] = {kind.prefix: {} for kind in KINDS}
         self._unwritten: dict[str, str | None] = {}
         self._undo: list[tuple[str, str, Any]] | None = None
+        self._on_change: Callable[[], None] | None = None
         self._read()
         self.flush()
 
@@ -142,13 +143,38 @@ class Index:
             raise
         finally:
             self._undo = None
-        self.flush()
+        self._make_durable()
 
     def flush(self) -> None:
         """Makes everything unwritten durable in one transaction. Raises LevelError, and then nothing of it was."""
         if self._unwritten and self._undo is None:
             self._store.write(self._unwritten)
             self._unwritten.clear()
+
+    def write_behind(self, on_change: Callable[[], None] | None) -> None:
+        """From now on writes only call this; it sees to it that ``unwritten`` is written. None: writes wait again."""
+        self._on_change = on_change
+        self._store.close()  # this thread's connection; it is opened again when it is needed
+
+    @property
+    def unwritten(self) -> dict[str, str | None]:
+        """What is not durable yet, for ``write``."""
+        return dict(self._unwritten)
+
+    def write(self, unwritten: Mapping[str, str | None]) -> None:
+        """Makes this durable in one transaction. From any thread, one at a time. Raises LevelError: none of it is."""
+        if unwritten:
+            self._store.write(unwritten)
+
+    def written(self, unwritten: Mapping[str, str | None]) -> None:
+        """It is durable now; what has changed again meanwhile is still to be written."""
+        for key, text in unwritten.items():
+            if key in self._unwritten and self._unwritten[key] == text:
+                del self._unwritten[key]
+
+    def disconnect(self) -> None:
+        """Ends the connection of the calling thread."""
+        self._store.close()
 
     def close(self) -> None:
         """Ends the connection; idempotent. What could not be written is lost. Only reads may follow."""
@@ -171,7 +197,13 @@ class Index:
             self._undo.append((prefix, key, self._tables[prefix].get(key)))
         self._set(prefix, key, value)
         self._unwritten[f"{prefix}/{key}"] = text
-        self.flush()
+        self._make_durable()
+
+    def _make_durable(self) -> None:
+        if self._on_change is None:
+            self.flush()
+        elif self._undo is None:
+            self._on_change()
 
     def _set(self, prefix: str, key: str, value: object) -> None:
         if value is None:

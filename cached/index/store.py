@@ -35,7 +35,7 @@ class DamagedEntryError(ValueError):
 
 
 class Store:
-    """The file; its owner keeps the content. Belongs to one thread. Every failure is a LevelError with ``path``."""
+    """The file; its owner keeps the content. One thread at a time may write. Failures are LevelErrors with ``path``."""
 
     def __init__(self, path: Path) -> None:
         """Opens or makes the folder ``path``. A database that is damaged or of a newer format is set aside beside it.
@@ -78,7 +78,7 @@ class Store:
             raise self._failed("write", error) from error
 
     def close(self) -> None:
-        """Ends the connection; idempotent."""
+        """Ends this thread's connection; idempotent."""
         self._cache.close()
 
     def _load(self) -> diskcache.Cache:

@@ -51,7 +51,7 @@ async def test_what_is_cut_off_is_free_and_what_is_left_becomes_the_ingest(stora
     await storage.fit_pool(sizes)
     assert storage.pool_bytes(Level.L1) == ledger.used_bytes == 32 * MIB
     assert storage.missing_bytes(Level.L1, {"c": CAPACITY_BYTES}) == 0
-    storage.open(Level.L1, sizes)
+    await storage.open(Level.L1, sizes)
     assert (storage.pool_bytes(Level.L1), ledger.used_bytes, ledger.reserved_bytes) == (0, 0, 32 * MIB)
     for ingest_id, size_bytes in sizes.items():
         status = os.stat(storage.l1.ingest(ingest_id).path)
@@ -65,7 +65,7 @@ async def test_what_cannot_be_opened_leaves_its_memory_in_the_pool(storage: Stor
     sizes = {"a": 30 * MIB, "b": CAPACITY_BYTES}
     await storage.fit_pool(sizes)
     with pytest.raises(NoRoomError):
-        storage.open(Level.L1, sizes)
+        await storage.open(Level.L1, sizes)
     await storage.collect()
     assert storage.pool_bytes(Level.L1) == storage.ledger(Level.L1).used_bytes
     assert storage.l1.drop_pool(CAPACITY_BYTES) + storage.l1.pool_bytes <= 40 * MIB
@@ -82,7 +82,7 @@ async def test_a_cancelled_cut_ends_before_anybody_else_gets_the_memory(storage:
     assert storage.l1.pool_sizes() == [30 * MIB]
     assert storage.pool_bytes(Level.L1) == storage.ledger(Level.L1).used_bytes == 30 * MIB
     await storage.fit_pool({"b": 30 * MIB})
-    storage.open(Level.L1, {"b": 30 * MIB})
+    await storage.open(Level.L1, {"b": 30 * MIB})
     assert storage.l1.pool_bytes == 0
     storage.discard(Level.L1, "b")
     await storage.collect()

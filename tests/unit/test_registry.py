@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ SIZES = {"a" * 64: 10, "b" * 64: 20, "c" * 64: 5}
 def registry(tmp_path: Path):
     made = Registry(Index(tmp_path / "index"), lambda _: None)
     yield made
-    made.close()
+    asyncio.run(made.close())
 
 
 def record(digest: str) -> BlobRecord:
@@ -83,7 +84,7 @@ def test_uses_are_written_at_the_end_and_not_of_a_forgotten_model(tmp_path: Path
         registry.update(registry.known(name), source="file:///m")
         registry.used(registry.known(name), 7.0, attaches=1)
     registry.forget_model(registry.known("gone"))
-    registry.close()
+    asyncio.run(registry.close())
     reopened = Index(tmp_path / "index")
     assert {item.name: item.attach_count for item in reopened.models()} == {"m": 1}
     reopened.close()

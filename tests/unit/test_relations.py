@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from math import inf
@@ -21,7 +22,7 @@ from cached.types import Level, Tier
 def registry(tmp_path: Path) -> Iterator[Registry]:
     made = Registry(Index(tmp_path / "index"), lambda _: None, time_zone="Asia/Tokyo")
     yield made
-    made.close()
+    asyncio.run(made.close())
 
 
 def say(registry: Registry, tenants: dict[str, Any] | None = None, **models: dict[str, Any]) -> None:

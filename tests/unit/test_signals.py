@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
-from cached.signals import Signal, run_all
+from cached.signals import Signal, in_thread, run_all
 
 
 async def test_everyone_who_waits_is_woken_once() -> None:
@@ -58,3 +59,29 @@ async def test_the_first_failure_ends_the_others_and_is_raised_as_it_is() -> Non
     with pytest.raises(LookupError, match="first"):
         await run_all(endless(), failing())
     assert ended == ["endless"]
+
+
+async def test_who_is_cancelled_goes_on_only_when_its_thread_is_through() -> None:
+    begun, go_on, through = threading.Event(), threading.Event(), threading.Event()
+
+    def work(word: str, *, twice: bool) -> str:
+        begun.set()
+        go_on.wait(10)
+        through.set()
+        return word * (2 if twice else 1)
+
+    task = asyncio.create_task(in_thread(work, "a", twice=True))
+    await asyncio.to_thread(begun.wait, 10)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert through.is_set()
+    assert await in_thread(work, "a", twice=True) == "aa"
+
+
+async def test_what_a_thread_raises_is_raised() -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        await in_thread(int, "x")

@@ -1,0 +1,88 @@
+"""Writes the index behind the loop: an fsync beside gigabytes that are being written takes a tenth of a second."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+
+from cached.errors import LevelError
+from cached.index import Index
+from cached.signals import Signal
+
+_log = structlog.get_logger(__name__)
+
+
+class IndexWriter:
+    """Loop only. Until ``start``, and after ``stop``, each write of the index waits for the disk.
+
+    In between one thread writes: what changes while it does is written together, in the next transaction, so what was
+    changed later is never durable before what was changed earlier. ``on_result`` hears what is wrong after each, an
+    empty text when nothing is. A write that failed is tried again with the next change.
+    """
+
+    def __init__(self, index: Index, on_result: Callable[[str], None]) -> None:
+        self._index = index
+        self._on_result = on_result
+        self._thread: ThreadPoolExecutor | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._changed = Signal()
+        self._tried = Signal()
+        self._changes = 0
+        self._tried_changes = 0
+
+    @property
+    def running(self) -> bool:
+        """True between ``start`` and ``stop``."""
+        return self._task is not None
+
+    def start(self) -> None:
+        """Begins to write behind."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
+        self._index.write_behind(self._note)
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="index writer")
+
+    async def durable(self) -> None:
+        """Until all that was changed before this call is durable, or has failed to become so: ``on_result`` knows."""
+        wanted = self._changes
+        while self.running and self._tried_changes < wanted:
+            await self._tried.wait()
+
+    async def stop(self) -> None:
+        """Writes what there is and ends the thread; idempotent."""
+        if self._task is None or self._thread is None:
+            return
+        await self.durable()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._index.write_behind(None)
+        # SQLite's connection is the thread's own.
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._index.disconnect)
+        self._thread.shutdown()
+        self._task = self._thread = None
+        self._tried.notify()
+
+    def _note(self) -> None:
+        self._changes += 1
+        self._changed.notify()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._tried_changes == self._changes:
+                await self._changed.wait()
+            changes, unwritten = self._changes, self._index.unwritten
+            why = ""
+            try:
+                await loop.run_in_executor(self._thread, self._index.write, unwritten)
+                self._index.written(unwritten)
+            except LevelError as error:
+                why = error.message
+            except Exception as bug:  # noqa: BLE001 - told, and those who wait must not wait for ever
+                _log.exception("index.bug")
+                why = repr(bug)
+            self._tried_changes = changes
+            self._on_result(why)
+            self._tried.notify()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cached.cache.build import instance_of
+from cached.index import Index
 from cached.units import CHUNK_BYTES
 from tests.integration.harness import wait_for
 from tests.integration.support import MB, Site, chunk_ranges, flip_byte, model_files, refused, sha256, total_bytes
@@ -68,6 +69,21 @@ def test_a_pull_goes_on_after_a_restart_and_fetches_only_what_was_not_verified(
     assert site.ranges(WEIGHTS) == [range_of(HELD)]
     assert site.proxy.get_bytes() == CHUNK_BYTES, "the small files were there too"
     assert counter(site, "cached_checksum_failures_total") == 0
+    site.check_served("m")
+
+
+def test_a_file_that_landed_just_before_the_index_knew_of_it_is_not_fetched_again(site: Site) -> None:
+    """The index is written behind: the journals of an interrupted pull say the same."""
+    interrupted(site, signal.SIGKILL)
+    index = Index(site.daemon.state_dir / "index")
+    landed = [record.digest for record in index.blobs()]
+    for digest in landed:
+        index.delete_blob(digest)
+    index.close()
+    assert landed
+    finish(site)
+    assert site.ranges(WEIGHTS) == [range_of(HELD)]
+    assert site.proxy.get_bytes() == CHUNK_BYTES
     site.check_served("m")
 
 

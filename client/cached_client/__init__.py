@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from cached_client._version import __version__
 from cached_client.errors import (
     CacheError,
+    ChangedError,
     DaemonUnavailableError,
     DeviceError,
     FormatError,
@@ -37,6 +38,7 @@ from cached_client.errors import (
     OriginUnavailableError,
     PermissionDeniedError,
     QuarantinedError,
+    SuspendedError,
     TimeoutExpiredError,
     UnsupportedDtypeError,
 )
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cache",
     "CacheError",
+    "ChangedError",
     "DaemonUnavailableError",
     "DamagedRange",
     "DeviceError",
@@ -74,6 +77,7 @@ __all__ = [
     "PermissionDeniedError",
     "PullProgress",
     "QuarantinedError",
+    "SuspendedError",
     "TimeoutExpiredError",
     "UnsupportedDtypeError",
     "__version__",

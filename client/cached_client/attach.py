@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,8 +16,9 @@ from cached_client._arrivals import Arrivals, Deadline
 from cached_client._index import TensorIndex
 from cached_client._lease import Lease
 from cached_client._proto import cached_pb2 as pb
+from cached_client._suspend import bring_back, check_unchanged, prepare, set_aside
 from cached_client._tensors import all_tensors, tensors
-from cached_client.errors import CacheError, LeaseLostError, NotFoundError
+from cached_client.errors import CacheError, InUseError, LeaseLostError, NotFoundError, SuspendedError
 from cached_client.gpu import GpuOptions, to_device
 from cached_client.gpu.image import slice_of
 from cached_client.gpu.load import DeviceLoads, parse_device
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from cached_client._suspend import Suspended
     from cached_client.connection import Connection
     from cached_client.gpu import DeviceReport
     from cached_client.gpu.image import Slices
@@ -58,7 +61,13 @@ class Model:
     nothing. A restart of the daemon is not noticed, except as a pause if the model was still arriving.
     """
 
-    def __init__(self, connection: Connection, lease: Lease, arrivals: Arrivals) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        lease: Lease,
+        arrivals: Arrivals,
+        on_damaged: Callable[[DamagedRange], None] | None = None,
+    ) -> None:
         """For `Cache.attach`: the attach is open."""
         opened = lease.opened
         if opened is None:
@@ -67,20 +76,45 @@ class Model:
         self.name: str = opened.name
         self.revision: str = opened.revision
         self._connection = connection
+        self._on_damaged = on_damaged
+        self._described = pb.DescribeResponse()
+        self._changing = threading.RLock()  # held while it is suspended, resumed or closed
+        self._suspended: Suspended | None = None
+        self._closed = False
+        self._take(lease, arrivals)
+
+    def _take(self, lease: Lease, arrivals: Arrivals) -> None:
+        """From now on the model is held by this lease."""
         self._lease = lease
         self._arrivals = arrivals
         self._index = TensorIndex(arrivals)
         self._file_indices = {info.path: index for index, info in enumerate(arrivals.infos())}
-        self._described = pb.DescribeResponse()
         self._device_loads = DeviceLoads(arrivals, self._index, lease.descriptors)
         weakref.finalize(self, self._device_loads.close)
         # A model that is dropped without close() must not hold its lease until the process ends.
         self._finalizer = weakref.finalize(self, lease.cancel)
 
     def __repr__(self) -> str:
-        return f"<Model {self.name}@{self.revision[:12]} {'complete' if self.complete else 'arriving'}>"
+        return f"<Model {self.name}@{self.revision[:12]} {self._state()}>"
 
     # State.
+
+    def _state(self) -> str:
+        if self._closed:
+            return "closed"
+        if self.suspended:
+            return "suspended"
+        return "complete" if self.complete else "arriving"
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def suspended(self) -> bool:
+        """Whether `suspend` was called, and not `resume` yet."""
+        return self._suspended is not None
 
     @property
     def complete(self) -> bool:
@@ -276,16 +310,80 @@ class Model:
         tensors = self.state_dict(device, timeout_s, slices=slices, gpu=gpu)
         return load_state_dict(module, tensors, strict=strict)
 
+    # Around a snapshot of the process.
+
+    def check_suspendable(self, *, discard_changes: bool = False, timeout_s: float | None = None) -> None:
+        """Raises what `suspend` would raise, and changes nothing."""
+        with self._changing:
+            if self._suspended is None:
+                self._prepare_suspension(discard_changes, Deadline(timeout_s))
+
+    def suspend(self, *, discard_changes: bool = False, timeout_s: float | None = None) -> None:
+        """Gives back the lease and the memory, and keeps the addresses, until `resume`; for a snapshot of the process.
+
+        Waits until the model is complete, and its digests are known. When this returns, this process has no mapping,
+        descriptor, thread or call of the model; `Cache.suspend` ends the channel, too. The daemon may evict it.
+
+        **Tensors, arrays and views that were handed out must not be touched meanwhile**, by any thread: their addresses
+        hold no memory, and a read ends the process with SIGSEGV, rather than answer with what is not the weights. What
+        is asked of the model itself raises SuspendedError. Copies on a device are not concerned.
+
+        A write to a tensor is private to this process and would be lost: then ChangedError is raised, and nothing is
+        suspended, unless ``discard_changes`` is given. InUseError while a copy to a device is under way. Idempotent.
+        """
+        with self._changing:
+            if self._suspended is not None:
+                return
+            suspended = self._prepare_suspension(discard_changes, Deadline(timeout_s))
+            ref = f"{self.name}@{self.revision[:12]}"
+            self._arrivals.failed(SuspendedError(f"{ref} is suspended", hint="call resume() first", ref=ref))
+            self._finalizer.detach()
+            self._device_loads.close()
+            self._lease.stop()
+            set_aside(suspended)
+            self._suspended = suspended
+
+    def resume(self, timeout_s: float | None = None) -> None:
+        """Takes a lease on the same content again, and maps it at the same addresses: tensors are what they were.
+
+        The model is brought back into memory if it was evicted. Every file's SHA-256 is compared with what it was.
+        Raises IntegrityError if the content is another, NotFoundError if that revision is not to be had any more, and
+        whatever `Cache.attach` does; then the model stays suspended, and `resume` may be called again. Idempotent.
+        """
+        with self._changing:
+            if self._suspended is None:
+                return
+            suspended, deadline = self._suspended, Deadline(timeout_s)
+            lease, arrivals = bring_back(self._connection, suspended, self._on_damaged, deadline)
+            self._described = pb.DescribeResponse()
+            self._suspended = None
+            self._take(lease, arrivals)
+
+    def _prepare_suspension(self, discard_changes: bool, deadline: Deadline) -> Suspended:  # noqa: FBT001 our own
+        self._wait_complete(deadline)
+        if self._device_loads.busy:
+            raise InUseError(
+                f"a copy of {self.name} to a device is under way",
+                hint="use up or close the iterator of stream() first",
+                ref=self.name,
+            )
+        suspended = prepare(self._connection, self._lease, self._arrivals, deadline)
+        if not discard_changes:
+            check_unchanged(suspended, self._index, deadline)
+        return suspended
+
     # End.
 
     def close(self) -> None:
         """Ends the lease: when this returns, the daemon was told. Idempotent.
 
-        Tensors that were handed out stay valid.
+        Tensors that were handed out stay valid, unless the model is suspended.
         """
-        if self._finalizer.detach() is not None:
-            self._device_loads.close()
-            self._lease.stop()
+        with self._changing:
+            self._closed, self._suspended = True, None
+            if self._finalizer.detach() is not None:
+                self._device_loads.close()
+                self._lease.stop()
             self._arrivals.close()
 
     def __enter__(self) -> Self:
@@ -360,7 +458,7 @@ def attach(
         arrivals.wait_for(arrivals.is_open, deadline, f"the attach of {request.ref}")
         if wait:
             arrivals.wait_for(lambda: arrivals.report, deadline, f"the model {request.ref}")
-        return Model(connection, lease, arrivals)
+        return Model(connection, lease, arrivals, on_damaged)
     except BaseException:
         lease.stop()
         raise

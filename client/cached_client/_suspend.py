@@ -25,7 +25,6 @@ from cached_client.segment import changed_pages, place, withdraw
 if TYPE_CHECKING:
     import mmap
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from cached_client._index import TensorIndex
     from cached_client.connection import Connection
@@ -164,30 +163,34 @@ def _told(content: tuple[int, str] | None) -> str:
     return "no such file" if content is None else f"{content[0]} bytes, SHA-256 {content[1]}"
 
 
-def wait_disconnected(path: Path) -> None:
-    """Waits until no socket of this process leads to ``path``: gRPC closes its own a little after the channel.
+def disconnect(connection: Connection) -> None:
+    """Closes the connection, and waits until its socket is closed: gRPC does that a little later.
 
     Another connection of the process to the same daemon is somebody else's; after a moment that is logged.
     """
+    ours = {link for link, fd in _sockets() if _peer(fd) == os.fspath(connection.path)}
+    connection.close()
     end_s = time.monotonic() + _DISCONNECT_S
-    while _is_connected(os.fspath(path)):
+    while ours & {link for link, _ in _sockets()}:
         if time.monotonic() > end_s:
-            _log.warning("this process still has a connection to %s: is there another cache to suspend?", path)
+            _log.warning("this process still has a connection to %s: another cache to suspend?", connection.path)
             return
         time.sleep(_DISCONNECT_POLL_S)
 
 
-def _is_connected(path: str) -> bool:
+def _sockets() -> Iterator[tuple[str, int]]:
+    """This process's sockets: ``socket:[inode]`` and descriptor."""
     for name in os.listdir("/proc/self/fd"):
-        try:
-            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                continue
-            with socket.socket(fileno=os.dup(int(name))) as connection:
-                if connection.family == socket.AF_UNIX and connection.getpeername() == path:
-                    return True
-        except OSError:  # closed meanwhile, or connected to nobody
-            continue
-    return False
+        with suppress(OSError):  # closed meanwhile
+            link = os.readlink(f"/proc/self/fd/{name}")
+            if link.startswith("socket:"):
+                yield link, int(name)
+
+
+def _peer(fd: int) -> object:
+    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
+        return connection.getpeername()
+    return None
 
 
 def _map_again(suspended: Suspended, lease: Lease, arrivals: Arrivals) -> None:

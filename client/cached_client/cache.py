@@ -8,7 +8,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from cached_client._proto import cached_pb2 as pb
-from cached_client._suspend import wait_disconnected
+from cached_client._suspend import disconnect
 from cached_client.attach import Model, attach
 from cached_client.connection import Connection
 from cached_client.errors import CacheError, InvalidRequestError
@@ -133,8 +133,7 @@ class Cache:
             model.check_suspendable(discard_changes=discard_changes, timeout_s=timeout_s)
         for model in models:
             model.suspend(discard_changes=discard_changes, timeout_s=timeout_s)
-        self.connection.close()
-        wait_disconnected(self.connection.path)
+        disconnect(self.connection)
 
     def resume(self, timeout_s: float | None = None) -> None:
         """Resumes every suspended model (see `Model.resume`), for ``timeout_s`` each.

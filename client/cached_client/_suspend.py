@@ -14,6 +14,7 @@ from bisect import bisect_left
 from contextlib import suppress
 from dataclasses import dataclass
 from mmap import PAGESIZE
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cached_client._arrivals import Arrivals, Deadline
@@ -168,7 +169,7 @@ def disconnect(connection: Connection) -> None:
 
     Another connection of the process to the same daemon is somebody else's; after a moment that is logged.
     """
-    ours = {link for link, fd in _sockets() if _peer(fd) == os.fspath(connection.path)}
+    ours = {link for link, fd in _sockets() if _peer(fd) == connection.path}
     connection.close()
     end_s = time.monotonic() + _DISCONNECT_S
     while ours & {link for link, _ in _sockets()}:
@@ -187,9 +188,12 @@ def _sockets() -> Iterator[tuple[str, int]]:
                 yield link, int(name)
 
 
-def _peer(fd: int) -> object:
+def _peer(fd: int) -> Path | None:
+    """The Unix socket that a socket is connected to."""
     with suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
-        return connection.getpeername()
+        name = connection.getpeername()
+        # gRPC writes the path that it was given with more slashes before it.
+        return Path("/" + name.lstrip("/")) if isinstance(name, str) and name.startswith("/") else None
     return None
 
 

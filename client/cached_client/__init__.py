@@ -44,6 +44,7 @@ from cached_client.errors import (
 )
 
 if TYPE_CHECKING:
+    from cached_client._process import load, resume, suspend, unload
     from cached_client.attach import Model
     from cached_client.cache import Cache, connect
     from cached_client.gpu.options import DeviceReport, GpuOptions
@@ -82,11 +83,19 @@ __all__ = [
     "UnsupportedDtypeError",
     "__version__",
     "connect",
+    "load",
+    "resume",
+    "suspend",
+    "unload",
 ]
 
 _LAZY = {
     "Cache": "cache",
     "connect": "cache",
+    "load": "_process",
+    "resume": "_process",
+    "suspend": "_process",
+    "unload": "_process",
     "Model": "attach",
     "DamagedRange": "types",
     "DeviceReport": "gpu.options",

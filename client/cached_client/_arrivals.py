@@ -150,6 +150,11 @@ class Arrivals:
         return True if self._files is not None else None
 
     @property
+    def is_failed(self) -> bool:
+        """Whether `failed` was called: whoever reads gets that error."""
+        return self._error is not None
+
+    @property
     def revocations(self) -> int:
         """How often bytes that could be read may have ceased to be: by damage, a failure, a lease that began anew.
 

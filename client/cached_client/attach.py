@@ -112,6 +112,11 @@ class Model:
         return self._closed
 
     @property
+    def failed(self) -> bool:
+        """Whether its load failed: whoever reads gets that error."""
+        return not (self._closed or self.suspended) and self._arrivals.is_failed
+
+    @property
     def suspended(self) -> bool:
         """Whether `suspend` was called, and not `resume` yet."""
         return self._suspended is not None

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from cached_client.attach import Model
     from cached_client.cache import Cache, connect
     from cached_client.gpu.options import DeviceReport, GpuOptions
+    from cached_client.sharding import shard
     from cached_client.types import DamagedRange, FileInfo, LoadReport, ModelSummary, PullProgress
 
 __all__ = [
@@ -85,6 +86,7 @@ __all__ = [
     "connect",
     "load",
     "resume",
+    "shard",
     "suspend",
     "unload",
 ]
@@ -94,6 +96,7 @@ _LAZY = {
     "connect": "cache",
     "load": "_process",
     "resume": "_process",
+    "shard": "sharding",
     "suspend": "_process",
     "unload": "_process",
     "Model": "attach",

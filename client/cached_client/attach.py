@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from cached_client.connection import Connection
     from cached_client.gpu import DeviceReport
     from cached_client.gpu.image import Slices
+    from cached_client.module import Rename
     from cached_client.safetensors_header import TensorInfo
 
 _DESCRIBE_TIMEOUT_S = 5.0
@@ -299,21 +300,37 @@ class Model:
         device: str | torch.device | None = None,
         *,
         strict: bool = True,
+        dtype: torch.dtype | None = None,
+        rename: Rename | None = None,
         timeout_s: float | None = None,
         slices: Slices | None = None,
         gpu: GpuOptions | None = None,
     ) -> Any:
         """Loads a ``torch.nn.Module``; returns torch's ``(missing_keys, unexpected_keys)``.
 
-        If any of the module is on the meta device the tensors become its parameters: of the checkpoint's dtype, on
-        ``device``, and for the CPU without a copy. Otherwise their values are copied into the parameters that it has,
-        where they are and in their dtype. With ``strict``, torch's RuntimeError is raised if names differ (a model with
-        tied weights lists them once: pass False, and tie them). ``slices`` and ``gpu`` are those of `stream`.
-        """
-        from cached_client.torch import load_state_dict
+        If any of the module is on the meta device the tensors become its parameters: on ``device``, in ``dtype``
+        (floating-point ones; None: as in the model), and for the CPU in the model's own dtype without a copy. Otherwise
+        their values are copied into the parameters that it has, where they are and in their dtype.
 
-        tensors = self.state_dict(device, timeout_s, slices=slices, gpu=gpu)
-        return load_state_dict(module, tensors, strict=strict)
+        ``rename`` tells a tensor's name in the module, as a mapping or a function; None from it leaves the tensor out.
+        Parameters that are tied (one object in the module) need one of their names in the model, and stay tied. With
+        ``strict``, torch's RuntimeError is raised if names or shapes differ, and InvalidRequestError if the module has
+        buffers on the meta device that no checkpoint holds (non-persistent ones). ``slices`` and ``gpu`` are those of
+        `stream`.
+        """
+        from cached_client.module import check_loadable, fill, new_names
+
+        if strict:
+            check_loadable(module)
+        deadline = Deadline(timeout_s)
+        if rename is None:
+            tensors = self.state_dict(device, timeout_s, slices=slices, gpu=gpu)
+        else:
+            names = new_names(self.names(timeout_s), rename)
+            wanted = Wanted(frozenset(names), slices)
+            arrived = dict(self._tensors(device, wanted, gpu or GpuOptions(), deadline))
+            tensors = {new: arrived[name] for name, new in names.items()}
+        return fill(module, tensors, strict=strict, dtype=dtype)
 
     # Around a snapshot of the process.
 

@@ -189,6 +189,11 @@ class Model:
         """
         return _visible(self._describe().path)
 
+    @property
+    def paths(self) -> list[str]:
+        """The paths of the files, in the daemon's order; known as soon as the model is attached."""
+        return list(self._file_indices)
+
     def view(self, path: str, timeout_s: float | None = None) -> memoryview:
         """All bytes of a file, zero-copy and read-only. Raises NotFoundError for an unknown path."""
         index = self._file_indices.get(path)

@@ -96,7 +96,7 @@ def check_like(module: Any, expected: Any) -> None:
     assert {name for name, _ in module.named_buffers()} == {name for name, _ in expected.named_buffers()}
     assert module.training is False
     assert module.dtype == expected.dtype
-    if hasattr(expected, "generation_config"):
+    if getattr(expected, "generation_config", None) is not None:
         assert module.generation_config.to_dict() == expected.generation_config.to_dict()
 
 

@@ -17,7 +17,6 @@ from cached.cli.output import (
     print_pairs,
     print_table,
     print_text,
-    say,
     short,
     size,
     to_data,

@@ -259,8 +259,9 @@ class Lease:
         for index, new in self._fetch(opened):
             same = before and before[index].identity == new.identity
             mapped[index] = before[index] if same else new
-            if before and not same and before[index].range is not None:
-                self._replaced.append((paths[index], weakref.ref(before[index].range)))
+            old = before[index].range if before and not same else None
+            if old is not None:
+                self._replaced.append((paths[index], weakref.ref(old)))
         return mapped
 
     def _fetch(self, opened: pb.Opened) -> Iterator[tuple[int, MappedFile]]:

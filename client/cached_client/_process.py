@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from cached_client.attach import Model
 
 _REGISTRIES: dict[int, _Registry] = {}
-"""By process: a child of a fork begins anew. It keeps its parent's registry, unused: what gRPC has in there is not to be
-ended in a child."""
+"""By process: a child of a fork begins anew. It keeps its parent's registry, unused: what gRPC has in there is not to
+be ended in a child."""
 
 
 def load(ref: str, *, target: str | None = None, timeout_s: float | None = None, **options: Any) -> Model:

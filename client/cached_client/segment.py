@@ -45,8 +45,8 @@ class MappedFile:
         """Maps and then closes ``fd``, also when it raises: IntegrityError if the file is not ``size_bytes`` long."""
         self.size_bytes = size_bytes
         self.identity: tuple[int, int] | None = None
-        # Python owns a range of addresses, in which the file is then mapped: so a view, by which a tensor lives, belongs
-        # to the range, whatever lies in it, and no descriptor stays open for it.
+        # Python owns a range of addresses, in which the file is then mapped: so a view, by which a tensor lives,
+        # belongs to the range, whatever lies in it, and no descriptor stays open for it.
         try:
             self.range: mmap.mmap | None = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE) if size_bytes else None
         except OSError:
@@ -121,7 +121,9 @@ def changed_pages(region: mmap.mmap) -> Iterator[int]:
                 if len(content) != wanted_bytes:
                     raise OSError("it ends early")  # noqa: TRY301 told below, with what else can be wrong
                 found = np.frombuffer(content, np.uint64)
-                own = (found & _PAGEMAP_SWAPPED != 0) | (found & (_PAGEMAP_PRESENT | _PAGEMAP_OF_FILE) == _PAGEMAP_PRESENT)
+                own = (found & _PAGEMAP_SWAPPED != 0) | (
+                    found & (_PAGEMAP_PRESENT | _PAGEMAP_OF_FILE) == _PAGEMAP_PRESENT
+                )
                 yield from ((at + np.flatnonzero(own)) * page_bytes).tolist()
     except OSError as error:
         raise CacheError(

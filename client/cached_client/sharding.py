@@ -18,7 +18,9 @@ None, or no pattern: every rank has all of it."""
 
 
 def shard(rank: int, world_size: int, dims: Dims) -> Callable[[TensorInfo], Slice | None]:
-    """What rank ``rank`` of ``world_size`` has of each tensor, for the ``slices`` of `Model.stream` and its kind::
+    """What rank ``rank`` of ``world_size`` has of each tensor, for the ``slices`` of `Model.stream` and its kind.
+
+    ::
 
         dims = {"*.q_proj.weight": 0, "*.k_proj.weight": 0, "*.v_proj.weight": 0, "*.o_proj.weight": 1}
         model.state_dict("cuda:1", slices=cached_client.shard(1, 2, dims))

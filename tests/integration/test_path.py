@@ -44,7 +44,9 @@ def test_it_waits_for_a_pull_of_somebody_else_and_gives_up_in_time(site: Site) -
     ran = path_of(site, "m", "--wait", "--timeout", "300ms")
     assert (ran.returncode, ran.stdout) == (4, "")
     assert "on its way" in ran.stderr
-    with subprocess.Popen(command(site, "m", "--wait"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waits:
+    with subprocess.Popen(
+        command(site, "m", "--wait"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as waits:
         assert waits.stderr
         assert "m: pulling" in waits.stderr.readline()
         held.release()

@@ -1,4 +1,4 @@
-"""A model set aside around a snapshot of the process, with a real daemon: what goes, what comes back, what is refused."""
+"""A model set aside around a snapshot of the process: what goes, what comes back, what is refused."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from safetensors.torch import save
 
 import cached_client
+from cached_client._proto import cached_pb2 as pb
 from cached_client.errors import ChangedError, NotFoundError, SuspendedError, TimeoutExpiredError
 from tests.integration.harness import wait_for
 from tests.integration.support import MB, ROOT, Site, model_files, refused
@@ -156,7 +156,7 @@ def test_what_was_removed_meanwhile_fails_loudly_and_can_be_tried_again(site: Si
         state = model.state_dict()
         cache.suspend(timeout_s=60)
         with site.rpc() as stub:
-            stub.Remove(cached_client.connection.pb.RemoveRequest(ref="m"))
+            stub.Remove(pb.RemoveRequest(ref="m"))
         other = {**site.files["m"], WEIGHTS: save({name: tensor + 1 for name, tensor in expected.items()})}
         before = site.files["m"]
         site.add("m", other)
@@ -208,10 +208,11 @@ from pathlib import Path
 import cached_client
 
 def left():
-    fds = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+    fds = [os.readlink(path) for fd in os.listdir("/proc/self/fd") if os.path.exists(path := f"/proc/self/fd/{fd}")]
+    maps = Path("/proc/self/maps").read_text().splitlines()
     return {
         "sockets": sum(target.startswith("socket:") for target in fds),
-        "segments": sum("/dev/shm/cached." in text for text in [*fds, *Path("/proc/self/maps").read_text().splitlines()]),
+        "segments": sum("/dev/shm/cached." in text for text in [*fds, *maps]),
         "threads": sum(thread.name.startswith("cached") for thread in threading.enumerate()),
     }
 

@@ -6,7 +6,7 @@ import gc
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def private_bytes(site: Site) -> int:
     return sum(item.anonymous for item in maps)
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
     "minilm": (engine_models.minilm, "AutoModel"),
     "llama": (engine_models.llama, "AutoModelForCausalLM"),
     "llama-tied": (lambda: engine_models.llama(tied=True), "AutoModelForCausalLM"),
@@ -206,7 +206,9 @@ def test_what_is_not_supported_is_refused_by_name(site: Site) -> None:
     wait_for(lambda: not site.leases(), "refusals to leave no lease")
 
 
-@pytest.mark.parametrize(("found", "match"), [(None, "needs transformers"), ("4.40.2", "not supported"), ("6.0.0", "<6")])
+@pytest.mark.parametrize(
+    ("found", "match"), [(None, "needs transformers"), ("4.40.2", "not supported"), ("6.0.0", "<6")]
+)
 def test_a_missing_or_foreign_transformers_is_told(
     monkeypatch: pytest.MonkeyPatch, found: str | None, match: str
 ) -> None:
@@ -226,6 +228,19 @@ def test_a_device_needs_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ImportError, match="pip install accelerate"):
         from_cache(transformers.AutoModel, "m", device="cuda:0")
+
+
+def test_a_device_is_reached_through_the_copy_loop(site: Site) -> None:
+    pytest.importorskip("accelerate")
+    site.add("m", engine_models.llama())
+    site.start()
+    with site.cache() as cache:
+        module = from_cache(transformers.AutoModelForCausalLM, "m", cache=cache, device="meta", timeout_s=60)
+        assert {item.device.type for item in [*module.parameters(), *module.buffers()]} == {"meta"}
+        model = held_by(module)
+        assert model is not None
+        assert model.device_report is not None
+        assert model.device_report.device == "meta"
 
 
 def test_the_published_shards_hold_what_the_plain_load_reads(tmp_path: Path) -> None:

@@ -163,7 +163,9 @@ def test_two_ranks_have_what_the_whole_has(attach) -> None:
 
 def test_what_cannot_be_divided_is_refused_by_name(attach) -> None:
     with attach(weights(Mlp(6, 9))) as model:
-        with pytest.raises(InvalidRequestError, match=r"'up\.weight' of shape \[9, 6\] cannot be divided evenly") as caught:
+        with pytest.raises(
+            InvalidRequestError, match=r"'up\.weight' of shape \[9, 6\] cannot be divided evenly"
+        ) as caught:
             model.state_dict(slices=cached_client.shard(0, 2, {"*up.weight": 0}))
         assert caught.value.fields["tensor"] == "up.weight"
         thirds = model.state_dict(slices=cached_client.shard(2, 3, lambda info: len(info.shape) - 2))

@@ -1,1 +1,1 @@
-"""The cache in engines and libraries that people load models with. Each module needs its library; none loads it early."""
+"""The cache in libraries that people load models with. Each module needs its library, and loads it when used."""

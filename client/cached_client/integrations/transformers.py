@@ -212,7 +212,9 @@ def _check_options(options: dict[str, Any]) -> None:
         )
 
 
-def _attached(name: str | Model, cache: Cache | None, deadline: Deadline, options: dict[str, Any]) -> tuple[Model, bool]:
+def _attached(
+    name: str | Model, cache: Cache | None, deadline: Deadline, options: dict[str, Any]
+) -> tuple[Model, bool]:
     """The model, and whether it was attached here."""
     if not isinstance(name, Model):
         return (cache or shared_cache()).attach(name, timeout_s=deadline.left_s(), **options), True

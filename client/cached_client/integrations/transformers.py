@@ -102,12 +102,7 @@ def from_cache(
             kind = _model_class(auto_class, config)
             if (folder / _GENERATION_CONFIG).is_file():
                 rest.setdefault("generation_config", transformers.GenerationConfig.from_pretrained(folder))
-        if not model.names(deadline.left_s()):
-            raise FormatError(
-                f"{model.name} has no safetensors files",
-                hint="convert its weights to safetensors at the origin: .bin files are code, and are not loaded",
-                path="*.safetensors",
-            )
+        _check_weights(model, deadline)
         state = model.state_dict(target, deadline.left_s())
         placed = {} if target is None else {"device_map": {"": target}}
         loaded = kind.from_pretrained(None, config=_sub_config(kind, config), state_dict=state, **placed, **rest)
@@ -209,6 +204,15 @@ def _check_options(options: dict[str, Any]) -> None:
             "from_cache runs no code from a model's repository",
             hint="use from_pretrained(model.directory, trust_remote_code=True) with an attached model",
             value="trust_remote_code",
+        )
+
+
+def _check_weights(model: Model, deadline: Deadline) -> None:
+    if not model.names(deadline.left_s()):
+        raise FormatError(
+            f"{model.name} has no safetensors files",
+            hint="convert its weights to safetensors at the origin: .bin files are code, and are not loaded",
+            path="*.safetensors",
         )
 
 

@@ -57,17 +57,18 @@ class Suspended:
 
 
 def content_of(connection: Connection, request: pb.AttachRequest, arrivals: Arrivals, deadline: Deadline) -> Content:
-    """What a complete model consists of. Waits until each digest is known: some are computed behind the arrival.
+    """What a complete model consists of. Waits for digests that are computed behind the arrival.
 
-    Raises TimeoutExpiredError, and as `Connection.call`.
+    The digest of a file that is not whole on this host stays empty: its revision names it. Raises TimeoutExpiredError,
+    and as `Connection.call`.
     """
-    infos = arrivals.infos()
-    content = {info.path: (info.size_bytes, info.sha256) for info in infos}
+    content = {info.path: (info.size_bytes, info.sha256) for info in arrivals.infos()}
     while not all(digest for _, digest in content.values()):
         described = connection.call(connection.stub.Describe, pb.DescribeRequest(ref=request.ref))
         content |= {file.path: (content[file.path][0], file.sha256) for file in described.files if file.path in content}
-        left_s = deadline.left_s()
-        if left_s == 0 and not all(digest for _, digest in content.values()):
+        if not described.path:
+            break
+        if deadline.left_s() == 0 and not all(digest for _, digest in content.values()):
             raise TimeoutExpiredError(
                 f"the digests of {request.ref} were not known within {deadline.timeout_s:g} s",
                 hint="the daemon still hashes what the origin vouched for; `cached show` lists what is known",
@@ -150,7 +151,7 @@ def bring_back(
 def _compare(suspended: Suspended, found: Content) -> None:
     expected = suspended.content
     for path in sorted({*expected, *found}):
-        if expected.get(path) != found.get(path):
+        if not _is_same(expected.get(path), found.get(path)):
             raise IntegrityError(
                 f"{path} of {suspended.request.ref} is not what it was before the model was suspended",
                 hint="load the model anew: its tensors cannot come back",
@@ -158,6 +159,12 @@ def _compare(suspended: Suspended, found: Content) -> None:
                 expected=_told(expected.get(path)),
                 found=_told(found.get(path)),
             )
+
+
+def _is_same(first: tuple[int, str] | None, second: tuple[int, str] | None) -> bool:
+    if first is None or second is None:
+        return False
+    return first[0] == second[0] and (first[1] == second[1] or not (first[1] and second[1]))
 
 
 def _told(content: tuple[int, str] | None) -> str:

@@ -16,9 +16,9 @@ from cached_client._arrivals import Arrivals, Deadline
 from cached_client._index import TensorIndex
 from cached_client._lease import Lease
 from cached_client._proto import cached_pb2 as pb
-from cached_client._suspend import bring_back, check_unchanged, prepare, set_aside
+from cached_client._suspendable import Suspendable
 from cached_client._tensors import all_tensors, tensors
-from cached_client.errors import CacheError, InUseError, LeaseLostError, NotFoundError, SuspendedError
+from cached_client.errors import CacheError, LeaseLostError, NotFoundError
 from cached_client.gpu import GpuOptions, to_device
 from cached_client.gpu.image import slice_of
 from cached_client.gpu.load import DeviceLoads, parse_device
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from cached_client._suspend import Suspended
     from cached_client.connection import Connection
     from cached_client.gpu import DeviceReport
     from cached_client.gpu.image import Slices
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 _DESCRIBE_TIMEOUT_S = 5.0
 
 
-class Model:
+class Model(Suspendable):
     """A model in the host's shared memory, held by a lease. Made by `Cache.attach`.
 
     It can be used as soon as it exists. Whatever reads bytes waits until the daemon has verified those bytes, for at
@@ -78,9 +77,8 @@ class Model:
         self.revision: str = opened.revision
         self._connection = connection
         self._on_damaged = on_damaged
-        self._described = pb.DescribeResponse()
         self._changing = threading.RLock()  # held while it is suspended, resumed or closed
-        self._suspended: Suspended | None = None
+        self._suspended = None
         self._closed = False
         self._take(lease, arrivals)
 
@@ -88,6 +86,7 @@ class Model:
         """From now on the model is held by this lease."""
         self._lease = lease
         self._arrivals = arrivals
+        self._described = pb.DescribeResponse()
         self._index = TensorIndex(arrivals)
         self._file_indices = {info.path: index for index, info in enumerate(arrivals.infos())}
         self._device_loads = DeviceLoads(arrivals, self._index, lease.descriptors)
@@ -116,11 +115,6 @@ class Model:
     def failed(self) -> bool:
         """Whether its load failed: whoever reads gets that error."""
         return not (self._closed or self.suspended) and self._arrivals.is_failed
-
-    @property
-    def suspended(self) -> bool:
-        """Whether `suspend` was called, and not `resume` yet."""
-        return self._suspended is not None
 
     @property
     def complete(self) -> bool:
@@ -188,11 +182,6 @@ class Model:
         directory (a container without the mount).
         """
         return _visible(self._describe().path)
-
-    @property
-    def paths(self) -> list[str]:
-        """The paths of the files, in the daemon's order; known as soon as the model is attached."""
-        return list(self._file_indices)
 
     def view(self, path: str, timeout_s: float | None = None) -> memoryview:
         """All bytes of a file, zero-copy and read-only. Raises NotFoundError for an unknown path."""
@@ -336,68 +325,6 @@ class Model:
             arrived = dict(self._tensors(device, wanted, gpu or GpuOptions(), deadline))
             tensors = {new: arrived[name] for name, new in names.items()}
         return fill(module, tensors, strict=strict, dtype=dtype)
-
-    # Around a snapshot of the process.
-
-    def check_suspendable(self, *, discard_changes: bool = False, timeout_s: float | None = None) -> None:
-        """Raises what `suspend` would raise, and changes nothing."""
-        with self._changing:
-            if self._suspended is None:
-                self._prepare_suspension(discard_changes, Deadline(timeout_s))
-
-    def suspend(self, *, discard_changes: bool = False, timeout_s: float | None = None) -> None:
-        """Gives back the lease and the memory, and keeps the addresses, until `resume`; for a snapshot of the process.
-
-        Waits until the model is complete, and its digests are known. When this returns, this process has no mapping,
-        descriptor, thread or call of the model; `Cache.suspend` ends the channel, too. The daemon may evict it.
-
-        **Tensors, arrays and views that were handed out must not be touched meanwhile**, by any thread: their addresses
-        hold no memory, and a read ends the process with SIGSEGV, rather than answer with what is not the weights. What
-        is asked of the model itself raises SuspendedError. Copies on a device are not concerned.
-
-        A write to a tensor is private to this process and would be lost: then ChangedError is raised, and nothing is
-        suspended, unless ``discard_changes`` is given. InUseError while a copy to a device is under way. Idempotent.
-        """
-        with self._changing:
-            if self._suspended is not None:
-                return
-            suspended = self._prepare_suspension(discard_changes, Deadline(timeout_s))
-            ref = f"{self.name}@{self.revision[:12]}"
-            self._arrivals.failed(SuspendedError(f"{ref} is suspended", hint="call resume() first", ref=ref))
-            self._finalizer.detach()
-            self._device_loads.close()
-            self._lease.stop()
-            set_aside(suspended)
-            self._suspended = suspended
-
-    def resume(self, timeout_s: float | None = None) -> None:
-        """Takes a lease on the same content again, and maps it at the same addresses: tensors are what they were.
-
-        The model is brought back into memory if it was evicted. Every file's SHA-256 is compared with what it was.
-        Raises IntegrityError if the content is another, NotFoundError if that revision is not to be had any more, and
-        whatever `Cache.attach` does; then the model stays suspended, and `resume` may be called again. Idempotent.
-        """
-        with self._changing:
-            if self._suspended is None:
-                return
-            suspended, deadline = self._suspended, Deadline(timeout_s)
-            lease, arrivals = bring_back(self._connection, suspended, self._on_damaged, deadline)
-            self._described = pb.DescribeResponse()
-            self._suspended = None
-            self._take(lease, arrivals)
-
-    def _prepare_suspension(self, discard_changes: bool, deadline: Deadline) -> Suspended:  # noqa: FBT001 our own
-        self._wait_complete(deadline)
-        if self._device_loads.busy:
-            raise InUseError(
-                f"a copy of {self.name} to a device is under way",
-                hint="use up or close the iterator of stream() first",
-                ref=self.name,
-            )
-        suspended = prepare(self._connection, self._lease, self._arrivals, deadline)
-        if not discard_changes:
-            check_unchanged(suspended, self._index, deadline)
-        return suspended
 
     # End.
 

@@ -156,7 +156,7 @@ def small_files(model: Model, names: tuple[str, ...] | None, timeout_s: float | 
     deadline = Deadline(timeout_s)
     with TemporaryDirectory(prefix="cached-") as made:
         folder = Path(made)
-        for path in model.paths:
+        for path in model.files:
             wanted = path in names if names is not None else not path.endswith(_WEIGHT_SUFFIXES)
             if wanted:
                 target = folder / path

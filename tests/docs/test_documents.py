@@ -105,7 +105,7 @@ def classes_by_name() -> dict[str, list[Path]]:
 
 
 def members(path: Path, name: str) -> set[str]:
-    """Methods and attributes that a class, or a base of it in its own folder, defines; those set on ``self`` included."""
+    """Methods and attributes of a class and its bases in the same folder, those set on ``self`` included."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)}

@@ -8,7 +8,6 @@ from datetime import datetime
 import click
 
 from cached.cli.connect import Globals, connected, pass_globals, ref_argument
-from cached.cli.failures import NOT_FOUND
 from cached.cli.output import (
     ago,
     clean,
@@ -18,7 +17,6 @@ from cached.cli.output import (
     print_pairs,
     print_table,
     print_text,
-    say,
     short,
     size,
     to_data,
@@ -354,23 +352,3 @@ def _print_freed(ref: str, freed: pb.EvictResponse | pb.RemoveResponse, output: 
         return
     memory, disk = format_size(freed.l1_freed_bytes), format_size(freed.l2_freed_bytes)
     click.echo(f"{ref}: freed {memory} of memory, {disk} of disk")
-
-
-@click.command()
-@ref_argument
-@pass_globals
-def path(options: Globals, ref: str) -> int:
-    """Print the directory of a model in the cache.
-
-    For programs that want files. Exit code 3 if the model is not in the cache. The directory holds links, and stays
-    whole while the model is leased or pinned: see `cached run` and `cached pin`.
-
-    Example: llama-server -m "$(cached path qwen-gguf)"/model.gguf
-    """
-    with connected(options) as cache:
-        detail = cache.call(cache.stub.Describe, pb.DescribeRequest(ref=ref))
-    if detail.path:
-        click.echo(detail.path)
-        return 0
-    say(f"{ref} is not in the cache; bring it with: cached pull {ref}")
-    return NOT_FOUND

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from cached_client._version import __version__
 from cached_client.errors import (
     CacheError,
+    ChangedError,
     DaemonUnavailableError,
     DeviceError,
     FormatError,
@@ -37,19 +38,23 @@ from cached_client.errors import (
     OriginUnavailableError,
     PermissionDeniedError,
     QuarantinedError,
+    SuspendedError,
     TimeoutExpiredError,
     UnsupportedDtypeError,
 )
 
 if TYPE_CHECKING:
+    from cached_client._process import load, resume, suspend, unload
     from cached_client.attach import Model
     from cached_client.cache import Cache, connect
     from cached_client.gpu.options import DeviceReport, GpuOptions
+    from cached_client.sharding import shard
     from cached_client.types import DamagedRange, FileInfo, LoadReport, ModelSummary, PullProgress
 
 __all__ = [
     "Cache",
     "CacheError",
+    "ChangedError",
     "DaemonUnavailableError",
     "DamagedRange",
     "DeviceError",
@@ -74,15 +79,26 @@ __all__ = [
     "PermissionDeniedError",
     "PullProgress",
     "QuarantinedError",
+    "SuspendedError",
     "TimeoutExpiredError",
     "UnsupportedDtypeError",
     "__version__",
     "connect",
+    "load",
+    "resume",
+    "shard",
+    "suspend",
+    "unload",
 ]
 
 _LAZY = {
     "Cache": "cache",
     "connect": "cache",
+    "load": "_process",
+    "resume": "_process",
+    "shard": "sharding",
+    "suspend": "_process",
+    "unload": "_process",
     "Model": "attach",
     "DamagedRange": "types",
     "DeviceReport": "gpu.options",

@@ -103,6 +103,12 @@ class Arrivals:
             self._revocations += 1
             self._mark("failed")
 
+    def adopt(self, mapped: Sequence[MappedFile]) -> None:
+        """Takes other mappings of the same files, by index, for those it has: a complete model's alone."""
+        with self._changed:
+            for file, other in zip(self._files or (), mapped, strict=True):
+                file.mapped = other
+
     def close(self) -> None:
         """`failed`, and gives up the mappings."""
         self.failed(CacheError("the model was closed", hint="use it within its `with` block", reason="CLOSED"))
@@ -142,6 +148,11 @@ class Arrivals:
     def is_open(self) -> bool | None:
         """True once the files are known, None before (for `wait_for`)."""
         return True if self._files is not None else None
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether `failed` was called: whoever reads gets that error."""
+        return self._error is not None
 
     @property
     def revocations(self) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 import grpc
@@ -25,6 +27,7 @@ from cached_client.segment import MappedFile
 from cached_client.types import DamagedRange, FileInfo, load_report
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable, Iterator, Sequence
 
     from cached_client._arrivals import Arrivals
@@ -66,6 +69,8 @@ class Lease:
         self._stream: grpc.Call | None = None
         self._held = False
         self._delay_s = _FIRST_DELAY_S
+        self._process_id = os.getpid()
+        self._replaced: list[tuple[str, weakref.ref[mmap.mmap]]] = []
         self.opened: pb.Opened | None = None
         self.lost: LeaseLostError | None = None
 
@@ -73,7 +78,12 @@ class Lease:
         self._thread.start()
 
     def cancel(self) -> None:
-        """Ends the lease without waiting for anything: the daemon sees its stream end. Idempotent."""
+        """Ends the lease without waiting for anything: the daemon sees its stream end. Idempotent.
+
+        In a child process it does nothing: the lease is the parent's, and so is what gRPC has of it.
+        """
+        if os.getpid() != self._process_id:
+            return
         with self._lock:
             self._stopping.set()
             stream = self._stream
@@ -83,6 +93,8 @@ class Lease:
     def stop(self) -> None:
         """Ends the lease; when it returns the daemon was told, if it lives. Idempotent."""
         opened = self.opened
+        if os.getpid() != self._process_id:
+            return
         if opened is not None and self._held and not self._stopping.is_set():
             request = pb.DetachRequest(lease_id=opened.lease_id, token=opened.token)
             try:
@@ -99,6 +111,18 @@ class Lease:
         if opened is not None and indices:
             with DescriptorClient(locate(opened.descriptor_socket, self._connection.path)) as client:
                 yield from client.fetch(opened.token, indices)
+
+    def request(self) -> pb.AttachRequest:
+        """What asks for exactly this revision, with the same options, from nothing."""
+        request = self._request_again()
+        request.resume = request.only_if_resident = False
+        request.client_pid = os.getpid()
+        return request
+
+    def replaced(self) -> list[tuple[str, mmap.mmap]]:
+        """Mappings that a daemon's restart made this lease do without, by path, as far as tensors still use them."""
+        alive = ((path, reference()) for path, reference in self._replaced)
+        return [(path, region) for path, region in alive if region is not None]
 
     def _run(self) -> None:
         try:
@@ -230,11 +254,14 @@ class Lease:
 
     def _map(self, opened: pb.Opened) -> list[MappedFile]:
         """The mappings of the opened files by index; a file whose segment is still the same keeps the one it has."""
-        before = self._arrivals.mapped()
+        before, paths = self._arrivals.mapped(), [info.path for info in self._arrivals.infos()]
         mapped = [MappedFile.empty() for _ in opened.files]
         for index, new in self._fetch(opened):
             same = before and before[index].identity == new.identity
             mapped[index] = before[index] if same else new
+            old = before[index].range if before and not same else None
+            if old is not None:
+                self._replaced.append((paths[index], weakref.ref(old)))
         return mapped
 
     def _fetch(self, opened: pb.Opened) -> Iterator[tuple[int, MappedFile]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +16,7 @@ from cached_client._arrivals import Arrivals, Deadline
 from cached_client._index import TensorIndex
 from cached_client._lease import Lease
 from cached_client._proto import cached_pb2 as pb
+from cached_client._suspendable import Suspendable
 from cached_client._tensors import all_tensors, tensors
 from cached_client.errors import CacheError, LeaseLostError, NotFoundError
 from cached_client.gpu import GpuOptions, to_device
@@ -34,12 +36,13 @@ if TYPE_CHECKING:
     from cached_client.connection import Connection
     from cached_client.gpu import DeviceReport
     from cached_client.gpu.image import Slices
+    from cached_client.module import Rename
     from cached_client.safetensors_header import TensorInfo
 
 _DESCRIBE_TIMEOUT_S = 5.0
 
 
-class Model:
+class Model(Suspendable):
     """A model in the host's shared memory, held by a lease. Made by `Cache.attach`.
 
     It can be used as soon as it exists. Whatever reads bytes waits until the daemon has verified those bytes, for at
@@ -58,7 +61,13 @@ class Model:
     nothing. A restart of the daemon is not noticed, except as a pause if the model was still arriving.
     """
 
-    def __init__(self, connection: Connection, lease: Lease, arrivals: Arrivals) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        lease: Lease,
+        arrivals: Arrivals,
+        on_damaged: Callable[[DamagedRange], None] | None = None,
+    ) -> None:
         """For `Cache.attach`: the attach is open."""
         opened = lease.opened
         if opened is None:
@@ -67,20 +76,45 @@ class Model:
         self.name: str = opened.name
         self.revision: str = opened.revision
         self._connection = connection
+        self._on_damaged = on_damaged
+        self._changing = threading.RLock()  # held while it is suspended, resumed or closed
+        self._suspended = None
+        self._closed = False
+        self._take(lease, arrivals)
+
+    def _take(self, lease: Lease, arrivals: Arrivals) -> None:
+        """From now on the model is held by this lease."""
         self._lease = lease
         self._arrivals = arrivals
+        self._described = pb.DescribeResponse()
         self._index = TensorIndex(arrivals)
         self._file_indices = {info.path: index for index, info in enumerate(arrivals.infos())}
-        self._described = pb.DescribeResponse()
         self._device_loads = DeviceLoads(arrivals, self._index, lease.descriptors)
         weakref.finalize(self, self._device_loads.close)
         # A model that is dropped without close() must not hold its lease until the process ends.
         self._finalizer = weakref.finalize(self, lease.cancel)
 
     def __repr__(self) -> str:
-        return f"<Model {self.name}@{self.revision[:12]} {'complete' if self.complete else 'arriving'}>"
+        return f"<Model {self.name}@{self.revision[:12]} {self._state()}>"
 
     # State.
+
+    def _state(self) -> str:
+        if self._closed:
+            return "closed"
+        if self.suspended:
+            return "suspended"
+        return "complete" if self.complete else "arriving"
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def failed(self) -> bool:
+        """Whether its load failed: whoever reads gets that error."""
+        return not (self._closed or self.suspended) and self._arrivals.is_failed
 
     @property
     def complete(self) -> bool:
@@ -260,32 +294,50 @@ class Model:
         device: str | torch.device | None = None,
         *,
         strict: bool = True,
+        dtype: torch.dtype | None = None,
+        rename: Rename | None = None,
         timeout_s: float | None = None,
         slices: Slices | None = None,
         gpu: GpuOptions | None = None,
     ) -> Any:
         """Loads a ``torch.nn.Module``; returns torch's ``(missing_keys, unexpected_keys)``.
 
-        If any of the module is on the meta device the tensors become its parameters: of the checkpoint's dtype, on
-        ``device``, and for the CPU without a copy. Otherwise their values are copied into the parameters that it has,
-        where they are and in their dtype. With ``strict``, torch's RuntimeError is raised if names differ (a model with
-        tied weights lists them once: pass False, and tie them). ``slices`` and ``gpu`` are those of `stream`.
-        """
-        from cached_client.torch import load_state_dict
+        If any of the module is on the meta device the tensors become its parameters: on ``device``, in ``dtype``
+        (floating-point ones; None: as in the model), and for the CPU in the model's own dtype without a copy. Otherwise
+        their values are copied into the parameters that it has, where they are and in their dtype.
 
-        tensors = self.state_dict(device, timeout_s, slices=slices, gpu=gpu)
-        return load_state_dict(module, tensors, strict=strict)
+        ``rename`` tells a tensor's name in the module, as a mapping or a function; None from it leaves the tensor out.
+        Parameters that are tied (one object in the module) need one of their names in the model, and stay tied. With
+        ``strict``, torch's RuntimeError is raised if names or shapes differ, and InvalidRequestError if the module has
+        buffers on the meta device that no checkpoint holds (non-persistent ones). ``slices`` and ``gpu`` are those of
+        `stream`.
+        """
+        from cached_client.module import check_loadable, fill, new_names
+
+        if strict:
+            check_loadable(module)
+        deadline = Deadline(timeout_s)
+        if rename is None:
+            tensors = self.state_dict(device, timeout_s, slices=slices, gpu=gpu)
+        else:
+            names = new_names(self.names(timeout_s), rename)
+            wanted = Wanted(frozenset(names), slices)
+            arrived = dict(self._tensors(device, wanted, gpu or GpuOptions(), deadline))
+            tensors = {new: arrived[name] for name, new in names.items()}
+        return fill(module, tensors, strict=strict, dtype=dtype)
 
     # End.
 
     def close(self) -> None:
         """Ends the lease: when this returns, the daemon was told. Idempotent.
 
-        Tensors that were handed out stay valid.
+        Tensors that were handed out stay valid, unless the model is suspended.
         """
-        if self._finalizer.detach() is not None:
-            self._device_loads.close()
-            self._lease.stop()
+        with self._changing:
+            self._closed, self._suspended = True, None
+            if self._finalizer.detach() is not None:
+                self._device_loads.close()
+                self._lease.stop()
             self._arrivals.close()
 
     def __enter__(self) -> Self:
@@ -360,7 +412,7 @@ def attach(
         arrivals.wait_for(arrivals.is_open, deadline, f"the attach of {request.ref}")
         if wait:
             arrivals.wait_for(lambda: arrivals.report, deadline, f"the model {request.ref}")
-        return Model(connection, lease, arrivals)
+        return Model(connection, lease, arrivals, on_damaged)
     except BaseException:
         lease.stop()
         raise

@@ -8,9 +8,10 @@ import weakref
 from typing import TYPE_CHECKING
 
 from cached_client._proto import cached_pb2 as pb
+from cached_client._suspend import disconnect
 from cached_client.attach import Model, attach
 from cached_client.connection import Connection
-from cached_client.errors import InvalidRequestError
+from cached_client.errors import CacheError, InvalidRequestError
 from cached_client.types import DamagedRange, ModelSummary, PullProgress, model_summary, pull_progress
 
 if TYPE_CHECKING:
@@ -119,6 +120,34 @@ class Cache:
     def wait_ready(self, timeout_s: float) -> None:
         """Waits until the daemon answers. Raises DaemonUnavailableError or NotReadyError after ``timeout_s``."""
         self.connection.wait_ready(timeout_s)
+
+    def suspend(self, *, discard_changes: bool = False, timeout_s: float | None = None) -> None:
+        """Suspends every model that was attached here (see `Model.suspend`), and ends the connection.
+
+        When it returns, nothing of this cache is left in the process but ranges of addresses: no mapping, descriptor,
+        thread or channel. Each model is looked at before the first is suspended; if one cannot be (it has not arrived
+        in time, or was written to), that error is raised and all stay as they are.
+        """
+        models = [model for model in self._models if not model.closed]
+        for model in models:
+            model.check_suspendable(discard_changes=discard_changes, timeout_s=timeout_s)
+        for model in models:
+            model.suspend(discard_changes=discard_changes, timeout_s=timeout_s)
+        disconnect(self.connection)
+
+    def resume(self, timeout_s: float | None = None) -> None:
+        """Resumes every suspended model (see `Model.resume`), for ``timeout_s`` each.
+
+        One that fails does not keep the others from coming back; the first error is raised at the end.
+        """
+        failed: CacheError | None = None
+        for model in [*self._models]:
+            try:
+                model.resume(timeout_s)
+            except CacheError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def close(self) -> None:
         """Closes the models that were attached here, and then the connection. Idempotent."""

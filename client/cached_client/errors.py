@@ -141,6 +141,21 @@ class LeaseLostError(CacheError):
     kind_reason = "LEASE_LOST"
 
 
+class SuspendedError(CacheError):
+    """The model is suspended: `resume` it first. Field: ``ref``."""
+
+    kind_reason = "SUSPENDED"
+
+
+class ChangedError(CacheError):
+    """This process wrote to the model's bytes, and a suspension would lose that.
+
+    Fields: ``path``, ``offset_bytes`` of the first page that was written to, ``tensors`` that lie in such pages.
+    """
+
+    kind_reason = "CHANGED"
+
+
 class FormatError(CacheError):
     """A file is not valid safetensors, or a model's files contradict each other. Fields: ``path``, ``tensor``."""
 

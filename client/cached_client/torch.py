@@ -89,15 +89,6 @@ def _carrier(item_bytes: int) -> tuple[Callable[[Any], torch.Tensor], Callable[[
     return torch.from_numpy, partial(np.frombuffer, dtype=integers)
 
 
-def load_state_dict(module: torch.nn.Module, tensors: dict[str, torch.Tensor], *, strict: bool) -> Any:
-    """Puts tensors into a module: by assignment if part of it is on the meta device, else by copying.
-
-    Returns torch's ``(missing_keys, unexpected_keys)``; raises its RuntimeError for a mismatch.
-    """
-    owned = [*module.parameters(), *module.buffers()]
-    return module.load_state_dict(tensors, strict=strict, assign=any(tensor.is_meta for tensor in owned))
-
-
 def torch_dtype(info: TensorInfo) -> torch.dtype:
     """Torch's type for a tensor. Raises UnsupportedDtypeError where it has none."""
     import torch

@@ -105,7 +105,7 @@ def classes_by_name() -> dict[str, list[Path]]:
 
 
 def members(path: Path, name: str) -> set[str]:
-    """Methods and attributes that a class defines, those set on ``self`` included."""
+    """Methods and attributes of a class and its bases in the same folder, those set on ``self`` included."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)}
@@ -119,7 +119,9 @@ def members(path: Path, name: str) -> set[str]:
                 for item in node.body
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
             }
-            return methods | stored | fields
+            bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+            inherited = [members(other, base) for base in bases for other in path.parent.glob("*.py") if other != path]
+            return methods.union(stored, fields, *inherited)
     return set()
 
 

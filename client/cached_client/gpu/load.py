@@ -105,6 +105,12 @@ class DeviceLoads:
             self._note(fallbacks, opened.name, ring.without)
         yield from self._through(ring, opened, topology, wanted, options, deadline, fallbacks)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a load is under way."""
+        with self._lock:
+            return self._using > 0
+
     def close(self) -> None:
         """Unpins what was registered, when no load uses it any more. Idempotent."""
         with self._lock:

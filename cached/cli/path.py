@@ -1,0 +1,101 @@
+"""`cached path`: where a model's files are, at once or once they are there."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from cached.cli.connect import Globals, connected, pass_globals, ref_argument, timeout_option
+from cached.cli.failures import NOT_FOUND
+from cached.cli.output import enum_word, say
+from cached.cli.progress import Meter, meter
+from cached.errors import TimeoutExpiredError
+from cached_client._proto import cached_pb2 as pb
+from cached_client.connection import Connection
+from cached_client.errors import NotFoundError
+
+_POLL_S = 0.2
+_LONG_S = 100 * 365 * 24 * 3600.0
+_UNDER_WAY = {"pulling", "ready"}
+
+
+@click.command()
+@ref_argument
+@click.option("--wait", is_flag=True, help="Wait until the model is ready, whoever brings it; also for the daemon.")
+@click.option("--pull", is_flag=True, help="Bring the model if it is not there, and wait for it.")
+@click.option("--source", default="", metavar="URI", help="With --pull: origin of a model that is not in the catalog.")
+@timeout_option
+@pass_globals
+def path(options: Globals, ref: str, wait: bool, pull: bool, source: str, timeout: float | None) -> int:
+    """Print the directory of a model in the cache.
+
+    For programs that want files. Exit code 3 if the model is not in the cache, or, with --wait, if nothing is known of
+    it; 4 if it did not come in time. The directory holds links, and stays whole while the model is leased or pinned:
+    see `cached run` and `cached pin`. Standard output has the directory and nothing else.
+
+    \b
+    Examples:
+      llama-server -m "$(cached path qwen-gguf)"/model.gguf
+      vllm serve "$(cached path llama-13b --pull --timeout 10m)"
+    """  # noqa: D301 click reads the control character
+    if source and not pull:
+        raise click.UsageError("--source is for --pull")
+    if timeout is not None and not (wait or pull):
+        raise click.UsageError("--timeout is for --wait and --pull")
+    with connected(options) as cache:
+        place = _waited(cache, ref, source, pull, timeout) if wait or pull else _describe(cache, ref, None).path
+    if place:
+        click.echo(place)
+        return 0
+    say(f"{ref} is not in the cache; bring it with: cached pull {ref}, or wait for it with --wait")
+    return NOT_FOUND
+
+
+def _describe(cache: Connection, ref: str, timeout_s: float | None) -> pb.DescribeResponse:
+    return cache.call(cache.stub.Describe, pb.DescribeRequest(ref=ref), timeout_s=timeout_s)
+
+
+def _waited(cache: Connection, ref: str, source: str, pull: bool, timeout: float | None) -> str:
+    """The directory, once there is one. Raises TimeoutExpiredError, and why a pull of ours failed."""
+    end_s = time.monotonic() + (_LONG_S if timeout is None else timeout)
+    cache.wait_ready(_LONG_S if timeout is None else timeout)
+    with meter() as bar:
+        if pull and not _is_there(cache, ref):
+            ref = _pull(cache, ref, source, None if timeout is None else max(0.0, end_s - time.monotonic()), bar)
+        while True:
+            detail = _describe(cache, ref, None)
+            if detail.path:
+                return detail.path
+            if time.monotonic() > end_s:
+                raise TimeoutExpiredError(f"{ref} was not ready in time", hint=_advice(ref, detail))
+            summary = detail.summary
+            done_bytes = round(summary.progress * summary.size_bytes)
+            bar.update(f"{ref}: {enum_word(summary, 'state')}", done_bytes, summary.size_bytes)
+            time.sleep(_POLL_S)
+
+
+def _is_there(cache: Connection, ref: str) -> bool:
+    """Whether it needs no pull. A model that nobody knows of needs one, too."""
+    try:
+        return bool(_describe(cache, ref, None).path)
+    except NotFoundError:
+        return False
+
+
+def _pull(cache: Connection, ref: str, source: str, timeout_s: float | None, bar: Meter) -> str:
+    """The model's reference from then on: a URI was given a name."""
+    request = pb.PullRequest(ref=ref, source=source, level=pb.LEVEL_L1)
+    for response in cache.stream(cache.stub.Pull, request, timeout_s=timeout_s):
+        last = response.progress
+        bar.update(f"{last.name or ref}: {enum_word(last, 'phase')}", last.done_bytes, last.total_bytes)
+        ref = f"{last.name}@{last.revision}" if last.name and last.revision else ref
+    return ref
+
+
+def _advice(ref: str, detail: pb.DescribeResponse) -> str:
+    if detail.last_error:
+        return f"its last pull failed: {detail.last_error}"
+    if enum_word(detail.summary, "state") in _UNDER_WAY:
+        return "it is on its way: give it more time"
+    return f"nobody brings it: use --pull, or cached pull {ref}"

@@ -24,6 +24,7 @@ from cached.errors import (
 from cached.index import PendingPull
 from cached.manifest import BlobRecord, FileEntry, Manifest, revision_of
 from cached.origins.base import OriginObject, OriginSpec
+from cached.origins.registry import pinned_spec
 from cached.origins.selection import select
 from cached.policy import Otherwise
 from cached.refs import Ref
@@ -69,12 +70,12 @@ class PullRun:
 
 
 class Pulls:
-    """Plans and begins loads. ``defaults``: options of s3:// origins from the configuration."""
+    """Plans and begins loads. ``defaults``: for each scheme, the options that the configuration has for it."""
 
-    def __init__(self, services: Services, loader: Loader, defaults: Mapping[str, str]) -> None:
+    def __init__(self, services: Services, loader: Loader, defaults: Mapping[str, Mapping[str, str]]) -> None:
         self._services = services
         self._loader = loader
-        self._defaults = dict(defaults)
+        self._defaults = defaults
         self._resolving: SingleFlight[tuple[str, str], Resolved] = SingleFlight()
         self._runs: set[asyncio.Task[None]] = set()
 
@@ -180,7 +181,7 @@ class Pulls:
 
     def _spec(self, model: Model, source: str) -> OriginSpec:
         uri = source or model.source
-        options = dict(self._defaults) if uri.startswith("s3://") else {}
+        options = dict(self._defaults.get(uri.partition("://")[0].lower(), {}))
         return OriginSpec(uri, options | dict(model.catalog.origin if model.catalog else model.record.origin_options))
 
     async def _resolve(self, model: Model, source: str) -> Resolved:
@@ -198,7 +199,7 @@ class Pulls:
             exclude=catalog.exclude if catalog else (),
             weights_format=(catalog.format if catalog else "") or "auto",
         )
-        items = await self._stat(spec, tuple(item.path for item in chosen.files))
+        items = await self._stat(pinned_spec(spec, chosen.files), tuple(item.path for item in chosen.files))
         sha256 = dict(catalog.sha256) if catalog else {}
         missing = sorted(set(sha256) - {item.path for item in items})
         if missing:
@@ -236,7 +237,7 @@ class Pulls:
                 if not error.retryable or attempt == retry.max_attempts:
                     raise
                 self._services.metrics.retries.labels(reason=error.reason).inc()
-                await clock.sleep(retry.delay_s(attempt))
+                await clock.sleep(retry.delay_s(attempt, error))
         if not isinstance(answer, Listing):
             raise MoverError("a mover answered a listing with something else")
         return answer.items

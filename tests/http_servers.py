@@ -218,7 +218,9 @@ class Hub(HttpServer):
         repository = self.repositories.get(name)
         shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if repository is None or (repository.private and shown != self.token):
-            request.answer(401 if not shown else 404, b"", X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
+            request.answer(
+                401 if not shown else 404, b"", X_Error_Code="RepoNotFound", X_Error_Message="Repository not found"
+            )
         elif repository.gated and shown != self.token:
             message = f"Access to model {name} is restricted"
             request.answer(403 if shown else 401, b"", X_Error_Code="GatedRepo", X_Error_Message=message)

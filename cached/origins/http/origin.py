@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -206,7 +207,7 @@ def _checked_url(uri: str) -> str:
         url = check_url("source", uri)
     except InvalidRequestError as error:
         raise InvalidRequestError(
-            f"{uri.partition('?')[0].rpartition('@')[2][:200]!r} cannot be the URL of a model",
+            f"{re.split('[?#]', uri)[0].rpartition('@')[2][:200]!r} cannot be the URL of a model",
             hint="write http(s)://HOST/FOLDER/ or the URL of one file, without user, password, query and fragment",
             value="source",
         ) from error

@@ -273,10 +273,13 @@ class Pulls:
             persist=level is Level.L1,
         )  # fmt: skip
         checked_by = CheckedBy.CATALOG_SHA256 if sha256 else None
-        digest = sha256 or self._services.journal_digest(order.ingest_id)
+        # What the origin vouches for would be checked against this digest once it was fetched: it is that blob or none.
+        vouched = sha256 or _vouched_sha256(item)
+        digest = vouched or self._services.journal_digest(order.ingest_id)
         blob = self._services.registry.blobs.get(digest)
         if blob is None or blob.record.size_bytes != item.size_bytes:
             return LoadFile(item.path, item.size_bytes, sha256, order, checked_by)
+        checked_by = checked_by or (CheckedBy.ORIGIN_CHECKSUM if vouched else None)
         return self._known_file(model.name, item.path, blob, level, origin, checked_by)
 
     def _plan_known(self, manifest: Manifest, level: Level) -> LoadPlan:
@@ -349,10 +352,14 @@ class Pulls:
 
 
 def _identity(item: OriginObject, sha256: Mapping[str, str]) -> str:
-    digest = sha256.get(item.path) or next(
-        (check.value_hex for check in item.checksums if check.algorithm == "sha256" and not check.part_sizes_bytes), ""
-    )
+    digest = sha256.get(item.path) or _vouched_sha256(item)
     return f"sha256:{digest}" if digest else f"version:{item.version}"
+
+
+def _vouched_sha256(item: OriginObject) -> str:
+    """The SHA-256 of the whole content, if the origin tells it."""
+    whole = (check for check in item.checksums if check.algorithm == "sha256" and not check.part_sizes_bytes)
+    return next((check.value_hex for check in whole), "")
 
 
 def _object(entry: FileEntry) -> OriginObject:

@@ -43,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.app.handle(self)
 
-    do_HEAD = do_GET
+    do_HEAD = do_PUT = do_POST = do_GET
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         """Keyword ``X_Repo_Commit`` is the header ``X-Repo-Commit``."""

@@ -39,11 +39,9 @@ def _open_cloud(spec: OriginSpec) -> WritableOrigin:
     return CloudOrigin(spec)
 
 
-_WRITABLE: dict[str, Callable[[OriginSpec], WritableOrigin]] = {
-    "az": _open_cloud, "file": _open_local, "gs": _open_cloud, "s3": _open_s3,
-}  # fmt: skip
+_WRITABLE: dict[str, Callable[[OriginSpec], WritableOrigin]] = {"az": _open_cloud, "file": _open_local, "s3": _open_s3}
 _READABLE: dict[str, Callable[[OriginSpec], Origin]] = {
-    **_WRITABLE, "hf": _open_hub, "http": _open_http, "https": _open_http,
+    **_WRITABLE, "gs": _open_cloud, "hf": _open_hub, "http": _open_http, "https": _open_http,
 }  # fmt: skip
 
 

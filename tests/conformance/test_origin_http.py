@@ -372,7 +372,7 @@ def test_wrong_uris_and_options_are_refused_at_once(uri, options):
 
 
 def test_nothing_is_uploaded_there():
-    for uri in ("hf://org/repo", "https://host/x"):
+    for uri in ("hf://org/repo", "https://host/x", "gs://bucket/x"):
         with pytest.raises(InvalidRequestError, match="uploaded") as error:
             open_writable(OriginSpec(uri))
         assert "s3://" in error.value.hint

@@ -25,6 +25,7 @@ from cached.errors import (
 from cached.origins.base import OriginSpec
 from cached.origins.registry import open_origin, open_writable, redact, supported_schemes
 from tests.conformance.reading import read_range
+from tests.cloud_servers import Azure, FakeGcs, azure_env
 from tests.http_servers import FileServer, Hub
 from tests.servers import S3Server, s3_env
 
@@ -82,7 +83,16 @@ def hub_place(hub: Hub) -> Place:
     )
 
 
-@pytest.fixture(params=["file", "rclone", "moto", "web", "hub"])
+def cloud_place(server: Any, uri: str, container: str, **options: str) -> Place:
+    return Place(
+        open=lambda path: open_origin(OriginSpec(f"{uri}/models/{path}", options)),
+        put=lambda path, data: server.put(container, f"models/{path}", data),
+        delete=lambda path: server.delete(container, f"models/{path}"),
+        writable=uri.startswith("az://"),
+    )
+
+
+@pytest.fixture(params=["file", "rclone", "moto", "web", "hub", "gs", "az"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     if request.param == "file":
 
@@ -100,6 +110,18 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     if request.param == "web":
         with FileServer() as web:
             yield web_place(web)
+        return
+    if request.param == "gs":
+        gcs: FakeGcs = request.getfixturevalue("fake_gcs")
+        gcs.create_bucket(bucket := next(_buckets))
+        yield cloud_place(gcs, f"gs://{bucket}", bucket, endpoint=gcs.url, anonymous="true")
+        return
+    if request.param == "az":
+        with Azure() as azure, pytest.MonkeyPatch.context() as patch:
+            for name, value in azure_env().items():
+                patch.setenv(name, value)
+            azure.containers["models"] = {}
+            yield cloud_place(azure, "az://models", "models", endpoint=azure.url)
         return
     if request.param == "hub":
         with Hub() as hub:

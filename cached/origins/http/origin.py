@@ -17,6 +17,7 @@ from cached.origins.net.body import Body, range_problem
 from cached.origins.net.failures import Failures
 from cached.origins.net.options import (
     NET_OPTIONS,
+    bearer,
     check_known,
     check_url,
     net_options,
@@ -56,7 +57,7 @@ class HttpOrigin:
             "the origin table of the catalog",
         )  # fmt: skip
         self._session = Session(
-            net_options(spec.options), self._failures, home=url, authorization=f"Bearer {token}" if token else ""
+            net_options(spec.options), self._failures, home=url, authorization=lambda: bearer(token)
         )
         self._lock = threading.Lock()
         self._one_file: bool | None = False if self._only_folder else None

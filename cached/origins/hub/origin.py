@@ -13,7 +13,7 @@ from cached.origins.base import Abort, OriginChecksum, OriginObject, OriginSpec,
 from cached.origins.hub.api import HubApi, HubFailures, HubFile
 from cached.origins.hub.location import HUB_OPTIONS, parse_location, parse_version, version_of
 from cached.origins.net.body import Body, range_problem
-from cached.origins.net.options import check_known, check_url, net_options, server_of
+from cached.origins.net.options import bearer, check_known, check_url, net_options, server_of
 from cached.origins.net.reading import range_read, read_nothing
 from cached.origins.net.session import Answer, Hop, Session
 from cached.refs import check_path
@@ -42,7 +42,7 @@ class HubOrigin:
         )  # fmt: skip
         self._session = Session(
             net_options(spec.options), self._failures, home=self._endpoint,
-            authorization=f"Bearer {token}" if token else "",
+            authorization=lambda: bearer(token),
         )  # fmt: skip
         self._api = HubApi(self._session, self._failures, self._endpoint, self._location.repository)
         self._lock = threading.Lock()

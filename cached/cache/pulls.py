@@ -198,6 +198,7 @@ class Pulls:
             include=catalog.include if catalog else (),
             exclude=catalog.exclude if catalog else (),
             weights_format=(catalog.format if catalog else "") or "auto",
+            source=spec.uri,
         )
         items = await self._stat(pinned_spec(spec, chosen.files), tuple(item.path for item in chosen.files))
         sha256 = dict(catalog.sha256) if catalog else {}

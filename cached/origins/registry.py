@@ -1,4 +1,4 @@
-"""Which origin serves which URI. An origin's module, and with it its library, is loaded when its first one is opened."""
+"""Which origin serves which URI. The module of an origin, and its library, is loaded when the first one is opened."""
 
 from __future__ import annotations
 

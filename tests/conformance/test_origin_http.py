@@ -166,9 +166,8 @@ def test_a_wait_that_the_server_asks_for_is_kept_to(web):
         def handle(self, request):
             request.answer(429, b"slow down", Retry_After="7")
 
-    with Busy() as busy:
-        with pytest.raises(OriginUnavailableError) as error:
-            open_origin(OriginSpec(f"{busy.url}/m/")).list_objects()
+    with Busy() as busy, pytest.raises(OriginUnavailableError) as error:
+        open_origin(OriginSpec(f"{busy.url}/m/")).list_objects()
     assert error.value.fields["retry_after_s"] == "7.000"
     retry = RetryPolicy(max_attempts=6, budget_s=120.0)
     assert all(7.0 <= retry.delay_s(1, error.value) <= 7.5 for _ in range(100))
@@ -443,7 +442,7 @@ def test_the_environments_token_is_for_its_own_endpoint_alone(hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/")
     assert open_origin(OriginSpec("hf://org/repo")).list_objects()[0].path == "w"
     monkeypatch.delenv("HF_TOKEN")
-    Path(str(monkeypatch.setenv("HF_TOKEN_PATH", "/nowhere") or "/nowhere"))
+    monkeypatch.setenv("HF_TOKEN_PATH", "/nowhere")
     with pytest.raises(ConfigError, match="nowhere"):
         open_origin(OriginSpec("hf://org/repo"))
 
@@ -457,10 +456,10 @@ def test_refusals_say_what_to_do(hub, tmp_path, kind, says):
     assert "no token was shown" in error.value.hint
     assert "HF_TOKEN" in error.value.hint
     (tmp_path / "token").write_text("hf_wrong")
-    with pytest.raises((OriginDeniedError, NotFoundError)) as error:
+    with pytest.raises((OriginDeniedError, NotFoundError)) as second:
         open_hub(hub, token_file=str(tmp_path / "token")).list_objects()
-    assert says in str(error.value) + error.value.hint
-    assert "hf_wrong" not in str(error.value.to_dict())
+    assert says in str(second.value) + second.value.hint
+    assert "hf_wrong" not in str(second.value.to_dict())
 
 
 def test_a_signed_url_that_expired_is_asked_for_again(hub):
@@ -499,11 +498,12 @@ def test_what_is_no_hub_is_said_so(web):
         open_origin(OriginSpec("hf://org/repo", {"endpoint": web.url})).list_objects()
     assert "Hugging Face-compatible" in error.value.hint
     commit = "a" * 40
-    for tree in (
+    trees: list[Any] = [
         {},
         [{"type": "file", "path": "x", "oid": "1", "size": 1}],
         [{"type": "file", "path": "../x", "oid": commit, "size": 1}],
-    ):
+    ]
+    for tree in trees:
         web.put(f"api/models/org/repo/tree/{commit}", json.dumps(tree).encode())
         with pytest.raises((OriginError, InvalidRequestError)):
             open_origin(OriginSpec(f"hf://org/repo@{commit}", {"endpoint": web.url})).list_objects()

@@ -24,8 +24,8 @@ from cached.errors import (
 )
 from cached.origins.base import OriginSpec
 from cached.origins.registry import open_origin, open_writable, redact, supported_schemes
-from tests.conformance.reading import read_range
 from tests.cloud_servers import Azure, FakeGcs, azure_env
+from tests.conformance.reading import read_range
 from tests.http_servers import FileServer, Hub
 from tests.servers import S3Server, s3_env
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -30,10 +31,13 @@ class _NoStore:
         return {"HF_HOME": os.devnull}
 
 
+@contextlib.contextmanager
 def site_at(folder: Path, proxy: CountingProxy) -> Iterator[Site]:
     made = Site(folder, _NoStore(), proxy, "")
-    yield made
-    made.close()
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 def site(hub: Hub, tmp_path: Path) -> Iterator[Site]:
     with CountingProxy(hub.cdn.url) as proxy:
         hub.cdn_url = proxy.endpoint_url
-        for made in site_at(tmp_path / "site", proxy):
+        with site_at(tmp_path / "site", proxy) as made:
             made.settings["hf"] = {"endpoint": hub.url, "token_file": str(tmp_path / "token")}
             yield made
 
@@ -136,7 +140,7 @@ def test_a_pull_from_a_web_server_survives_kill_9(tmp_path: Path) -> None:
     with FileServer() as web, CountingProxy(web.url) as proxy:
         for path, data in files.items():
             web.put(f"models/x/{path}", data)
-        for site in site_at(tmp_path / "site", proxy):
+        with site_at(tmp_path / "site", proxy) as site:
             site.files["x"] = files
             site.models["x"] = {"source": f"{proxy.endpoint_url}/models/x/"}
             killed_and_resumed(site, lambda: site.begin("x"), f"bytes={offset}-{offset + length - 1}")
@@ -147,7 +151,7 @@ def test_a_web_server_that_is_busy_and_then_changes_its_file(tmp_path: Path) -> 
     with FileServer() as web, CountingProxy(web.url) as proxy:
         for path, data in files.items():
             web.put(f"x/{path}", data)
-        for site in site_at(tmp_path / "site", proxy):
+        with site_at(tmp_path / "site", proxy) as site:
             site.models["x"] = {"source": f"{proxy.endpoint_url}/x", "origin": {"files": sorted(files)}}
             proxy.inject("status", status=429, path=WEIGHTS, times=2)
             proxy.inject("reset", path=WEIGHTS, after_bytes=MB, ranged=True)

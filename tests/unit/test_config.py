@@ -13,8 +13,8 @@ from cached.config import (
     default_socket,
     describe_settings,
     example_toml,
-    load_config,
     hub_token,
+    load_config,
     origin_options,
     resolve_capacity,
 )

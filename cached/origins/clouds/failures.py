@@ -20,13 +20,13 @@ class CloudFailures(Failures):
     def __init__(self, place: Place) -> None:
         if place.scheme == "gs":
             hint = (
-                "look whether the credentials (credentials_file, GOOGLE_APPLICATION_CREDENTIALS, or the identity of this "
-                f"host or pod) may list and read bucket {place.container!r}; or set `anonymous` for a public one"
+                "look whether the credentials (credentials_file, GOOGLE_APPLICATION_CREDENTIALS, this host's identity) may "
+                f"list and read bucket {place.container!r}; or set `anonymous` for a public one"
             )
         else:
             hint = (
-                "look whether the credentials (AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_KEY, AZURE_CLIENT_ID and its "
-                f"like, or a managed identity) may list and read container {place.container!r}; or set `anonymous`"
+                "look whether the credentials (AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_KEY, AZURE_CLIENT_ID, …, "
+                f"or a managed identity) may list and read container {place.container!r}; or set `anonymous`"
             )
         if place.anonymous:
             hint = f"{place.container!r} is not public: leave `anonymous` out, and give credentials"
@@ -42,7 +42,7 @@ class CloudFailures(Failures):
             yield
         except CachedError:
             raise
-        except Exception as error:  # obstore also raises builtins; what is none of its errors is raised again
+        except Exception as error:  # noqa: BLE001 obstore raises builtins too; what is none of its is raised again
             raise self.told(error, path) from None
 
     def told(self, error: Exception, path: str) -> CachedError:

@@ -227,7 +227,11 @@ class _LoopThread:
     def wait(self, work: Coroutine[Any, Any, T], abort: Abort | None) -> T:
         """The result. Raises concurrent.futures.CancelledError after an abort."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        with abort.calling(lambda: None if future.cancel() else None) if abort else nullcontext():
+
+        def cancel() -> None:
+            future.cancel()
+
+        with abort.calling(cancel) if abort else nullcontext():
             return future.result()
 
     def close(self) -> None:

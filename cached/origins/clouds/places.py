@@ -106,7 +106,7 @@ def import_obstore() -> Any:
 
 
 def open_store(place: Place, token: Callable[[], Any] | None, *, retries: int) -> Any:
-    """obstore's store of a place; connects to nothing. ``token``: what obstore asks for Google credentials."""
+    """The store of a place, by obstore; connects to nothing. ``token``: what obstore asks for Google credentials."""
     obstore = import_obstore()
     net = place.net
     client: dict[str, Any] = {
@@ -143,7 +143,7 @@ def first_lines(error: BaseException) -> str:
 
 
 class GoogleToken:
-    """Google's credentials, found by google-auth in the usual places, or in a file. Thread-safe; connects when called."""
+    """Google's credentials, found by google-auth in the usual places, or in a file. Connects when called."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -176,12 +176,13 @@ class GoogleToken:
             if self._credentials is None:
                 self._credentials = self._found(google)
             if not self._credentials.valid or self._credentials.expired:
-                self._credentials.refresh(google.auth.transport.urllib3.Request(urllib3.PoolManager()))
+                transport: Any = google.auth.transport.urllib3.Request
+                self._credentials.refresh(transport(urllib3.PoolManager()))
         except (google.auth.exceptions.GoogleAuthError, OSError, ValueError) as error:
             raise OriginDeniedError(
                 f"{self._place.uri}: no usable Google credentials: {error}",
-                hint="name a service account's key as credentials_file or in GOOGLE_APPLICATION_CREDENTIALS, give this host "
-                "or pod an identity that may read the bucket, or set `anonymous` for a public one",
+                hint="name a service account's key as credentials_file or in GOOGLE_APPLICATION_CREDENTIALS, give this "
+                "host or pod an identity that may read the bucket, or set `anonymous` for a public one",
                 uri=self._place.uri,
                 path="",
                 cause=type(error).__name__,

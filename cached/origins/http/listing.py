@@ -13,8 +13,8 @@ from cached.refs import check_digest, check_path
 DEFAULT_LIST = "SHA256SUMS"
 _SUM = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 _HINT = (
-    "a list is the output of sha256sum, one path a line, or JSON: an array of paths, or of objects with path and, where "
-    "known, sha256"
+    "a list is the output of sha256sum, one path a line, or JSON: an array of paths, or of objects with path and, "
+    "where known, sha256"
 )
 
 

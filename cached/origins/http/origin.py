@@ -53,8 +53,8 @@ class HttpOrigin:
             spec.uri, "{}://{}:{}".format(*server_of(url)), secrets=(token,),
             denied_hint=f"the token of {token_file} was sent: look whether it is right and valid"
             if token else "no token was sent: name a file with one as token_file in the catalog",
-            missing_hint=f"name one file; or a folder with a list of its files: {DEFAULT_LIST} in it, or `list` or `files` in "
-            "the origin table of the catalog",
+            missing_hint=f"name one file; or a folder with a list of its files: {DEFAULT_LIST} in it, or `list` or "
+            "`files` in the origin table of the catalog",
         )  # fmt: skip
         self._session = Session(
             net_options(spec.options), self._failures, home=url, authorization=lambda: bearer(token)
@@ -98,7 +98,7 @@ class HttpOrigin:
             answer = self._session.ask("GET", url, item.path, headers, expected_version=item.version)
             body.begin(answer.raw)
             self._check_version(item, answer)
-            self._check_range(item, answer, asked, offset_bytes, length_bytes)
+            self._check_range(item, answer, offset_bytes, length_bytes)
 
         with range_read(begin, self._failures, item.path, asked, length_bytes, abort) as read_into:
             yield read_into
@@ -123,8 +123,8 @@ class HttpOrigin:
         version = marker(answer.headers) or (f"sha256:{digest}" if digest else "")
         if not version:
             raise self._failures.make(
-                OriginError, "the server tells neither ETag nor Last-Modified, and no list has a SHA-256 of it: a change "
-                "while it is read could not be seen", path, cause="no version",
+                OriginError, "the server tells neither ETag nor Last-Modified, and no list has a SHA-256 of it: a "
+                "change while it is read could not be seen", path, cause="no version",
                 hint="use a server that tells one of them, or a list with SHA-256",
             )  # fmt: skip
         checksums = (OriginChecksum("sha256", digest),) if digest and checked else ()
@@ -149,6 +149,7 @@ class HttpOrigin:
                 hint="use a server that does (nginx, Apache, any object store), or mount the files and use file://",
             )  # fmt: skip
         if problem:
+            asked = f"bytes={offset_bytes}-{offset_bytes + length_bytes - 1}"
             raise self._failures.wrong_range(item.path, asked, problem)
 
     def _sums(self) -> dict[str, str]:

@@ -22,8 +22,10 @@ _MAX_PAGES = 1000
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a commit. ``sha256`` of its content where it is kept in LFS (or Xet); else ``git_oid`` alone, which is
-    the SHA-1 of a header and the content, in that order."""
+    """A file of a commit. ``sha256`` is empty unless it is kept in LFS (or Xet).
+
+    ``git_oid`` is git's name of what the repository has: the content, or for LFS a pointer to it.
+    """
 
     path: str
     size_bytes: int
@@ -46,7 +48,7 @@ class HubApi:
         self._repository = repository
 
     def commit(self, revision: str) -> str:
-        """The commit that a branch, tag or other revision is now. Raises NotFoundError saying which of them is not there."""
+        """The commit that a branch, tag or other revision is now. Raises NotFoundError."""
         url = f"{self._endpoint}/api/models/{self._repository}/revision/{quote(revision, safe='')}"
         _, told = self._session.json(url, "")
         commit = told.get("sha") if isinstance(told, dict) else None

@@ -70,8 +70,8 @@ def _wrong(uri: str, why: str) -> InvalidRequestError:
     shown = re.sub(r"://[^/@]*@", "://", uri).partition("?")[0][:200]
     return InvalidRequestError(
         f"{shown!r} {why}",
-        hint="write hf://ORG/REPO, hf://ORG/REPO@REVISION or hf://ORG/REPO@REVISION/PATH; a token comes from HF_TOKEN or "
-        "a token_file, never from the URI",
+        hint="write hf://ORG/REPO, hf://ORG/REPO@REVISION or hf://ORG/REPO@REVISION/PATH; a token comes from HF_TOKEN "
+        "or a token_file, never from the URI",
         value=shown,
     )
 
@@ -93,7 +93,6 @@ def pinned(spec: OriginSpec, version: str) -> OriginSpec:
     commit, _ = parse_version(version)
     if not commit or location.is_pinned:
         return spec
-    below = quote(location.folder) + ("/" if location.only_folder and location.folder else "")
-    return OriginSpec(
-        f"hf://{location.repository}@{commit}/{below}".rstrip("/") + ("/" if below.endswith("/") else ""), spec.options
-    )
+    below = f"/{quote(location.folder)}" if location.folder else ""
+    slash = "/" if below and location.only_folder else ""
+    return OriginSpec(f"hf://{location.repository}@{commit}{below}{slash}", spec.options)

@@ -38,7 +38,7 @@ class HubOrigin:
         token = hub_token(self._endpoint, token_file, env)
         self._failures = HubFailures(
             spec.uri, self._endpoint, self._location.repository, token,
-            _token_source(token, token_file, self._endpoint == hub_endpoint(env)),
+            _token_source(token, token_file, is_default=self._endpoint == hub_endpoint(env)),
         )  # fmt: skip
         self._session = Session(
             net_options(spec.options), self._failures, home=self._endpoint,
@@ -75,7 +75,7 @@ class HubOrigin:
     ) -> Iterator[ReadInto]:
         """See Origin. At the item's commit, whatever the revision is now; a range without bytes costs a HEAD."""
         check_path(item.path)
-        commit, oid = parse_version(item.version)
+        commit, _ = parse_version(item.version)
         if not commit:
             raise self._failures.changed(item.path, item.version, "a version of another kind")
         full = self._full(item.path, commit)
@@ -88,9 +88,8 @@ class HubOrigin:
         def begin(body: Body) -> None:
             answer = self._ask(item, commit, full, asked)
             body.begin(answer.raw)
-            fields = {
-                "ContentRange": answer.headers.get("Content-Range"), "ContentLength": answer.headers.get("Content-Length"),
-            }  # fmt: skip
+            headers = answer.headers
+            fields = {"ContentRange": headers.get("Content-Range"), "ContentLength": headers.get("Content-Length")}
             problem = range_problem(fields, offset_bytes, length_bytes, item.size_bytes)
             if problem:
                 raise self._failures.wrong_range(item.path, asked, problem)
@@ -220,7 +219,7 @@ def _described(path: str, commit: str, file: HubFile, *, checked: bool) -> Origi
     return OriginObject(path, file.size_bytes, version_of(commit, file.oid), (checksum,) if checked else ())
 
 
-def _token_source(token: str, token_file: str, is_default: bool) -> str:
+def _token_source(token: str, token_file: str, *, is_default: bool) -> str:
     """Where the token is from, in words; never the token."""
     if token_file:
         return f"the file {token_file}"

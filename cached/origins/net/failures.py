@@ -82,7 +82,7 @@ class Failures:
         if status in {408, 425, 429} or status >= 500:
             error = self.make(
                 OriginUnavailableError, said, path, cause=str(status),
-                hint="the server limits how often it may be asked: try again later, or use credentials with a higher limit"
+                hint="the server limits how often it may be asked: try again later, or with credentials that it knows"
                 if status == 429 else "the server is overloaded or broken; try again later",
             )  # fmt: skip
             wait_s = _retry_after_s(headers.get("Retry-After", ""))

@@ -20,8 +20,8 @@ class CloudFailures(Failures):
     def __init__(self, place: Place) -> None:
         if place.scheme == "gs":
             hint = (
-                "look whether the credentials (credentials_file, GOOGLE_APPLICATION_CREDENTIALS, this host's identity) may "
-                f"list and read bucket {place.container!r}; or set `anonymous` for a public one"
+                "look whether the credentials (credentials_file, GOOGLE_APPLICATION_CREDENTIALS, this host's identity) "
+                f"may list and read bucket {place.container!r}; or set `anonymous` for a public one"
             )
         else:
             hint = (

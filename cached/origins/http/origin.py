@@ -136,9 +136,7 @@ class HttpOrigin:
             answer.raw.close()
             raise self._failures.changed(item.path, item.version, found or "an answer without ETag and Last-Modified")
 
-    def _check_range(
-        self, item: OriginObject, answer: Answer, asked: str, offset_bytes: int, length_bytes: int
-    ) -> None:
+    def _check_range(self, item: OriginObject, answer: Answer, offset_bytes: int, length_bytes: int) -> None:
         headers = answer.headers
         fields = {"ContentRange": headers.get("Content-Range"), "ContentLength": headers.get("Content-Length")}
         problem = range_problem(fields, offset_bytes, length_bytes, item.size_bytes)

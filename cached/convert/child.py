@@ -19,13 +19,14 @@ from cached.errors import CachedError, IntegrityError, InvalidRequestError, NoRo
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _FREE_BYTES = 64 << 20
+_MAX_GROWTH = 4
 _NO_ROOM = {27, 28, 122}  # EFBIG, ENOSPC, EDQUOT
 
 
 def main() -> int:
     """Converts the files of one checkpoint into ``folder``; see ``run.Order`` for the order."""
     order = json.loads(sys.stdin.read())
-    largest = sum(os.path.getsize(file) for file in order["files"]) + _FREE_BYTES
+    largest = max(sum(os.path.getsize(file) for file in order["files"]), int(order["max_shard_bytes"])) + _FREE_BYTES
     _tell(sandbox=[asdict(item) for item in enter(order["folder"], largest_file_bytes=largest)])
     try:
         _tell(done=_Conversion(order).run())
@@ -64,6 +65,8 @@ class _Conversion:
         self._seen: dict[str, str] = {}
         self._shards: list[dict[str, Any]] = []
         self._notes: list[str] = []
+        # Views of the same few bytes could fill any memory and any disk.
+        self._left_bytes = _MAX_GROWTH * sum(os.path.getsize(file) for file in self._files) + _FREE_BYTES
 
     def run(self) -> dict[str, Any]:
         """Writes the shards; what they hold."""
@@ -71,7 +74,7 @@ class _Conversion:
         pending_bytes = 0
         for file in self._files:
             for name, tensor in self._tensors(file):
-                size_bytes = tensor.numel() * tensor.element_size()
+                size_bytes = self._counted(name, tensor)
                 if pending and pending_bytes + size_bytes > self._shard_bytes:
                     self._write(pending)
                     pending, pending_bytes = {}, 0
@@ -82,6 +85,18 @@ class _Conversion:
         if not self._shards:
             raise InvalidRequestError("there are no tensors in it", hint="look whether it is a checkpoint", value="")
         return {"shards": self._shards, "notes": self._notes}
+
+    def _counted(self, name: str, tensor: Any) -> int:
+        size_bytes = int(tensor.numel() * tensor.element_size())
+        self._left_bytes -= size_bytes
+        if self._left_bytes < 0:
+            raise InvalidRequestError(
+                f"its tensors would take more than {_MAX_GROWTH} times the room of the checkpoint: {name} alone is "
+                f"{size_bytes} bytes",
+                hint="they are views of the same few bytes, which safetensors has not; it may be made to fill disks",
+                value=name,
+            )
+        return size_bytes
 
     def _tensors(self, file: str) -> Iterator[tuple[str, Any]]:
         """Each tensor with its name; what shares memory is told or left out, as was asked for."""

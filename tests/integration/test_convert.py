@@ -209,6 +209,8 @@ def test_what_cannot_be_read_is_damaged(tmp_path):
         ({"w": torch.eye(3).to_sparse()}, "dense tensors|is torch"),
         ({"w": torch.ones(2, dtype=torch.complex64)}, "complex64"),
         ({}, "no tensors"),
+        ({"w": torch.zeros(1).expand(1 << 40)}, "4 times the room"),
+        ({f"w{number}": torch.zeros(1).expand(1 << 22) for number in range(8)}, "4 times the room"),
     ],
 )
 def test_what_is_no_table_of_tensors_is_said_so(tmp_path, value, says):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ import click
 
 from cached.cli.output import clean, output_option, print_json, say
 from cached.cli.progress import meter
-from cached.config import process_environment
+from cached.config import load_config, origin_defaults, process_environment
 from cached.convert.checkpoint import plan_conversion
+from cached.convert.fetch import fetch
 from cached.convert.run import Converted, Watcher, convert
 from cached.convert.sandbox import Measure
 from cached.errors import IntegrityError, InvalidRequestError
+from cached.origins.base import OriginSpec
 from cached.units import format_size, parse_size
 from cached_client.errors import CacheError
 from cached_client.safetensors_header import header_length, parse_header
@@ -31,7 +35,7 @@ class _Size(click.ParamType[int]):
 
 
 @click.command("convert")
-@click.argument("source", metavar="DIR|FILE", type=click.Path(exists=True, path_type=Path))
+@click.argument("source", metavar="DIR|FILE|URI")
 @click.option("--to", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder to make.")
 @click.option(
     "--max-shard-size", type=_Size(), default="2GB", show_default=True, help="Also bounds the memory it takes."
@@ -39,10 +43,17 @@ class _Size(click.ParamType[int]):
 @click.option(
     "--drop-shared", is_flag=True, help="Leave out tensors that are the same as another, such as tied weights."
 )
+@click.option("--config", "file", type=click.Path(path_type=Path), help="Configuration file, for how to reach a URI.")
 @click.option("--require-sandbox", is_flag=True, help="Refuse to read anything unless the sandbox is whole.")
 @output_option
 def convert_command(
-    source: Path, folder: Path, max_shard_size: int, drop_shared: bool, require_sandbox: bool, output: str
+    source: str,
+    folder: Path,
+    max_shard_size: int,
+    drop_shared: bool,
+    file: Path | None,
+    require_sandbox: bool,
+    output: str,
 ) -> None:
     """Convert a checkpoint of .bin, .pt or .pth files to safetensors.
 
@@ -51,27 +62,60 @@ def convert_command(
     lets it: what of that is active is printed. Every tensor is compared after it was written; configuration and
     tokenizer are copied; DIR is there whole or not at all. Needs torch and safetensors: pip install 'cached[convert]'
 
+    The checkpoint of a URI (s3://, hf://, …) is downloaded beside DIR first, verified, and removed afterwards.
+
     \b
     Example:
       cached convert ./llama-bin --to ./llama && cached push ./llama s3://bucket/models/llama
     """  # noqa: D301 click reads the control character
+    with contextlib.ExitStack() as stack:
+        place = Path(source)
+        if "://" in source:
+            beside = folder.absolute().parent
+            beside.mkdir(parents=True, exist_ok=True)
+            near = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".source", dir=beside)
+            place = Path(stack.enter_context(near))
+            _fetch(source, place, file, quiet=output == "json")
+        made = _convert(
+            place, folder, max_shard_size, quiet=output == "json", drop=drop_shared, require=require_sandbox
+        )
+    for path in made.files:
+        _check_header(made.folder / path, made.files[path])
+    _show(made, folder, output)
+
+
+def _fetch(uri: str, near: Path, file: Path | None, *, quiet: bool) -> None:
+    config = load_config(file, process_environment(), {}).config
+    spec = OriginSpec(uri, origin_defaults(config).get(uri.partition("://")[0].lower(), {}))
+    fetched_bytes = 0
+    with meter(quiet=quiet) as bar:
+
+        def on_bytes(count: int) -> None:
+            nonlocal fetched_bytes
+            fetched_bytes += count
+            bar.update("downloading", fetched_bytes, 0)
+
+        fetch(spec, near, on_bytes)
+
+
+def _convert(source: Path, folder: Path, max_shard_bytes: int, *, quiet: bool, drop: bool, require: bool) -> Converted:
     total_bytes = sum(checkpoint.size_bytes for checkpoint in plan_conversion(source).checkpoints)
     written_bytes = 0
-    with meter(quiet=output == "json") as bar:
+    with meter(quiet=quiet) as bar:
 
         def on_bytes(count: int) -> None:
             nonlocal written_bytes
             written_bytes += count
             bar.update("converting", min(written_bytes, total_bytes), total_bytes)
 
-        made = convert(
-            source.resolve(), folder.resolve(), max_shard_bytes=max_shard_size, drop_shared=drop_shared,
+        return convert(
+            source.resolve(),
+            folder.resolve(),
+            max_shard_bytes=max_shard_bytes,
+            drop_shared=drop,
             env=process_environment(),
-            watcher=Watcher(on_bytes, lambda measures: _sandboxed(measures, require=require_sandbox)),
-        )  # fmt: skip
-    for path in made.files:
-        _check_header(made.folder / path, made.files[path])
-    _show(made, folder, output)
+            watcher=Watcher(on_bytes, lambda measures: _sandboxed(measures, require=require)),
+        )
 
 
 def _sandboxed(measures: list[Measure], *, require: bool) -> None:

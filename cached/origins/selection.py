@@ -158,16 +158,19 @@ def _only_pickles(paths: Sequence[str]) -> list[str]:
 
 
 def _refused(pickles: Sequence[str], source: str) -> InvalidRequestError:
-    folder = source.removeprefix("file://").rstrip("/") if source.startswith("file:///") else ""
-    convert = f"cached convert {folder or 'DIR'} --to {folder or 'DIR'}-safetensors"
-    then = f"and pull file://{folder}-safetensors" if folder else "and push that: cached push DIR-safetensors URI"
-    first = "" if folder else "download it, and "
+    """With the command that converts them: a folder's neighbour, or what was downloaded, which then has to go up."""
+    if source.startswith("file:///"):
+        folder = source.removeprefix("file://").rstrip("/")
+        todo = f"cached convert {folder} --to {folder}-safetensors; and pull file://{folder}-safetensors"
+    else:
+        name = source.rstrip("/").rpartition("/")[2].partition("@")[0] or "DIR"
+        todo = f"cached convert {source or 'DIR'} --to {name}-safetensors; and: cached push {name}-safetensors URI"
     more = f" and {len(pickles) - 1} more" if len(pickles) > 1 else ""
     return InvalidRequestError(
         f"the weights are there as pickles alone ({pickles[0]}{more}), which may run code when they are loaded and "
         "cannot be shared as tensors",
-        hint=f"convert them to safetensors: {first}{convert}; {then}. To cache the files as they are, set the model's "
-        "format to all in the catalog",
+        hint=f"convert them to safetensors: {todo}. To cache the files as they are, set the model's format to all in "
+        "the catalog",
         value=pickles[0],
     )
 

@@ -23,6 +23,8 @@ from cached.convert.checkpoint import Checkpoint, plan_conversion
 from cached.convert.child import _Conversion
 from cached.convert.sandbox import enter
 from cached.errors import IntegrityError, InvalidRequestError, NotFoundError
+from tests.fault_proxy import CountingProxy
+from tests.http_servers import Hub
 from tests.integration.harness import DaemonProcess
 from tests.integration.support import SERVE
 
@@ -257,6 +259,26 @@ def test_the_command_that_a_refusal_gives_is_the_one_that_helps(tmp_path):
             assert {name: model.tensor(name).tolist() for name in model.names()} == {
                 name: tensor.tolist() for name, tensor in tensors.items()
             }
+
+
+def test_a_checkpoint_of_a_hub_is_downloaded_verified_and_converted(tmp_path):
+    torch.save(tensors := state(), tmp_path / "pytorch_model.bin")
+    data = (tmp_path / "pytorch_model.bin").read_bytes()
+    with Hub() as hub, CountingProxy(hub.cdn.url) as proxy:
+        hub.cdn_url = proxy.endpoint_url
+        hub.commit("org/repo", {"pytorch_model.bin": data, "config.json": b"{}", "optimizer.pt": b"x" * 2000})
+        env = {"CACHED_HF_ENDPOINT": hub.url, "HF_HOME": os.devnull}
+        proxy.inject("corrupt", after_bytes=3000)
+        done = convert("hf://org/repo", "--to", tmp_path / "st", env=env)
+        assert done.returncode == 6, done.stderr
+        assert "not what the origin's own checksum says" in done.stderr
+        proxy.inject("status", status=503)
+        done = convert("hf://org/repo", "--to", tmp_path / "st", env=env)
+        assert done.returncode == 0, done.stderr
+        assert {seen.path.partition("name=")[2] for seen in proxy.gets()} == {"pytorch_model.bin"}
+    assert_same(tmp_path / "st", tensors)
+    assert (tmp_path / "st" / "config.json").read_bytes() == b"{}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pytorch_model.bin", "st"]
 
 
 def test_without_torch_it_says_what_to_install(tmp_path):

@@ -93,7 +93,7 @@ def test_pickles_alone_are_refused_with_the_command_that_converts_them(name, wei
     )
     with pytest.raises(InvalidRequestError) as error:
         select(more, source="hf://org/repo")
-    assert "download it, and cached convert DIR --to DIR-safetensors" in error.value.hint
+    assert "cached convert hf://org/repo --to repo-safetensors; and: cached push repo-safetensors" in error.value.hint
     assert "format to all" in error.value.hint
     assert len(paths(select(more, weights_format="all"))) == 4
 

@@ -71,8 +71,8 @@ def parse_place(spec: OriginSpec) -> Place:
         shown = re.sub(r"://[^/]*@", "://", spec.uri)[:200]
         raise InvalidRequestError(
             f"{shown!r} does not name a {'bucket of Google Cloud Storage' if scheme == 'gs' else 'container of Azure'}",
-            hint=f"write {scheme}://{'BUCKET' if scheme == 'gs' else 'CONTAINER'}/PREFIX; credentials come from the "
-            "environment, never from the URI",
+            hint=f"write {scheme}://{'BUCKET' if scheme == 'gs' else 'CONTAINER'}/PREFIX, a name of 3 or more "
+            "lower-case letters and digits; credentials come from the environment, never from the URI",
             value=shown,
         )
     given = spec.options

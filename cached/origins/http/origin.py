@@ -207,7 +207,7 @@ def _checked_url(uri: str) -> str:
         url = check_url("source", uri)
     except InvalidRequestError as error:
         raise InvalidRequestError(
-            f"{re.split('[?#]', uri)[0].rpartition('@')[2][:200]!r} cannot be the URL of a model",
+            f"{re.sub('://[^/]*@', '://', re.split('[?#]', uri)[0])[:200]!r} cannot be the URL of a model",
             hint="write http(s)://HOST/FOLDER/ or the URL of one file, without user, password, query and fragment",
             value="source",
         ) from error

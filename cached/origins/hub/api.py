@@ -109,7 +109,8 @@ class HubFailures(Failures):
             )
             access += "account, and let the token read gated repositories"
         else:
-            access = f"no token was shown ({token_from}): the repository is private or gated, or not there"
+            access = f"no token was shown ({token_from}): if it is gated, first accept the terms at {endpoint}/"
+            access += f"{repository}; if it is neither gated nor private, it is not there"
         super().__init__(
             uri, endpoint, secrets=(token,), denied_hint=access,
             missing_hint=f"look at {endpoint}/{repository}: the path, and the branch, tag or commit after '@'",

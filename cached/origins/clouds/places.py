@@ -24,6 +24,7 @@ _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 _GS = "https://storage.googleapis.com"
 _GS_SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
 _REQUEST_S = 24 * 3600.0
+_TAG = re.compile(r"<[?/]?\w[^>]*>")
 _HASH = re.compile(r"(?:^|,)\s*crc32c=([A-Za-z0-9+/=]+)")
 
 
@@ -138,8 +139,9 @@ def open_store(place: Place, token: Callable[[], Any] | None, *, retries: int) -
 
 
 def first_lines(error: BaseException) -> str:
-    """What a library's error says, without the internals that obstore writes below it."""
-    return str(error).partition("\n\nDebug source")[0].strip()
+    """What a library's error says in one line, without the internals that obstore writes below it, and without XML."""
+    told = str(error).partition("\n\nDebug source")[0]
+    return " ".join(_TAG.sub(" ", told).split())
 
 
 class GoogleToken:

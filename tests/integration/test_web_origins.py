@@ -18,9 +18,9 @@ from tests.integration.harness import wait_for
 from tests.integration.support import MB, SERVE, Site, chunk_ranges, model_files, refused, total_bytes
 from tests.invariants import check_at_rest
 
-SIZE = 3 * CHUNK_BYTES + 3 * MB
+SIZE = 2 * CHUNK_BYTES + 3 * MB
 WEIGHTS = "model.safetensors"
-HELD = 2
+HELD = 1
 TOKEN = "hf_right"
 
 

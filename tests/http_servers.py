@@ -7,10 +7,14 @@ requests and to inject faults.
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import hashlib
+import http.client
 import json
 import re
+import selectors
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -47,6 +51,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_PUT(self) -> None:
+        self.do_GET()
+
+    def do_CONNECT(self) -> None:
         self.do_GET()
 
     def do_POST(self) -> None:
@@ -162,6 +169,48 @@ class FileServer(HttpServer):
             return None
         lines = [f"{hashlib.sha256(data).hexdigest()}  {item[len(folder) + 1 :]}\n" for item, data in below.items()]
         return "".join(lines).encode(), 1_600_000_000 + self._changes
+
+
+class ForwardProxy(HttpServer):
+    """A proxy for plain HTTP (whole URLs) and for tunnels (CONNECT); all goes to ``target``. ``asked``: for what."""
+
+    def __init__(self, target: str) -> None:
+        parts = urlsplit(target)
+        self._target = parts.hostname or "", parts.port or 80
+        self.asked: list[str] = []
+        super().__init__()
+
+    def handle(self, request: _Handler) -> None:
+        self.asked.append(f"{request.command} {request.path}")
+        if request.command == "CONNECT":
+            with socket.create_connection(self._target, 30) as upstream:
+                request.send_response_only(200)
+                request.end_headers()
+                _relay(request.connection, upstream)
+            request.close_connection = True
+            return
+        with contextlib.closing(http.client.HTTPConnection(*self._target, timeout=60)) as server:
+            server.request(request.command, urlsplit(request.path).path, headers=dict(request.headers.items()))
+            with server.getresponse() as answer:
+                request.send_response_only(answer.status)
+                for name, value in answer.getheaders():
+                    request.send_header(name, value)
+                request.end_headers()
+                while data := answer.read1(1 << 16):
+                    request.wfile.write(data)
+
+
+def _relay(one: socket.socket, other: socket.socket) -> None:
+    """Until either ends."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(one, selectors.EVENT_READ, other)
+        selector.register(other, selectors.EVENT_READ, one)
+        while True:
+            for key, _ in selector.select():
+                data = key.fileobj.recv(1 << 16)
+                if not data:
+                    return
+                key.data.sendall(data)
 
 
 @dataclass

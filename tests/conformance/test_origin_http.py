@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from cached.origins.registry import open_origin, open_writable
 from cached.transfer.fill import RetryPolicy
 from tests.conformance.reading import read_range
 from tests.fault_proxy import CountingProxy, FaultKind
-from tests.http_servers import FileServer, Hub, sha256
+from tests.http_servers import FileServer, ForwardProxy, Hub, sha256
 from tests.servers import make_certificate
 
 DATA = bytes(range(256)) * 4000
@@ -131,30 +132,33 @@ def test_connections_are_used_again(web):
         origin.close()
 
 
+def assert_an_abort_ends_a_read(origin: Any, proxy: CountingProxy) -> None:
+    item = origin.stat("w")
+    fault = proxy.inject("hold", after_bytes=300_000)
+    abort = Abort()
+    ended: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            with origin.open_range(item, 0, len(DATA), abort) as read_into:
+                read_into(memoryview(bytearray(len(DATA))))
+        except CachedError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert fault.reached.wait(30)
+    abort.abort()
+    thread.join(10)
+    assert [type(error) for error in ended] in ([OriginProtocolError], [OriginUnavailableError])
+    proxy.heal()
+    origin.close()
+
+
 def test_an_abort_ends_a_read_that_waits(web):
     web.put("m/w", DATA)
     with CountingProxy(web.url) as proxy:
-        origin = open_origin(OriginSpec(f"{proxy.endpoint_url}/m/"))
-        item = origin.stat("w")
-        fault = proxy.inject("hold", after_bytes=300_000)
-        abort = Abort()
-        ended: list[BaseException] = []
-
-        def wait() -> None:
-            try:
-                with origin.open_range(item, 0, len(DATA), abort) as read_into:
-                    read_into(memoryview(bytearray(len(DATA))))
-            except CachedError as error:
-                ended.append(error)
-
-        thread = threading.Thread(target=wait)
-        thread.start()
-        assert fault.reached.wait(30)
-        abort.abort()
-        thread.join(30)
-        assert [type(error) for error in ended] in ([OriginProtocolError], [OriginUnavailableError])
-        proxy.heal()
-        origin.close()
+        assert_an_abort_ends_a_read(open_origin(OriginSpec(f"{proxy.endpoint_url}/m/")), proxy)
 
 
 def test_a_wait_that_the_server_asks_for_is_kept_to(web):
@@ -287,8 +291,6 @@ def test_a_token_is_sent_to_its_server_alone(web, tmp_path):
 
 
 def test_redirects_are_followed_but_never_to_a_less_safe_place(web, tmp_path):
-    import ssl
-
     web.put("real/w", DATA)
 
     class Elsewhere(FileServer):
@@ -321,21 +323,37 @@ def test_redirects_are_followed_but_never_to_a_less_safe_place(web, tmp_path):
 
 def test_a_proxy_of_the_environment_is_used(web, monkeypatch):
     web.put("m/w", DATA)
-
-    class Proxy(FileServer):
-        def handle(self, request):
-            assert request.path.startswith("http://models.example/")
-            request.path = request.path.removeprefix("http://models.example")
-            super().handle(request)
-
-    with Proxy() as proxy:
-        proxy.put("m/w", DATA)
+    with ForwardProxy(web.url) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         origin = open_origin(OriginSpec("http://models.example/m", {"files": "w"}))
         assert read(origin, origin.stat("w"), 10, 100) == DATA[10:110]
+        assert proxy.asked == ["HEAD http://models.example/m/w", "GET http://models.example/m/w"]
         direct = open_origin(OriginSpec(f"{web.url}/m", {"files": "w"}))
         assert direct.stat("w").size_bytes == len(DATA)
+        assert len(proxy.asked) == 2
+
+
+def test_a_proxy_is_a_tunnel_for_https_and_an_abort_ends_a_read_through_it(web, monkeypatch, tmp_path):
+    certificate, key = make_certificate(tmp_path)
+    with CountingProxy(web.url) as slow, FileServer() as tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        tls._server.socket = context.wrap_socket(tls._server.socket, server_side=True)
+        tls.put("m/w", DATA)
+        with ForwardProxy(tls.url) as proxy:
+            monkeypatch.setenv("https_proxy", proxy.url)
+            monkeypatch.setenv("no_proxy", "")
+            options = {"files": "w", "ca_bundle": str(certificate)}
+            origin = open_origin(OriginSpec("https://localhost/m", options))
+            assert read(origin, origin.stat("w"), 10, 100) == DATA[10:110]
+            assert proxy.asked == ["CONNECT localhost:443"]
+            origin.close()
+        web.put("m/w", DATA)
+        with ForwardProxy(slow.endpoint_url) as proxy:
+            monkeypatch.setenv("http_proxy", proxy.url)
+            origin = open_origin(OriginSpec("http://models.example/m", {"files": "w"}))
+            assert_an_abort_ends_a_read(origin, slow)
 
 
 @pytest.mark.parametrize(

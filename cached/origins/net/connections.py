@@ -152,7 +152,7 @@ def pool_classes(
     http: type[HTTPConnection] = HTTPConnection,
     https: type[HTTPSConnection] = HTTPSConnection,
 ) -> dict[str, type[HTTPConnectionPool]]:
-    """For ``pool_classes_by_scheme`` of a urllib3 PoolManager that connects directly (not of one for a proxy).
+    """For ``pool_classes_by_scheme`` of a urllib3 PoolManager; of one for a proxy, the addresses are the proxy's.
 
     ``http`` and ``https``: the classes of connections that these are to be.
     """

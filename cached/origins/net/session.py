@@ -147,11 +147,10 @@ class Session:
         with self._lock:
             found = self._pools.get(proxy)
             if found is None:
-                if proxy:
-                    found = urllib3.ProxyManager(proxy, **self._settings)
-                else:
-                    found = urllib3.PoolManager(**self._settings)
-                    found.pool_classes_by_scheme = pool_classes(Addresses())
+                found = (
+                    urllib3.ProxyManager(proxy, **self._settings) if proxy else urllib3.PoolManager(**self._settings)
+                )
+                found.pool_classes_by_scheme = pool_classes(Addresses())
                 self._pools[proxy] = found
             return found
 

@@ -24,13 +24,23 @@ from cached.types import Level, Tier
 from cached.units import parse_size
 
 FORMATS: Final = ("auto", "safetensors", "gguf", "all")
-SCHEMES: Final = ("file", "s3")
+ORIGIN_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
+    "az": ("account", "endpoint", "anonymous", "ca_bundle"),
+    "file": (),
+    "gs": ("credentials_file", "endpoint", "anonymous", "ca_bundle"),
+    "hf": ("endpoint", "token_file", "ca_bundle"),
+    "http": ("files", "list", "token_file", "ca_bundle"),
+    "https": ("files", "list", "token_file", "ca_bundle"),
+    "s3": ("endpoint_url", "region", "profile", "anonymous", "addressing", "ca_bundle"),
+}
+"""Of each scheme of sources, what its origin table may hold."""
+SCHEMES: Final = tuple(ORIGIN_KEYS)
 """Of sources. A test compares both with what the origins support."""
-ORIGIN_KEYS: Final = ("endpoint_url", "region", "profile", "anonymous", "addressing", "ca_bundle")
 
 _MAX_BYTES: Final = 16 * 1024 * 1024
 _MAX_PRIORITY: Final = 1000
 _LEVELS: Final = (Level.L1, Level.L2)
+_ALL_KEYS: Final = tuple(sorted({key for keys in ORIGIN_KEYS.values() for key in keys}))
 _HINT: Final = "correct the file, and check it with: cached catalog validate FILE"
 
 
@@ -210,7 +220,7 @@ class _Reader:
     def _source(self, key: str, value: Any) -> str:
         if value is None:
             return ""
-        right = "write a URI such as 's3://BUCKET/PREFIX' or 'file:///models/NAME'"
+        right = "write a URI such as 's3://BUCKET/PREFIX', 'hf://ORG/REPO' or 'file:///models/NAME'"
         if not isinstance(value, str):
             self._refuse(key, value, "is not text", right)
             return ""
@@ -221,7 +231,9 @@ class _Reader:
             schemes = [f"{item}://" for item in SCHEMES]
             self._refuse(key, value, f"no origin serves {scheme}://", nearest(f"{scheme}://", schemes))
         elif "@" in rest.split("/", 1)[0]:
-            self._refuse(key, f"{scheme}://…", "holds credentials", "leave them to the AWS environment or a profile")
+            self._refuse(
+                key, f"{scheme}://…", "holds credentials", "leave them to the environment, a profile or a file"
+            )
         else:
             return value
         return ""
@@ -291,18 +303,24 @@ class _Reader:
 
     def _origin(self, key: str, value: Any, source: str) -> Mapping[str, str]:
         table = self._table(key, value)
-        self._known_keys(key, table, ORIGIN_KEYS)
-        if table and source.startswith("file://"):
-            self._refuse(key, dict(table), "options are for s3:// sources", "remove it")
+        scheme = source.partition("://")[0]
+        known = ORIGIN_KEYS.get(scheme, ())
+        if table and source and not known:
+            self._refuse(key, dict(table), f"{scheme}:// sources have no options", "remove it")
+            return {}
         options: dict[str, str] = {}
         for name, item in table.items():
-            if name == "anonymous":
+            if name not in known:
+                self._refuse(f"{key}.{name}", None, "there is no such key", nearest(name, known or _ALL_KEYS))
+            elif name == "anonymous":
                 options[name] = "true" if self._truth(f"{key}.{name}", item) else "false"
             elif name == "addressing":
                 options[name] = self._word(f"{key}.{name}", item, ("auto", "path", "virtual"))
+            elif name == "files":
+                options[name] = "\n".join(self._texts(f"{key}.{name}", item, "a path below the source"))
             elif isinstance(item, str):
                 options[name] = item
-            elif name in ORIGIN_KEYS:
+            else:
                 self._refuse(f"{key}.{name}", item, "is not text", "write text in quotes")
         return MappingProxyType(options)
 

@@ -89,17 +89,22 @@ class RunningCrc:
         return self.digest().hex()
 
 
-ALGORITHMS = ("sha256", "crc64nvme", "sha1", "crc32c", "crc32")
+ALGORITHMS = ("sha256", "crc64nvme", "sha1", "git-sha1", "crc32c", "crc32")
 """Those that an origin's checksum may use; see ``OriginChecksum``."""
 
 
-def new_digest(algorithm: str) -> RunningDigest:
-    """An empty running digest. Raises InvalidRequestError for an algorithm that is not one of ALGORITHMS."""
+def new_digest(algorithm: str, size_bytes: int = 0) -> RunningDigest:
+    """An empty running digest. Raises InvalidRequestError for an algorithm that is not one of ALGORITHMS.
+
+    ``size_bytes``: of what is to be digested, for ``git-sha1``: git names a blob by its length and its content.
+    """
     match algorithm:
         case "sha256":
             return hashlib.sha256()
         case "sha1":
             return hashlib.sha1(usedforsecurity=False)
+        case "git-sha1":
+            return hashlib.sha1(b"blob %d\0" % size_bytes, usedforsecurity=False)
         case "crc64nvme":
             return RunningCrc(crc64nvme, 8)
         case "crc32c":
@@ -111,7 +116,7 @@ def new_digest(algorithm: str) -> RunningDigest:
 
 def part_digest(algorithm: str, *views: Readable) -> str:
     """Hex digest of the concatenation of ``views``. Raises InvalidRequestError for an unknown algorithm."""
-    running = new_digest(algorithm)
+    running = new_digest(algorithm, sum(len(view) for view in views))
     for view in views:
         running.update(view)
     return running.hexdigest()

@@ -10,10 +10,12 @@ import dataclasses
 import os
 import re
 import tomllib
+import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cached.errors import ConfigError
 from cached.settings import (
@@ -23,6 +25,7 @@ from cached.settings import (
     Config,
     DaemonConfig,
     HttpConfig,
+    HubConfig,
     L1Config,
     L2Config,
     Problem,
@@ -32,6 +35,7 @@ from cached.settings import (
     describe_settings,
     example_toml,
     nearest,
+    origin_defaults,
     origin_options,
     report_problems,
     resolve_capacity,
@@ -44,6 +48,7 @@ __all__ = [
     "Config",
     "DaemonConfig",
     "HttpConfig",
+    "HubConfig",
     "L1Config",
     "L2Config",
     "LoadedConfig",
@@ -55,16 +60,23 @@ __all__ = [
     "describe_settings",
     "example_toml",
     "flag_name",
+    "hub_endpoint",
+    "hub_token",
     "load_config",
+    "origin_defaults",
     "origin_options",
     "process_environment",
+    "proxy_of",
+    "read_token",
     "resolve_capacity",
 ]
 
+PUBLIC_HUB = "https://huggingface.co"
 SYSTEM_RUN_DIR = "/run/cached"
 SYSTEM_STATE_DIR = "/var/lib/cached"
 SYSTEM_CONFIG_FILE = "/etc/cached/config.toml"
 
+_MAX_TOKEN_BYTES = 64 * 1024
 _NOT_SETTINGS = re.compile(r"CACHED_(CONFIG|MODEL_PATH|SERVICE_.*|PORT|PORT_.*)")
 """Variables of ours that are no settings, and those that Kubernetes sets in every pod beside a Service named cached."""
 _LISTS: dict[Any, type] = {tuple[int, ...]: int, tuple[str, ...]: str}
@@ -110,6 +122,60 @@ def default_socket(env: Mapping[str, str], place: Place | None = None) -> str:
 def process_environment() -> dict[str, str]:
     """A copy of this process's environment: everything else asks here."""
     return dict(os.environ)
+
+
+def proxy_of(url: str) -> str:
+    """The proxy that the environment (``HTTPS_PROXY``, ``NO_PROXY``, …) names for this URL, or empty."""
+    parts = urlsplit(url)
+    if urllib.request.proxy_bypass_environment(parts.netloc.rpartition("@")[2]):  # type: ignore[attr-defined]
+        return ""
+    return urllib.request.getproxies_environment().get(parts.scheme, "")
+
+
+def hub_endpoint(env: Mapping[str, str]) -> str:
+    """Where ``hf://`` is, unless the settings or the catalog say otherwise: ``HF_ENDPOINT``, else the public hub."""
+    return (env.get("HF_ENDPOINT") or PUBLIC_HUB).rstrip("/")
+
+
+def hub_token(endpoint: str, token_file: str, env: Mapping[str, str]) -> str:
+    """The token to show to a hub; empty: none. Never logged, never an option of an origin.
+
+    From ``token_file``, else where Hugging Face's own tools have it: ``HF_TOKEN``, else the file that ``HF_TOKEN_PATH``
+    names, else ``token`` in ``HF_HOME`` or in ~/.cache/huggingface. Those are for ``hub_endpoint`` alone: another
+    endpoint gets a token only from ``token_file``. Raises ConfigError if ``token_file`` cannot be read.
+    """
+    if token_file:
+        return read_token(token_file)
+    if endpoint.rstrip("/") != hub_endpoint(env):
+        return ""
+    if token := (env.get("HF_TOKEN") or env.get("HUGGING_FACE_HUB_TOKEN") or "").strip():
+        return token
+    home = env.get("HF_HOME") or os.path.join(
+        env.get("XDG_CACHE_HOME") or os.path.join(env.get("HOME") or "/", ".cache"), "huggingface"
+    )
+    file = env.get("HF_TOKEN_PATH") or os.path.join(home, "token")
+    try:
+        return read_token(file)
+    except ConfigError:
+        if env.get("HF_TOKEN_PATH"):
+            raise
+        return ""
+
+
+def read_token(file: str) -> str:
+    """The token that a file holds. Raises ConfigError if there is none."""
+    hint = "write the token, and nothing else, into a file that the daemon's user may read"
+    try:
+        with open(file, encoding="ascii") as opened:
+            token = opened.read(_MAX_TOKEN_BYTES).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", "") or "it is not ASCII"
+        raise ConfigError(
+            f"cannot read the token in {file}: {why}", hint=hint, file=file, key="token_file", value=file
+        ) from None
+    if not token or any(char <= " " or char > "~" for char in token):
+        raise ConfigError(f"{file} holds no token", hint=hint, file=file, key="token_file", value=file)
+    return token
 
 
 def load_config(

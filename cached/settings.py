@@ -244,6 +244,19 @@ class S3Config:
 
 
 @dataclass(frozen=True, slots=True)
+class HubConfig:
+    """Defaults of hf:// origins; the catalog may set each per model. Tokens: see docs/origins.md."""
+
+    endpoint: str = _setting("", "Hugging Face-compatible endpoint. Empty: HF_ENDPOINT, else the public hub.", _url)
+    token_file: str = _setting(
+        "", "File that holds the token for the endpoint. Empty: HF_TOKEN and Hugging Face's own places.", _path
+    )
+    ca_bundle: str = _setting("", "File of certificate authorities to trust. Empty: the system's.", _path)
+    connect_timeout_s: float = _setting(5.0, "How long a connection may take to be made.", _between(0.1, 600))
+    read_timeout_s: float = _setting(20.0, "How long an answer may stay silent.", _between(0.1, 3600))
+
+
+@dataclass(frozen=True, slots=True)
 class HttpConfig:
     """Metrics, health and the status page."""
 
@@ -264,7 +277,7 @@ class AccessConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All settings. ``load_config`` leaves no path empty but ``daemon.catalog``, ``s3.ca_bundle`` and, of L2, one."""
+    """All settings. ``load_config`` leaves no path empty but ``daemon.catalog``, those of origins and, of L2, one."""
 
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     l1: L1Config = field(default_factory=L1Config)
@@ -272,6 +285,7 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     s3: S3Config = field(default_factory=S3Config)
+    hf: HubConfig = field(default_factory=HubConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
 
@@ -342,10 +356,15 @@ def example_toml() -> str:
     return "\n".join(lines) + "\n"
 
 
-def origin_options(s3: S3Config) -> dict[str, str]:
-    """The settings of s3:// origins as the plain-text options of an OriginSpec; empty ones are left out."""
-    options = {item.name: getattr(s3, item.name) for item in dataclasses.fields(s3)}
+def origin_options(section: S3Config | HubConfig) -> dict[str, str]:
+    """The settings of a kind of origin as the plain-text options of an OriginSpec; empty ones are left out."""
+    options = {item.name: getattr(section, item.name) for item in dataclasses.fields(section)}
     return {key: plain_text(value) for key, value in options.items() if value not in ("", False)}
+
+
+def origin_defaults(config: Config) -> dict[str, dict[str, str]]:
+    """Of each scheme that has settings, its options."""
+    return {"s3": origin_options(config.s3), "hf": origin_options(config.hf)}
 
 
 def _meant(word: object, words: Sequence[str]) -> str:

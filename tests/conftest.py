@@ -7,11 +7,11 @@ import os
 import hypothesis
 import pytest
 
-pytest_plugins = ["tests.servers"]
+pytest_plugins = ["tests.cloud_servers", "tests.servers"]
 
 # Read by the daemon, by boto3 and by Hugging Face's libraries. Removed before any test module is imported, so that
 # servers started by module- and session-scoped fixtures do not inherit them either.
-_PREFIXES = ("CACHED_", "AWS_", "BOTO_", "HF_", "HUGGINGFACE_", "RCLONE_")
+_PREFIXES = ("CACHED_", "AWS_", "BOTO_", "HF_", "HUGGINGFACE_", "RCLONE_", "AZURE_", "GOOGLE_")
 _FIXED = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,

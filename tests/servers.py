@@ -231,8 +231,11 @@ _CLIENT_CONFIG = Config(
 )
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1 and localhost, and its key: paths of two PEM files."""
+def make_certificate(folder: Path, *, authority: bool = True) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1 and localhost, and its key: paths of two PEM files.
+
+    ``authority``: it says of itself that it is one, which some clients do not take from a server.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -250,7 +253,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
         .not_valid_before(now - dt.timedelta(days=1))
         .not_valid_after(now + dt.timedelta(days=30))
         .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
         .sign(key, hashes.SHA256())
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from cached.cache.trace import TraceFiles, TraceLog
 from cached.cache.upkeep import Upkeep
 from cached.cache.verify import Verifier
 from cached.clock import Clock
-from cached.config import Config, origin_options
+from cached.config import Config, origin_defaults
 from cached.errors import ConfigError
 from cached.index import Index
 from cached.leases import LeaseTable
@@ -109,7 +109,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     evictor = Evictor(services, leases, grace_s=config.daemon.restart_grace_s)
     loader = Loader(services, evictor, max_loads=config.transfer.max_concurrent_loads)
     evictor.join(loader)
-    pulls = Pulls(services, loader, origin_options(config.s3))
+    pulls = Pulls(services, loader, origin_defaults(config))
     view = services.view
     return Parts(
         services=services,

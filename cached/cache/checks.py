@@ -14,7 +14,7 @@ from cached.units import chunk_length
 if TYPE_CHECKING:
     from cached.cache.flight import BlobOrder
 
-_STRENGTH = ("sha256", "crc64nvme", "sha1", "crc32c", "crc32")
+_STRENGTH = ("sha256", "crc64nvme", "sha1", "git-sha1", "crc32c", "crc32")
 
 
 def strongest(checksums: tuple[OriginChecksum, ...]) -> OriginChecksum | None:

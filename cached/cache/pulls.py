@@ -24,6 +24,7 @@ from cached.errors import (
 from cached.index import PendingPull
 from cached.manifest import BlobRecord, FileEntry, Manifest, revision_of
 from cached.origins.base import OriginObject, OriginSpec
+from cached.origins.registry import pinned_spec
 from cached.origins.selection import select
 from cached.policy import Otherwise
 from cached.refs import Ref
@@ -69,12 +70,12 @@ class PullRun:
 
 
 class Pulls:
-    """Plans and begins loads. ``defaults``: options of s3:// origins from the configuration."""
+    """Plans and begins loads. ``defaults``: for each scheme, the options that the configuration has for it."""
 
-    def __init__(self, services: Services, loader: Loader, defaults: Mapping[str, str]) -> None:
+    def __init__(self, services: Services, loader: Loader, defaults: Mapping[str, Mapping[str, str]]) -> None:
         self._services = services
         self._loader = loader
-        self._defaults = dict(defaults)
+        self._defaults = defaults
         self._resolving: SingleFlight[tuple[str, str], Resolved] = SingleFlight()
         self._runs: set[asyncio.Task[None]] = set()
 
@@ -180,7 +181,7 @@ class Pulls:
 
     def _spec(self, model: Model, source: str) -> OriginSpec:
         uri = source or model.source
-        options = dict(self._defaults) if uri.startswith("s3://") else {}
+        options = dict(self._defaults.get(uri.partition("://")[0].lower(), {}))
         return OriginSpec(uri, options | dict(model.catalog.origin if model.catalog else model.record.origin_options))
 
     async def _resolve(self, model: Model, source: str) -> Resolved:
@@ -197,8 +198,9 @@ class Pulls:
             include=catalog.include if catalog else (),
             exclude=catalog.exclude if catalog else (),
             weights_format=(catalog.format if catalog else "") or "auto",
+            source=spec.uri,
         )
-        items = await self._stat(spec, tuple(item.path for item in chosen.files))
+        items = await self._stat(pinned_spec(spec, chosen.files), tuple(item.path for item in chosen.files))
         sha256 = dict(catalog.sha256) if catalog else {}
         missing = sorted(set(sha256) - {item.path for item in items})
         if missing:
@@ -236,7 +238,7 @@ class Pulls:
                 if not error.retryable or attempt == retry.max_attempts:
                     raise
                 self._services.metrics.retries.labels(reason=error.reason).inc()
-                await clock.sleep(retry.delay_s(attempt))
+                await clock.sleep(retry.delay_s(attempt, error))
         if not isinstance(answer, Listing):
             raise MoverError("a mover answered a listing with something else")
         return answer.items
@@ -272,10 +274,13 @@ class Pulls:
             persist=level is Level.L1,
         )  # fmt: skip
         checked_by = CheckedBy.CATALOG_SHA256 if sha256 else None
-        digest = sha256 or self._services.journal_digest(order.ingest_id)
+        # What the origin vouches for would be checked against this digest once it was fetched: it is that blob or none.
+        vouched = sha256 or _vouched_sha256(item)
+        digest = vouched or self._services.journal_digest(order.ingest_id)
         blob = self._services.registry.blobs.get(digest)
         if blob is None or blob.record.size_bytes != item.size_bytes:
             return LoadFile(item.path, item.size_bytes, sha256, order, checked_by)
+        checked_by = checked_by or (CheckedBy.ORIGIN_CHECKSUM if vouched else None)
         return self._known_file(model.name, item.path, blob, level, origin, checked_by)
 
     def _plan_known(self, manifest: Manifest, level: Level) -> LoadPlan:
@@ -348,10 +353,14 @@ class Pulls:
 
 
 def _identity(item: OriginObject, sha256: Mapping[str, str]) -> str:
-    digest = sha256.get(item.path) or next(
-        (check.value_hex for check in item.checksums if check.algorithm == "sha256" and not check.part_sizes_bytes), ""
-    )
+    digest = sha256.get(item.path) or _vouched_sha256(item)
     return f"sha256:{digest}" if digest else f"version:{item.version}"
+
+
+def _vouched_sha256(item: OriginObject) -> str:
+    """The SHA-256 of the whole content, if the origin tells it."""
+    whole = (check for check in item.checksums if check.algorithm == "sha256" and not check.part_sizes_bytes)
+    return next((check.value_hex for check in whole), "")
 
 
 def _object(entry: FileEntry) -> OriginObject:

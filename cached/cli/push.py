@@ -17,7 +17,7 @@ import click
 
 from cached.cli.output import clean, output_option, print_json, rate, say
 from cached.cli.progress import meter
-from cached.config import load_config, origin_options, process_environment
+from cached.config import load_config, origin_defaults, process_environment
 from cached.errors import IntegrityError, InvalidRequestError, NotFoundError
 from cached.origins.base import OriginObject, OriginSpec, WritableOrigin
 from cached.origins.registry import open_writable
@@ -71,8 +71,10 @@ def push(folder: Path, uri: str, name: str | None, file: Path | None, output: st
     name = check_name(name) if name else name_of_uri(uri)
     overrides = {f"s3.{key}": _flag_text(flags[key]) for key in _ORIGIN_FLAGS if flags[key] is not None}
     loaded = load_config(file, process_environment(), overrides)
-    options = origin_options(loaded.config.s3) if uri.startswith("s3://") else {}
+    options = origin_defaults(loaded.config).get(uri.partition("://")[0], {})
     files = _files_below(folder)
+    # What no pull would take is not uploaded.
+    select([OriginObject(item.path, item.size_bytes, "") for item in files], source=folder.resolve().as_uri())
     origin = open_writable(OriginSpec(uri, options))
     began_s = time.monotonic()
     try:

@@ -12,7 +12,10 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class OriginSpec:
-    """How to reach an origin: a URI and plain-text options (endpoint, profile, region, …). Never holds a secret."""
+    """How to reach an origin: a URI and plain-text options (endpoint, profile, region, …). Never holds a secret.
+
+    A place where a secret is (``profile``, ``token_file``) may be an option.
+    """
 
     uri: str
     options: Mapping[str, str] = field(default_factory=dict)
@@ -22,7 +25,8 @@ class OriginSpec:
 class OriginChecksum:
     """A full-content checksum that the origin itself vouches for.
 
-    ``algorithm``: ``sha256``, ``sha1``, ``crc64nvme``, ``crc32c`` or ``crc32``. ``value_hex``: the digest, big-endian.
+    ``algorithm``: ``sha256``, ``sha1``, ``git-sha1`` (git's name of a blob: the SHA-1 of its length and its content),
+    ``crc64nvme``, ``crc32c`` or ``crc32``. ``value_hex``: the digest, big-endian.
     ``part_sizes_bytes`` empty: over the whole object. Otherwise the value is the algorithm over the concatenated binary
     digests of parts of these sizes (an S3 composite).
     """

@@ -1,12 +1,12 @@
-"""Which origin serves which URI. An origin's module, and with it boto3, is loaded when its first origin is opened."""
+"""Which origin serves which URI. The module of an origin, and its library, is loaded when the first one is opened."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import urlsplit, urlunsplit
 
 from cached.errors import InvalidRequestError
-from cached.origins.base import Origin, OriginSpec, WritableOrigin
+from cached.origins.base import Origin, OriginObject, OriginSpec, WritableOrigin
 
 
 def _open_local(spec: OriginSpec) -> WritableOrigin:
@@ -21,31 +21,78 @@ def _open_s3(spec: OriginSpec) -> WritableOrigin:
     return S3Origin(spec)
 
 
-_WRITABLE: dict[str, Callable[[OriginSpec], WritableOrigin]] = {"file": _open_local, "s3": _open_s3}
+def _open_http(spec: OriginSpec) -> Origin:
+    from cached.origins.http import HttpOrigin
+
+    return HttpOrigin(spec)
+
+
+def _open_hub(spec: OriginSpec) -> Origin:
+    from cached.origins.hub import HubOrigin
+
+    return HubOrigin(spec)
+
+
+def _open_cloud(spec: OriginSpec) -> WritableOrigin:
+    from cached.origins.clouds import CloudOrigin
+
+    return CloudOrigin(spec)
+
+
+_WRITABLE: dict[str, Callable[[OriginSpec], WritableOrigin]] = {"az": _open_cloud, "file": _open_local, "s3": _open_s3}
+_READABLE: dict[str, Callable[[OriginSpec], Origin]] = {
+    **_WRITABLE, "gs": _open_cloud, "hf": _open_hub, "http": _open_http, "https": _open_http,
+}  # fmt: skip
 
 
 def supported_schemes() -> tuple[str, ...]:
     """Schemes of URIs that ``open_origin`` knows, sorted."""
-    return tuple(sorted(_WRITABLE))
+    return tuple(sorted(_READABLE))
 
 
 def open_origin(spec: OriginSpec) -> Origin:
     """The origin for a spec. Connects to nothing yet. Raises InvalidRequestError for a URI or option that is wrong."""
-    return open_writable(spec)
+    opener = _READABLE.get(_scheme(spec))
+    if opener is None:
+        raise _unknown(spec, _READABLE)
+    return opener(spec)
 
 
 def open_writable(spec: OriginSpec) -> WritableOrigin:
     """As ``open_origin``, for an origin that can also be uploaded to. Raises InvalidRequestError."""
-    scheme, separator, _ = spec.uri.partition("://")
-    opener = _WRITABLE.get(scheme.lower()) if separator else None
+    opener = _WRITABLE.get(_scheme(spec))
     if opener is None:
-        known = ", ".join(f"{name}://" for name in supported_schemes())
-        raise InvalidRequestError(
-            f"no origin serves {redact(spec.uri)[:200]!r}",
-            hint=f"write a URI that begins with one of: {known}",
-            value=redact(spec.uri)[:200],
-        )
+        raise _unknown(spec, _WRITABLE)
     return opener(spec)
+
+
+def pinned_spec(spec: OriginSpec, listed: Sequence[OriginObject]) -> OriginSpec:
+    """The place of what was listed, such that nothing of it is read from a later state of a place that moves on.
+
+    Of a branch of a hub that is the commit which was listed. Other places are as they are.
+    """
+    if _scheme(spec) != "hf" or not listed:
+        return spec
+    from cached.origins.hub.location import pinned
+
+    return pinned(spec, listed[0].version)
+
+
+def _scheme(spec: OriginSpec) -> str:
+    scheme, separator, _ = spec.uri.partition("://")
+    return scheme.lower() if separator else ""
+
+
+def _unknown(spec: OriginSpec, known: Iterable[str]) -> InvalidRequestError:
+    shown = redact(spec.uri)[:200]
+    schemes = ", ".join(f"{name}://" for name in sorted(known))
+    if _scheme(spec) in _READABLE:
+        return InvalidRequestError(
+            f"nothing can be uploaded to {shown!r}", hint=f"write a URI that begins with one of: {schemes}", value=shown
+        )
+    return InvalidRequestError(
+        f"no origin serves {shown!r}", hint=f"write a URI that begins with one of: {schemes}", value=shown
+    )
 
 
 def redact(uri: str) -> str:

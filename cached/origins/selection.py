@@ -21,6 +21,7 @@ _OTHER_FORMATS = (
     ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite", ".mlmodel", ".keras",
     ".npz", ".pkl", ".pickle",
 )  # fmt: skip
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _OTHER_INDEX = re.compile(r"(pytorch_model|flax_model|tf_model|diffusion_pytorch_model).*\.index\.json")
 _OTHER_FOLDERS = {"original", "onnx", "openvino", "coreml", "tf", "flax", "metal"}
 _TRAINING = re.compile(
@@ -54,8 +55,9 @@ def select(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     weights_format: str = "auto",
+    source: str = "",
 ) -> Selection:
-    """What an engine needs of ``items``.
+    """What an engine needs of ``items``. ``source``: their URI, for advice.
 
     ``include`` and ``exclude`` are patterns on the whole relative path, in which ``*`` also matches ``/``; with
     ``include`` nothing else is looked at, and exclude wins over it. Then hidden files, media and archives are left out,
@@ -75,6 +77,8 @@ def select(
         kept = _apply(_Rule("engines do not need them", _kind, _is_unneeded), kept, notes)
         for rule in _format_rules([item.path for item in kept], weights_format):
             kept = _apply(rule, kept, notes)
+    if weights_format in {"auto", "safetensors"} and (pickles := _only_pickles([item.path for item in kept])):
+        raise _refused(pickles, source)
     if not kept or not _has_format([item.path for item in kept], weights_format):
         raise _nothing_left(items, notes, weights_format)
     notes.extend(_warnings(kept))
@@ -129,6 +133,48 @@ def _is_unneeded(path: str) -> bool:
     return any(part.startswith(".") for part in path.split("/")) or path.lower().endswith(_UNNEEDED)
 
 
+def is_pickle(path: str) -> bool:
+    """Whether the name is that of a checkpoint of PyTorch's own format, which is a pickle."""
+    return path.endswith(_PICKLES)
+
+
+def is_training_state(path: str) -> bool:
+    """Whether it is state of training, which no engine needs."""
+    return bool(_TRAINING.fullmatch(path.rpartition("/")[2]))
+
+
+def is_companion(path: str) -> bool:
+    """Whether a model whose weights are converted takes it along as it is."""
+    name = path.rpartition("/")[2]
+    other = path.endswith(_OTHER_FORMATS) or bool(_OTHER_INDEX.fullmatch(name))
+    return not other and not _is_unneeded(path) and not is_training_state(path)
+
+
+def _only_pickles(paths: Sequence[str]) -> list[str]:
+    """The pickles, if nothing else among the paths holds weights."""
+    pickles = [path for path in paths if is_pickle(path) and not is_training_state(path)]
+    others = any(path.endswith((*_WEIGHTS,)) and not is_pickle(path) and not _is_aside(path) for path in paths)
+    return [] if others else pickles
+
+
+def _refused(pickles: Sequence[str], source: str) -> InvalidRequestError:
+    """With the command that converts them: a folder's neighbour, or what was downloaded, which then has to go up."""
+    if source.startswith("file:///"):
+        folder = source.removeprefix("file://").rstrip("/")
+        todo = f"cached convert {folder} --to {folder}-safetensors; and pull file://{folder}-safetensors"
+    else:
+        name = source.rstrip("/").rpartition("/")[2].partition("@")[0] or "DIR"
+        todo = f"cached convert {source or 'DIR'} --to {name}-safetensors; and: cached push {name}-safetensors URI"
+    more = f" and {len(pickles) - 1} more" if len(pickles) > 1 else ""
+    return InvalidRequestError(
+        f"the weights are there as pickles alone ({pickles[0]}{more}), which may run code when they are loaded and "
+        "cannot be shared as tensors",
+        hint=f"convert them to safetensors: {todo}. To cache the files as they are, set the model's format to all in "
+        "the catalog",
+        value=pickles[0],
+    )
+
+
 def _has_format(paths: Iterable[str], weights_format: str) -> bool:
     wanted = {"safetensors": ".safetensors", "gguf": ".gguf"}.get(weights_format)
     return wanted is None or any(path.endswith(wanted) for path in paths)
@@ -147,7 +193,7 @@ def _warnings(kept: Sequence[OriginObject]) -> list[str]:
         if others:
             notes.append(
                 f"there are no safetensors: {len(others)} files such as {others[0]} are cached as they are, but cannot "
-                "be loaded as tensors; convert the model to safetensors for that"
+                "be loaded as tensors"
             )
     return notes
 

@@ -61,9 +61,14 @@ class RetryPolicy:
     first_delay_s: float = 0.2
     max_delay_s: float = 10.0
 
-    def delay_s(self, attempt: int) -> float:
-        """Full jitter: anywhere up to an exponentially growing bound, so that hosts do not retry in step."""
-        return random.uniform(0, min(self.max_delay_s, self.first_delay_s * 2**attempt))  # noqa: S311 - not a secret
+    def delay_s(self, attempt: int, error: CachedError | None = None) -> float:
+        """Full jitter: anywhere up to an exponentially growing bound, so that hosts do not retry in step.
+
+        On top of what the origin asked for with its error (``retry_after_s``), within the budget.
+        """
+        asked_s = float(error.fields.get("retry_after_s", "0")) if error else 0.0
+        jitter_s = random.uniform(0, min(self.max_delay_s, self.first_delay_s * 2**attempt))  # noqa: S311 not a secret
+        return min(asked_s, self.budget_s) + jitter_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +285,7 @@ class Fill:
                     raise
                 self._observer.on_retry(error)
                 _log.info("transfer.retry", chunk=index, attempt=attempt, reason=error.reason, cause=error.message)
-                await self._clock.sleep(self._retry.delay_s(attempt))
+                await self._clock.sleep(self._retry.delay_s(attempt, error))
 
     async def _fetch(self, index: int) -> int:
         offset, length = index * CHUNK_BYTES, chunk_length(self.size_bytes, index)

@@ -84,10 +84,12 @@ class Lanes:
 
 
 def name_of(spec: OriginSpec) -> str:
-    """What of an origin shares a server: its endpoint, else its bucket."""
+    """What of an origin shares a server: its endpoint, else its bucket or host."""
     scheme, _, rest = spec.uri.partition("://")
     if scheme == "file":
         return "file:"
+    if scheme == "hf":
+        return spec.options.get("endpoint") or "hf:"
     return spec.options.get("endpoint_url") or f"{scheme}://{rest.partition('/')[0]}"
 
 

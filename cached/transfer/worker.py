@@ -150,7 +150,7 @@ class Worker:
         at = 0
         for size_bytes in job.part_sizes_bytes:
             ranges.check_range(job.source, at, size_bytes)
-            digest = new_digest(job.algorithm)
+            digest = new_digest(job.algorithm, size_bytes)
             for piece in ranges.pieces(job.source, at, size_bytes, self._slabs.view()):
                 digest.update(piece)
             values_hex.append(digest.hexdigest())

@@ -25,9 +25,9 @@ from cached.errors import (
     OriginUnavailableError,
 )
 from cached.origins.base import OriginChecksum, OriginSpec
+from cached.origins.net.body import range_problem
 from cached.origins.registry import open_origin, open_writable
 from cached.origins.s3 import S3Origin
-from cached.origins.s3.body import range_problem
 from cached.origins.s3.versions import marker, request_condition, same_version
 from tests.conformance.reading import read_range
 from tests.fault_proxy import FaultKind

@@ -1,4 +1,4 @@
-"""What every origin must do, against a local folder, rclone and moto; and what local folders alone can get wrong."""
+"""What every origin must do, each against a real server; and what local folders alone can get wrong."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from cached.errors import (
     ObjectChangedError,
     OriginProtocolError,
 )
-from cached.origins.base import OriginSpec, WritableOrigin
+from cached.origins.base import OriginSpec
 from cached.origins.registry import open_origin, open_writable, redact, supported_schemes
+from tests.cloud_servers import Azure, FakeGcs, azure_env
 from tests.conformance.reading import read_range
+from tests.http_servers import FileServer, Hub
 from tests.servers import S3Server, s3_env
 
 DATA = bytes(range(256)) * 1000 + b"an unaligned end"
@@ -35,9 +37,10 @@ _buckets = (f"bucket-{number}" for number in itertools.count())
 class Place:
     """An origin's place with means to change it behind the origin's back."""
 
-    open: Callable[[str], WritableOrigin]
+    open: Callable[[str], Any]
     put: Callable[[str, bytes], Any]
     delete: Callable[[str], Any]
+    writable: bool = True
 
 
 def s3_place(server: S3Server) -> Place:
@@ -50,7 +53,46 @@ def s3_place(server: S3Server) -> Place:
     )
 
 
-@pytest.fixture(params=["file", "rclone", "moto"])
+def web_place(server: FileServer) -> Place:
+    return Place(
+        open=lambda path: open_origin(OriginSpec(f"{server.url}/models/{quote(path)}")),
+        put=lambda path, data: server.put(f"models/{path}", data),
+        delete=lambda path: server.delete(f"models/{path}"),
+        writable=False,
+    )
+
+
+def hub_place(hub: Hub) -> Place:
+    """Each change is a new commit, and the history before it is gone."""
+    files: dict[str, bytes] = {}
+
+    def put(path: str, data: bytes) -> None:
+        files[path] = data
+        hub.commit("org/repo", files, squash=True)
+
+    def delete(path: str) -> None:
+        del files[path]
+        hub.commit("org/repo", files, squash=True)
+
+    hub.commit("org/repo", {})
+    return Place(
+        open=lambda path: open_origin(OriginSpec(f"hf://org/repo@main/{quote(path)}", {"endpoint": hub.url})),
+        put=put,
+        delete=delete,
+        writable=False,
+    )
+
+
+def cloud_place(server: Any, uri: str, container: str, **options: str) -> Place:
+    return Place(
+        open=lambda path: open_origin(OriginSpec(f"{uri}/models/{path}", options)),
+        put=lambda path, data: server.put(container, f"models/{path}", data),
+        delete=lambda path: server.delete(container, f"models/{path}"),
+        writable=uri.startswith("az://"),
+    )
+
+
+@pytest.fixture(params=["file", "rclone", "moto", "web", "hub", "gs", "az"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     if request.param == "file":
 
@@ -64,6 +106,26 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             put=put,
             delete=lambda path: (tmp_path / path).unlink(),
         )
+        return
+    if request.param == "web":
+        with FileServer() as web:
+            yield web_place(web)
+        return
+    if request.param == "gs":
+        gcs: FakeGcs = request.getfixturevalue("fake_gcs")
+        gcs.create_bucket(bucket := next(_buckets))
+        yield cloud_place(gcs, f"gs://{bucket}", bucket, endpoint=gcs.url, anonymous="true")
+        return
+    if request.param == "az":
+        with Azure() as azure, pytest.MonkeyPatch.context() as patch:
+            for name, value in azure_env().items():
+                patch.setenv(name, value)
+            azure.containers["models"] = {}
+            yield cloud_place(azure, "az://models", "models", endpoint=azure.url)
+        return
+    if request.param == "hub":
+        with Hub() as hub:
+            yield hub_place(hub)
         return
     server: S3Server = request.getfixturevalue(f"{request.param}_s3")
     with s3_env(server):
@@ -238,6 +300,8 @@ def test_close_is_idempotent(place: Place):
 def test_upload_then_read_back(place: Place, tmp_path: Path):
     source = tmp_path / "source.bin"
     source.write_bytes(DATA)
+    if not place.writable:
+        pytest.skip("models are not uploaded there")
     origin = place.open("new/model")
     sent: list[int] = []
     stored = origin.upload_file(source, "sub/w ä.bin", sent.append)
@@ -258,12 +322,12 @@ def test_upload_then_read_back(place: Place, tmp_path: Path):
 
 
 def test_unknown_schemes_are_refused_and_nothing_secret_is_said():
-    for uri in ("gopher://user:hunter2@host/x?token=hunter2", "plain/path", "", "hf://x/y"):
+    for uri in ("gopher://user:hunter2@host/x?token=hunter2", "plain/path", "", "ftp://x/y"):
         with pytest.raises(InvalidRequestError) as error:
             open_origin(OriginSpec(uri))
         assert "s3://" in error.value.hint
         assert "hunter2" not in str(error.value.to_dict())
-    assert supported_schemes() == ("file", "s3")
+    assert supported_schemes() == ("az", "file", "gs", "hf", "http", "https", "s3")
     assert redact("https://me:pw@host:1/a/b?X-Amz-Signature=1#f") == "https://host:1/a/b"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+from itertools import chain
 
 import pytest
 
@@ -109,7 +110,9 @@ def test_every_key_of_the_catalog_is_there():
     for name in names - {"size_bytes"} | {"size"}:
         assert re.search(rf"^\| [^|]*`{name}`", text, re.MULTILINE), name
     assert [
-        word for word in (*FORMATS, *ORIGIN_KEYS, *Tier, *(f"{scheme}://" for scheme in SCHEMES)) if word not in text
+        word
+        for word in (*FORMATS, *chain(*ORIGIN_KEYS.values()), *Tier, *(f"{scheme}://" for scheme in SCHEMES))
+        if word not in text
     ] == []
 
 

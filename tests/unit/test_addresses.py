@@ -17,8 +17,8 @@ import urllib3
 import urllib3.exceptions
 
 from cached.origins.base import Abort
-from cached.origins.s3.addresses import Address, Addresses, resolve
-from cached.origins.s3.connections import interruptible, pool_classes
+from cached.origins.net.addresses import Address, Addresses, resolve
+from cached.origins.net.connections import interruptible, pool_classes
 from tests.servers import make_certificate
 
 NAME = "store.example"

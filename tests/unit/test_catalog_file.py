@@ -111,9 +111,11 @@ def test_all_problems_are_told_together():
         ({"priority": -1}, "models.m.priority = -1"),
         ({"pinned": "yes"}, "models.m.pinned"),
         ({"origin": {"endpoint": "http://x"}}, "did you mean 'endpoint_url'?"),
+        ({"source": "hf://o/r", "origin": {"endpoint_url": "http://x"}}, "did you mean 'endpoint'?"),
+        ({"source": "https://h/r", "origin": {"files": "w"}}, "models.m.origin.files"),
         ({"origin": {"addressing": "both"}}, "models.m.origin.addressing"),
         ({"origin": {"region": 1}}, "models.m.origin.region = 1"),
-        ({"source": "file:///m", "origin": {"region": "x"}}, "options are for s3:// sources"),
+        ({"source": "file:///m", "origin": {"region": "x"}}, "file:// sources have no options"),
     ],
 )
 def test_what_is_wrong_is_named(entry, told):
@@ -156,6 +158,11 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     ):
         with pytest.raises(ConfigError, match=told):
             load_catalog(file)
+
+
+def test_the_files_of_a_web_server_are_a_list():
+    text = json.dumps({"models": {"m": {"source": "https://h/m", "origin": {"files": ["config.json", "w"]}}}})
+    assert dict(parse_catalog(text, "json", "c").models["m"].origin) == {"files": "config.json\nw"}
 
 
 def test_formats_and_schemes_are_those_that_the_origins_know():

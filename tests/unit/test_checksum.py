@@ -21,6 +21,7 @@ VECTORS = {
     "crc32c": "e3069283",
     "crc32": "cbf43926",
     "sha1": "f7c3bc1d808e04732adf679965ccc34ca7ae3441",
+    "git-sha1": "e2e107ac61ac259b87c544f6e7a4eb03422c6c21",  # git hash-object
     "sha256": "15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225",
 }
 

@@ -13,6 +13,7 @@ from cached.config import (
     default_socket,
     describe_settings,
     example_toml,
+    hub_token,
     load_config,
     origin_options,
     resolve_capacity,
@@ -50,7 +51,8 @@ def test_flags_go_over_environment_over_file_over_defaults(tmp_path):
 def test_every_setting_can_be_given_in_each_way(tmp_path):
     values = {
         "daemon.log_level": "debug", "daemon.log_format": "json", "l1.segment_mode": "0640",
-        "s3.addressing": "path", "s3.endpoint_url": "http://127.0.0.1:9000", "http.listen": "[::1]:80",
+        "s3.addressing": "path", "s3.endpoint_url": "http://127.0.0.1:9000",
+        "hf.endpoint": "https://hub.example", "http.listen": "[::1]:80",
         "access.socket_mode": "0600", "policy.time_zone": "Europe/Berlin", "policy.predict": "on",
     }  # fmt: skip
     kinds = {
@@ -58,7 +60,7 @@ def test_every_setting_can_be_given_in_each_way(tmp_path):
         "list of texts": ("/a/path", "/another"),
     }  # fmt: skip
     for setting in describe_settings():
-        is_path = setting.key.endswith((".socket", "_dir", ".catalog", ".path", "_bundle"))
+        is_path = setting.key.endswith((".socket", "_dir", ".catalog", ".path", "_bundle", "_file"))
         value = values.get(setting.key, "/a/path" if is_path else kinds[setting.type])
         section, name = setting.key.split(".")
         in_file = load(f"[{section}]\n{name} = {toml_text(value)}\n", folder=tmp_path)
@@ -67,6 +69,26 @@ def test_every_setting_can_be_given_in_each_way(tmp_path):
         for loaded in (in_file, in_env, in_flag):
             assert getattr(getattr(loaded.config, section), name) == value, setting.key
             assert loaded.origin[setting.key] != "default"
+
+
+def test_a_hubs_token_is_for_the_hub_of_the_environment_unless_a_file_is_named(tmp_path):
+    named, own = tmp_path / "named", tmp_path / "hf" / "token"
+    own.parent.mkdir()
+    named.write_text("hf_named\n")
+    own.write_text("hf_own")
+    env = {"HF_HOME": str(tmp_path / "hf"), "HOME": "/nowhere"}
+    assert hub_token("https://huggingface.co", "", env) == "hf_own"
+    assert hub_token("https://huggingface.co", "", env | {"HF_TOKEN": " hf_env "}) == "hf_env"
+    assert hub_token("https://huggingface.co", "", env | {"HF_TOKEN_PATH": str(named)}) == "hf_named"
+    assert hub_token("https://huggingface.co", "", {"HOME": "/nowhere"}) == ""
+    for other in (env, env | {"HF_TOKEN": "hf_env"}):
+        assert hub_token("https://hub.example", "", other) == ""
+        assert hub_token("https://hub.example/", "", other | {"HF_ENDPOINT": "https://hub.example"}) != ""
+        assert hub_token("https://hub.example", str(named), other) == "hf_named"
+    for text in ("", "two words", "\xfc"):
+        named.write_text(text)
+        with pytest.raises(ConfigError, match="named"):
+            hub_token("https://hub.example", str(named), env)
 
 
 def test_l2_is_one_folder_or_several(tmp_path):

@@ -77,13 +77,31 @@ def test_a_folder_of_its_own_keeps_what_only_it_has():
 
 def test_safetensors_in_a_copy_alone_do_not_count():
     names = ("pytorch_model.bin", "onnx/weights.safetensors", "config.json")
-    assert "pytorch_model.bin" in paths(select(items(*names)))
+    with pytest.raises(InvalidRequestError, match=r"pytorch_model\.bin"):
+        select(items(*names))
 
 
-def test_only_bin_is_kept_with_advice():
-    chosen = select(items("config.json", "pytorch_model.bin"))
-    assert paths(chosen) == ["config.json", "pytorch_model.bin"]
-    assert any("convert the model to safetensors" in note for note in chosen.notes)
+@pytest.mark.parametrize("weights_format", ["auto", "safetensors"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "sub/model.ckpt"])
+def test_pickles_alone_are_refused_with_the_command_that_converts_them(name, weights_format):
+    more = items("config.json", name, "optimizer.pt", "training_args.bin")
+    with pytest.raises(InvalidRequestError, match="may run code") as error:
+        select(more, weights_format=weights_format, source="file:///models/m/")
+    assert name in str(error.value)
+    assert (
+        "cached convert /models/m --to /models/m-safetensors; and pull file:///models/m-safetensors" in error.value.hint
+    )
+    with pytest.raises(InvalidRequestError) as error:
+        select(more, source="hf://org/repo")
+    assert "cached convert hf://org/repo --to repo-safetensors; and: cached push repo-safetensors" in error.value.hint
+    assert "format to all" in error.value.hint
+    assert len(paths(select(more, weights_format="all"))) == 4
+
+
+def test_what_is_neither_safetensors_nor_a_pickle_is_cached_as_files():
+    for names in (("config.json", "model.onnx"), ("model.h5",), ("m-Q4_K_M.gguf",), ("weights.custom", "config.json")):
+        assert sorted(paths(select(items(*names)))) == sorted(names)
+    assert any("cannot be loaded as tensors" in note for note in select(items("model.onnx")).notes)
 
 
 def test_gguf_alone_is_kept_and_many_are_noted():
@@ -124,7 +142,7 @@ def test_nothing_left_says_what_was_there_and_why():
     with pytest.raises(NotFoundError, match="no gguf files"):
         select(items("a.safetensors", "config.json"), weights_format="gguf")
     with pytest.raises(NotFoundError, match="no safetensors files"):
-        select(items("a.bin"), weights_format="safetensors")
+        select(items("a.onnx"), weights_format="safetensors")
     with pytest.raises(NotFoundError, match="nothing"):
         select([])
 
@@ -144,7 +162,7 @@ def test_every_file_is_kept_or_accounted_for(names, weights_format):
     given_items = items(*names, size_bytes=1)
     try:
         chosen = select(given_items, weights_format=weights_format)
-    except NotFoundError:
+    except (NotFoundError, InvalidRequestError):
         return
     left_out = sum(int(note.split()[2]) for note in chosen.notes if note.startswith("left out"))
     assert len(chosen.files) + left_out == len(names)

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 import botocore
 import botocore.exceptions
 import botocore.session
-from botocore.awsrequest import AWSPreparedRequest
+from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection, AWSPreparedRequest
 from botocore.config import Config
 
 from cached.errors import InvalidRequestError
-from cached.origins.s3.addresses import Addresses
-from cached.origins.s3.connections import pool_classes
+from cached.origins.net.addresses import Addresses
+from cached.origins.net.connections import pool_classes
 from cached.origins.s3.options import S3Options
 
 # With botocore's default, when_supported, a ranged GET of an object with a full-object checksum can raise
@@ -31,7 +31,7 @@ class Connection:
 
     def __init__(self, options: S3Options) -> None:
         self._options = options
-        self._pool_classes = pool_classes(Addresses())
+        self._pool_classes = pool_classes(Addresses(), AWSHTTPConnection, AWSHTTPSConnection)
         try:
             self._session = botocore.session.Session(profile=options.profile or None)
             if options.region:

@@ -54,6 +54,8 @@ RAISED = (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError, *_
 class Failures:
     """Turns what botocore raises into typed errors that name the endpoint, the bucket and the kind of credentials."""
 
+    raised: tuple[type[BaseException], ...] = RAISED
+
     def __init__(self, location: S3Location, connection: Connection) -> None:
         self._location = location
         self._connection = connection

@@ -15,10 +15,10 @@ from cached.errors import (
     OriginError,
 )
 from cached.origins.base import Abort, OriginChecksum, OriginObject, OriginSpec, ReadInto
-from cached.origins.s3.body import Body, range_problem
+from cached.origins.net.body import Body, range_problem
+from cached.origins.net.reading import range_read, read_nothing
 from cached.origins.s3.client import Connection
-from cached.origins.s3.connections import interruptible
-from cached.origins.s3.failures import RAISED, Failures
+from cached.origins.s3.failures import Failures
 from cached.origins.s3.options import parse_location, parse_options
 from cached.origins.s3.ranged import RangedGets
 from cached.origins.s3.versions import (
@@ -88,7 +88,7 @@ class S3Origin:
         connection, failures = self._connected()
         if not length_bytes:
             self._check_version(item)
-            yield _read_nothing
+            yield read_nothing
             return
         request = {
             "Bucket": self._location.bucket,
@@ -96,37 +96,19 @@ class S3Origin:
             "Range": f"bytes={offset_bytes}-{offset_bytes + length_bytes - 1}",
             **request_condition(item.version),
         }
-        done_bytes = 0
 
-        body = Body()
-
-        def read_into(view: memoryview) -> None:
-            nonlocal done_bytes
-            try:  # not ``typed``, which costs more: this runs some thousand times for a GB
-                done_bytes += (count := body.read_into(view))
-            except RAISED as error:
-                raise failures.translate(error, item.path) from None
-            if count != len(view):
-                problem = f"the body ended after {done_bytes} of {length_bytes} bytes"
+        def begin(body: Body) -> None:
+            with failures.typed(item.path, expected_version=item.version):
+                answer = self._ranged_gets(connection).get(request)
+            body.begin(answer.raw)
+            if not same_version(item.version, answer.fields):
+                raise failures.changed(item.path, item.version, marker(answer.fields))
+            problem = range_problem(answer.fields, offset_bytes, length_bytes, item.size_bytes)
+            if problem:
                 raise failures.wrong_range(item.path, request["Range"], problem)
 
-        try:
-            # Left before the connection goes back to the pool: a late abort must not hit its next user.
-            with interruptible(abort):
-                with failures.typed(item.path, expected_version=item.version):
-                    answer = self._ranged_gets(connection).get(request)
-                body.begin(answer.raw)
-                if not same_version(item.version, answer.fields):
-                    raise failures.changed(item.path, item.version, marker(answer.fields))
-                problem = range_problem(answer.fields, offset_bytes, length_bytes, item.size_bytes)
-                if problem:
-                    raise failures.wrong_range(item.path, request["Range"], problem)
-                yield read_into
-                if done_bytes == length_bytes:
-                    with failures.typed(item.path):
-                        body.finish()
-        finally:
-            body.end()
+        with range_read(begin, failures, item.path, request["Range"], length_bytes, abort) as read_into:
+            yield read_into
 
     def upload_file(self, local_path: Path, path: str, progress: Callable[[int], None] | None = None) -> OriginObject:
         """See WritableOrigin. Sent with a CRC64-NVME where the server takes one."""
@@ -265,9 +247,3 @@ def _described(path: str, fields: dict[str, Any], checksums: tuple[OriginChecksu
             f"the server does not tell the size of {path}", hint="look at the endpoint", path=path, cause="no size"
         )
     return OriginObject(path=path, size_bytes=int(size), version=marker(fields), checksums=checksums)
-
-
-def _read_nothing(view: memoryview) -> None:
-    if view:
-        msg = "the range has no bytes"
-        raise ValueError(msg)

@@ -15,8 +15,8 @@ _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 def range_problem(fields: Mapping[str, Any], offset_bytes: int, length_bytes: int, size_bytes: int) -> str:
     """What is wrong with the range of an answer, or empty.
 
-    Judged by Content-Range and Content-Length, not by the status: rclone answers 200. An answer without Content-Range
-    is the whole object, and right only if that was asked for.
+    ``fields``: ContentRange and ContentLength. Judged by these, not by the status: rclone answers 200. An answer
+    without Content-Range is the whole object, and right only if that was asked for.
     """
     answered = str(fields.get("ContentRange") or "")
     length = fields.get("ContentLength")

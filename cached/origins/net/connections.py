@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import urllib3.exceptions
-from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from cached.origins.base import Abort
-from cached.origins.s3.addresses import Address, Addresses
+from cached.origins.net.addresses import Address, Addresses
 
 _MAX_TRIES = 3
 
@@ -147,11 +147,18 @@ class SpreadConnection:
         return sock
 
 
-def pool_classes(addresses: Addresses) -> dict[str, type[HTTPConnectionPool]]:
-    """For ``pool_classes_by_scheme`` of a urllib3 PoolManager that connects directly (not of one for a proxy)."""
-    http = type("SpreadHTTPConnection", (SpreadConnection, AWSHTTPConnection), {"addresses": addresses})
-    https = type("SpreadHTTPSConnection", (SpreadConnection, AWSHTTPSConnection), {"addresses": addresses})
+def pool_classes(
+    addresses: Addresses,
+    http: type[HTTPConnection] = HTTPConnection,
+    https: type[HTTPSConnection] = HTTPSConnection,
+) -> dict[str, type[HTTPConnectionPool]]:
+    """For ``pool_classes_by_scheme`` of a urllib3 PoolManager; of one for a proxy, the addresses are the proxy's.
+
+    ``http`` and ``https``: the classes of connections that these are to be.
+    """
+    spread_http = type("SpreadHTTPConnection", (SpreadConnection, http), {"addresses": addresses})
+    spread_https = type("SpreadHTTPSConnection", (SpreadConnection, https), {"addresses": addresses})
     return {
-        "http": type("SpreadHTTPConnectionPool", (HTTPConnectionPool,), {"ConnectionCls": http}),
-        "https": type("SpreadHTTPSConnectionPool", (HTTPSConnectionPool,), {"ConnectionCls": https}),
+        "http": type("SpreadHTTPConnectionPool", (HTTPConnectionPool,), {"ConnectionCls": spread_http}),
+        "https": type("SpreadHTTPSConnectionPool", (HTTPSConnectionPool,), {"ConnectionCls": spread_https}),
     }

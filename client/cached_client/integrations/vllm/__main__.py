@@ -26,7 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("model", metavar="NAME", help="the model: NAME, NAME@REVISION or a URI")
     parser.add_argument("--source", default="", metavar="URI", help="origin of a model that is not in the catalog")
-    parser.add_argument("--into", type=Path, metavar="DIR", help="where (default: a folder of your own for temporary files)")
+    parser.add_argument(
+        "--into", type=Path, metavar="DIR", help="where (default: a folder of your own for temporary files)"
+    )
     parser.add_argument("--socket", default=None, metavar="PATH", help="the daemon's socket (default: CACHED_SOCKET)")
     parser.add_argument("--timeout", type=float, default=None, metavar="SECONDS", help="give up after so long")
     options = parser.parse_args(arguments)

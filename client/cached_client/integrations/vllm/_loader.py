@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """vLLM's model loader for the load format ``cached``. Imported by `register` only: it needs vLLM."""
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class CachedModelLoader(DefaultModelLoader):  # type: ignore[misc]
         """As vLLM's, for the engine's model, or for a draft model that it has beside that one."""
         main = vllm_config.model_config
         self._beside = model_config.model if main is not None and model_config.model != main.model else None
-        return super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
+        loaded: nn.Module = super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
+        return loaded
 
     def get_all_weights(
         self, model_config: ModelConfig, model: nn.Module
@@ -102,14 +104,15 @@ class CachedModelLoader(DefaultModelLoader):  # type: ignore[misc]
 
     def _ring_device(self) -> torch.device | None:
         """The GPU that the ring copies to; None: tensors are handed over as views of shared memory."""
-        device = torch.device(_device_name(self))
-        if not self.options.ring or device.type != "cuda" or not current_platform.is_cuda():
+        name = _device_name(self)
+        kind, _, number = name.partition(":")
+        if not (self.options.ring and kind == "cuda" and current_platform.is_cuda()):
             return None
-        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        return torch.device(name if number else f"cuda:{torch.cuda.current_device()}")
 
     def _skip(self) -> Callable[[str], bool] | None:
         """Which tensors are of other ranks' experts; None: this rank gets all."""
-        local = getattr(self, "local_expert_ids", None)
+        local: set[int] | None = getattr(self, "local_expert_ids", None)
         if local is None:
             return None
         from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight

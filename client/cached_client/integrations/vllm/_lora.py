@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """vLLM's LoRA resolver on top of `AdapterSource`. Imported by `register_lora` only: it needs vLLM."""
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from cached_client.integrations.vllm.adapters import Adapter, AdapterSource
 _log = init_logger("vllm.cached")
 
 
-class _HeldRequest(LoRARequest, weakref=True):  # type: ignore[misc]
+class _HeldRequest(LoRARequest, weakref=True):  # type: ignore[call-arg, misc]
     """A request that can be watched: vLLM keeps it until the adapter is unloaded, and the adapter is held so long."""
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters from the cache: from a name to a directory that stays for as long as it is used. Knows nothing of vLLM."""
+"""LoRA adapters from the cache: from a name to a directory that stays while it is used. Knows nothing of vLLM."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Adapter:
     """
 
     def __init__(self, model: Model) -> None:
-        self.ref = f"{model.name}@{model.revision}"
+        self.ref: str = f"{model.name}@{model.revision}"
         self._model = model
         directory = model.directory
         if directory is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +46,10 @@ class LoaderOptions:
     ring: bool = _option(
         True, "On CUDA: copy through the client's pinned ring. Without it vLLM copies from shared memory by itself."
     )
-    gpu: GpuOptions = _option(GpuOptions(), f"Tunes the ring, an object: {', '.join(f'`{key}`' for key in _GPU_KEYS)}.")
+    gpu: GpuOptions = field(
+        default_factory=GpuOptions,
+        metadata={"doc": f"Tunes the ring: an object with some of {', '.join(f'`{key}`' for key in _GPU_KEYS)}."},
+    )
 
 
 def parse_options(extra: Mapping[str, Any] | None) -> LoaderOptions:
@@ -60,7 +63,7 @@ def parse_options(extra: Mapping[str, Any] | None) -> LoaderOptions:
     given = dict(extra or {})
     known = {item.name: item for item in dataclasses.fields(LoaderOptions)}
     _refuse_unknown(given, known, "--model-loader-extra-config")
-    checks = {
+    checks: dict[str, Callable[[str, Any], Any]] = {
         "model": _text, "socket": _text, "source": _text, "wait": _flag, "timeout_s": _optional_seconds,
         "daemon_timeout_s": _seconds, "hold": _flag, "keep_alive_s": _seconds, "fallback": _fallback, "ring": _flag,
         "gpu": _gpu,

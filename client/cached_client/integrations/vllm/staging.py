@@ -1,7 +1,7 @@
 """A folder with a model's small files, for workers that do not see the daemon's directory view.
 
-vLLM wants a directory: it reads the configuration and the tokenizer before any load format is asked. In a container that
-has only the daemon's socket this makes one. The weights stay where they are.
+vLLM wants a directory: it reads the configuration and the tokenizer before any load format is asked. In a container
+that has only the daemon's socket this makes one. The weights stay where they are.
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ def stage(model: Model, into: Path, *, weights: bool = False, timeout_s: float |
     folder = into / ref
     if (folder / STAGED_MARK).is_file() and not weights:
         return folder
-    into.mkdir(parents=True, exist_ok=True)
     fresh = into / f".{secrets.token_hex(8)}"
     try:
-        fresh.mkdir(mode=0o700)
+        fresh.mkdir(mode=0o700, parents=True)
         for path in model.files:
             if weights or not path.endswith(_WEIGHTS):
                 target = fresh / path

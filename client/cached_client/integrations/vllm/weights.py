@@ -1,6 +1,6 @@
 """One rank's load of one model: attach, hand the tensors over as they arrive, and say what it took.
 
-Knows nothing of vLLM. Every rank does this by itself: the daemon downloads once and holds one copy, which all of them map.
+Knows nothing of vLLM. Every rank does this by itself: the daemon downloads once and holds one copy, which all map.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class WeightLoad:
     """
 
     def __init__(self, options: LoaderOptions, ref: str, *, client_name: str, rank: str) -> None:
-        self.timings = LoadTimings(ref, rank)
+        self.timings: LoadTimings = LoadTimings(ref, rank)
         self._options = options
         self._ref = ref
         self._client_name = client_name

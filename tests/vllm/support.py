@@ -11,7 +11,6 @@ import socket
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -187,16 +186,17 @@ class Server(Process):
         return False
 
 
-def mapped_bytes(pid: int, marker: str) -> Iterator[dict[str, int]]:
-    """Rss, Pss and Private_Dirty, in bytes, of each mapping of a process whose name has ``marker``."""
-    found: dict[str, int] | None = None
+def mapped_bytes(pid: int) -> dict[str, int]:
+    """Rss, Pss and Anonymous, in bytes, of all segments that a process maps."""
+    sums = dict.fromkeys(("Rss", "Pss", "Anonymous"), 0)
+    ours = False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        key, _, value = line.partition(":")
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            found = {} if marker in line else None
-            if found is not None:
-                yield found
-        elif found is not None and (match := re.match(r"(Rss|Pss|Private_Dirty): +(\d+) kB", line)):
-            found[match[1]] = int(match[2]) * 1024
+            ours = "/dev/shm/cached." in line
+        elif ours and key in sums:
+            sums[key] += int(value.split()[0]) * 1024
+    return sums
 
 
 @dataclass

@@ -90,6 +90,15 @@ def test_other_ranks_experts_are_left_out(site):
     assert set(found) == {"t0.weight", "t2.weight"}
 
 
+def test_a_device_is_told_in_the_timings(site):
+    """The meta device takes no bytes, and the way there is that of any device without a ring."""
+    site.add("llama", model_files(2 * MB))
+    site.start()
+    done = WeightLoad(options(site), "llama", client_name="rank", rank="0/1")
+    assert {tensor.device.type for _, tensor in done.tensors("meta")} == {"meta"}
+    assert (done.timings.device, done.timings.path, done.timings.fallbacks) == ("meta", "plain", ())
+
+
 def test_a_load_that_is_left_early_gives_its_lease_back(site):
     site.add("llama", model_files(2 * MB))
     site.start()

@@ -208,21 +208,18 @@ def leased(site: Site) -> set[str]:
     ],
 )
 def test_wrong_options_are_refused_by_vllms_own_entry(extra, told, worker):
-    code = (
-        "import sys, json\n"
-        "from vllm.plugins import load_general_plugins\n"
-        "load_general_plugins()\n"
-        "from vllm.config.load import LoadConfig\n"
-        "from vllm.model_executor.model_loader import get_model_loader\n"
-        "get_model_loader(LoadConfig(load_format='cached', model_loader_extra_config=json.loads(sys.argv[1])))\n"
-    )
-    done = subprocess.run(
-        [str(PYTHON), "-c", code, json.dumps(extra)],
-        env=worker,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = checked("refuse", json.dumps(extra), worker)
     assert done.returncode == 1
     assert told in done.stderr.splitlines()[-1], done.stderr[-2000:]
+
+
+def test_the_loader_without_an_engine(site: Site, worker):
+    done = checked("all", "small-llama", worker)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert origin_bytes(site) == total_bytes(llama())
+    assert "already registered" not in done.stdout + done.stderr
+
+
+def checked(what: str, argument: str, worker: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [str(PYTHON), str(Path(__file__).with_name("loader_checks.py")), what, argument]
+    return subprocess.run(command, env=worker, capture_output=True, text=True, timeout=START_S, check=False)

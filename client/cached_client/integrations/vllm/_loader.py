@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -155,8 +155,3 @@ def _refuse_special(loader: DefaultModelLoader, model: nn.Module) -> None:
                 hint="the same directory works with --load-format auto",
                 value=type(model).__name__,
             )
-
-
-def holdings() -> dict[str, Any]:
-    """What the modules of this process were loaded from, and whether a lease is held on it; for diagnosis."""
-    return {loaded.ref: loaded.held is not None for loaded in _loaded.values()}

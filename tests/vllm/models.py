@@ -1,4 +1,7 @@
-"""A random small Llama, an adapter of it, and what they must answer: transformers' greedy tokens, in float32."""
+"""A random small Llama, an adapter of it, and what they must answer: transformers' greedy tokens, in float32.
+
+torch and transformers are imported when they are used: collecting these tests must not cost every other run seconds.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,11 @@ import functools
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load, save
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
 
 PROMPTS = ("the weights are in memory", "one download for all ranks", "a", "nobody reads them twice")
 NEW_TOKENS = 16
@@ -22,6 +24,9 @@ _ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj")
 @functools.cache
 def llama(seed: int = 0) -> dict[str, bytes]:
     """Its files, about 85 MB in bfloat16, in several shards of several chunks."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=8192, hidden_size=1024, intermediate_size=2816, num_hidden_layers=2, num_attention_heads=8,
@@ -37,6 +42,9 @@ def llama(seed: int = 0) -> dict[str, bytes]:
 
 @functools.cache
 def tokenizer() -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -49,6 +57,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @functools.cache
 def adapter(seed: int = 1) -> dict[str, bytes]:
     """A LoRA adapter of `llama`, as PEFT saves one."""
+    import torch
+    from safetensors.torch import save
+
     torch.manual_seed(seed)
     tensors = {}
     for name, weight in _weights(0).items():
@@ -66,6 +77,10 @@ def adapter(seed: int = 1) -> dict[str, bytes]:
 @functools.cache
 def expected(seed: int = 0, *, adapted: bool = False) -> tuple[tuple[int, ...], ...]:
     """The greedy tokens for each of `PROMPTS`, computed from the files by transformers."""
+    import torch
+    from safetensors.torch import load
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     files = llama(seed)
     weights = {name: weight.float() for name, weight in _weights(seed).items()}
     if adapted:
@@ -89,6 +104,8 @@ def expected(seed: int = 0, *, adapted: bool = False) -> tuple[tuple[int, ...], 
 
 
 def _weights(seed: int) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load
+
     found: dict[str, Any] = {}
     for path, data in llama(seed).items():
         if path.endswith(".safetensors"):

@@ -194,6 +194,12 @@ def test_adapters_come_through_the_cache(site: Site, comparison: Comparison, wor
         assert status == 200
         wait_for(lambda: "small-lora" not in leased(site), "the adapter's lease to end")
 
+        site.daemon.kill()
+        status, answer = server.post("/v1/completions", {"model": "small-lora", "prompt": "a", "max_tokens": 1})
+        assert status == 500, answer
+        assert server.tokens("small-llama") == expected()
+        site.daemon.start()
+
 
 def leased(site: Site) -> set[str]:
     return {lease.name for lease in site.leases()}

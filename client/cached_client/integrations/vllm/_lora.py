@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver
 
-from cached_client.integrations.vllm.adapters import Adapter, AdapterSource
+if TYPE_CHECKING:
+    from cached_client.integrations.vllm.adapters import Adapter, AdapterSource
 
 _log = init_logger("vllm.cached")
 
@@ -23,8 +26,14 @@ class CachedLoRAResolver(LoRAResolver):  # type: ignore[misc]
     """Answers requests for adapters that vLLM does not have with those that the host's cache has."""
 
     def __init__(self) -> None:
-        self._source = AdapterSource()
         self._held: dict[int, Adapter] = {}
+
+    @cached_property
+    def _source(self) -> AdapterSource:
+        """Made when vLLM asks for the first time: each of its processes has a resolver, and one of them uses it."""
+        from cached_client.integrations.vllm.adapters import AdapterSource
+
+        return AdapterSource()
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
         """The adapter as vLLM wants it, its files in memory; None if the cache has none of that name for this base.

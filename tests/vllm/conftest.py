@@ -57,7 +57,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     count = f"{len(PROMPTS)} prompts of {NEW_TOKENS} tokens"
     terminalreporter.section(f"greedy tokens beside transformers, {count}")
     width = max(len(row[0]) for row in _COMPARISON.rows)
-    for what, same, tokens, note in _COMPARISON.rows:
+    for what, same, tokens, note in sorted(_COMPARISON.rows):
         first = " ".join(f"{token:>4}" for token in tokens[:6])
         terminalreporter.write_line(
             f"{what:<{width}}  {'equal' if same else 'DIFFERENT':<9}  {first} …  {note}".rstrip()

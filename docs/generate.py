@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import difflib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +30,7 @@ from cached.policy.plan import REASONS
 from cached.rpc.errors import status_code
 from cached.units import format_duration
 from cached_client import errors as client_errors
+from cached_client.integrations.vllm.options import LoaderOptions
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -114,6 +117,21 @@ def client_errors_text() -> str:
         if issubclass(kind, client_errors.CacheError)
     ]
     return table(("Class", "Reason", "Meaning"), rows)
+
+
+# The vLLM plugin.
+
+
+def vllm_options_text() -> str:
+    """What `--model-loader-extra-config` may say."""
+    defaults = LoaderOptions()
+    rows = []
+    for item in dataclasses.fields(LoaderOptions):
+        default = getattr(defaults, item.name)
+        shown = "" if default in ("", None) or item.name == "gpu" else f"`{json.dumps(default)}`"
+        kind = {"str": "text", "bool": "true or false", "GpuOptions": "object"}.get(str(item.type), "seconds")
+        rows.append((f"`{item.name}`", kind, shown, item.metadata["doc"]))
+    return table(("Option", "Type", "Default", ""), rows)
 
 
 # The command line.
@@ -276,6 +294,7 @@ PARTS = (
     Part("reference.md", "rpcs", rpc_text),
     Part("reference.md", "errors", errors_text),
     Part("reference.md", "client-errors", client_errors_text),
+    Part("vllm.md", "vllm-options", vllm_options_text),
 )
 
 

@@ -1,1 +1,1 @@
-"""The cache in libraries that people load models with. Each module needs its library, and loads it when used."""
+"""The cache within the programs that people run: each integration is loaded by itself, and only when it is used."""

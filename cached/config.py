@@ -20,6 +20,7 @@ from cached.settings import (
     PATH_CHECKS,
     TYPE_WORDS,
     AccessConfig,
+    ArtifactsConfig,
     Config,
     DaemonConfig,
     HttpConfig,
@@ -41,6 +42,7 @@ from cached.settings import (
 
 __all__ = [
     "AccessConfig",
+    "ArtifactsConfig",
     "Config",
     "DaemonConfig",
     "HttpConfig",

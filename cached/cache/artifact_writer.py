@@ -159,7 +159,7 @@ class _Landing:
 
 
 async def _in_thread(landing: _Landing, piece: bytes) -> None:
-    """A thread cannot be cancelled: who is cancelled meanwhile waits for it, as its descriptor is about to be closed."""
+    """A thread cannot be cancelled: who is cancelled meanwhile waits for it, as its descriptor is closed then."""
     thread = asyncio.ensure_future(asyncio.to_thread(landing.write, piece))
     try:
         await asyncio.shield(thread)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from cached import __version__
-from cached.cli import models, ops, pull, push, run, serve, simulate
+from cached.cli import artifact, models, ops, pull, push, run, serve, simulate
 from cached.cli.connect import Globals
 from cached.cli.failures import INTERRUPTED, exit_code, print_failure
 from cached.cli.interrupt import heard_interrupts
@@ -48,6 +48,7 @@ for _command in (
     models.path,
     run.run,
     push.push,
+    artifact.artifact,
     simulate.simulate_command,
     ops.stats,
     ops.events,

@@ -2,7 +2,8 @@
 
 One packet asks, one answers, as JSON: ``{"token": …, "files": [indices]}`` → ``{"files": [indices]}`` with a descriptor
 for each by SCM_RIGHTS, in order, or ``{"error": {reason, message, hint, fields}}``. ``{"save": "artifact"}`` →
-``{"ticket": …}``, for who wants to save a compile artifact by RPC. A connection may ask any number of times. Who is asking is what the kernel says (SO_PEERCRED), never what the peer says.
+``{"ticket": …}``, for who wants to save a compile artifact by RPC. A connection may ask any number of times. Who is
+asking is what the kernel says (SO_PEERCRED), never what the peer says.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -13,7 +15,6 @@ from cached.cache.services import Services
 from cached.errors import CachedError, IntegrityError, MoverError
 from cached.manifest import FileEntry, Manifest
 from cached.refs import artifact_digest
-from cached.signals import Signal
 from cached.transfer.jobs import Checksum, Listing, Moved, Upload
 from cached.types import Level
 
@@ -32,7 +33,7 @@ class ArtifactUploads:
         self._evictor = evictor
         self._pulls = pulls
         self._destination = destination
-        self._signal = Signal()
+        self._wanted = asyncio.Event()
         self._delays_s: dict[str, float] = {}
         self._not_before_s: dict[str, float] = {}
         self.errors: dict[str, str] = {}
@@ -40,14 +41,16 @@ class ArtifactUploads:
 
     def wake(self) -> None:
         """There is something new."""
-        self._signal.notify()
+        self._wanted.set()
 
     async def run(self) -> None:
         """Until cancelled; at once where there is no destination."""
         while self._destination.uri:
+            self._wanted.clear()
             for manifest in self._due():
                 await self._try(manifest)
-            await self._signal.wait(_LOOK_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), _LOOK_S)
 
     def _due(self) -> list[Manifest]:
         registry, now_s = self._services.registry, self._services.clock.monotonic_s()

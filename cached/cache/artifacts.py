@@ -37,6 +37,7 @@ from cached.errors import (
     InvalidRequestError,
     MoverError,
     NotFoundError,
+    OriginError,
     PermissionDeniedError,
 )
 from cached.manifest import Manifest
@@ -78,16 +79,21 @@ class Artifacts:
 
     # Finding.
 
-    async def find(self, key: Mapping[str, str]) -> ArtifactFound:
+    async def find(self, key: Mapping[str, str], *, local_only: bool) -> ArtifactFound:
         """The artifact of exactly this key, here or else at the destination; where there is none, those nearest to it.
+
+        With ``local_only`` nobody else is asked.
 
         Raises InvalidRequestError for what is no key, and what keeps the destination from being asked.
         """
         name = name_of(key)
-        found = self.here(name) or await self._at_destination(name, key)
+        found = self.here(name)
+        if found is None and not local_only:
+            found = await self._at_destination(name, key)
         nearest: list[Artifact] = []
         if found is None:
-            others = {item.name: item for item in (*await self._remote(), *self.local())}
+            remote = [] if local_only else await self._remote()
+            others = {item.name: item for item in (*remote, *self.local())}
             nearest = sorted(others.values(), key=lambda item: (distance(key, item.key), -item.saved_time_s, item.name))
         return ArtifactFound(name, found, tuple(nearest[:_NEAREST]), self._destination.uri)
 
@@ -247,7 +253,7 @@ class Artifacts:
             return PutOutcome.BUSY, self.here(name)
         self._saving.add(name)
         try:
-            current = self.here(name) or await self._at_destination(name, offer.key)
+            current = self.here(name) or await self._known_elsewhere(name, offer.key)
             if current is not None and current.sha256 in {offer.sha256, offer.replaces_sha256}:
                 if current.sha256 == offer.sha256:
                     return PutOutcome.SAME, current
@@ -264,6 +270,17 @@ class Artifacts:
         )  # fmt: skip
         self.uploads.wake()
         return PutOutcome.STORED, stored
+
+    async def _known_elsewhere(self, name: str, key: Mapping[str, str]) -> Artifact | None:
+        """As the destination says; one that does not answer keeps nobody from saving: the upload is tried again."""
+        try:
+            return await self._at_destination(name, key)
+        except OriginError as error:
+            self._services.events.emit(
+                "artifact.upload_failed", f"the destination does not answer: {error.message}", name=name,
+                reason=error.reason,
+            )  # fmt: skip
+            return None
 
     def _admitted(self, offer: ArtifactOffer) -> Peer:
         until_s, peer = self._tickets.pop(offer.ticket, (float("-inf"), Peer(0, 0, 0)))

@@ -380,10 +380,10 @@ class ModelCache:
         async for progress in self._parts.verifier.verify(manifests, repair=repair):
             yield progress
 
-    async def find_artifact(self, key: Mapping[str, str]) -> ArtifactFound:
+    async def find_artifact(self, key: Mapping[str, str], *, local_only: bool) -> ArtifactFound:
         """The compile artifact of exactly this key, or those nearest to it; see Artifacts."""
         self._require_running()
-        return await self._parts.artifacts.find(key)
+        return await self._parts.artifacts.find(key, local_only=local_only)
 
     async def put_artifact(
         self, offer: ArtifactOffer, data: AsyncIterator[bytes]

@@ -179,9 +179,10 @@ def ls(options: Globals, remote: bool, output: str) -> None:
         for item in response.artifacts
     ]
     columns = ("ARTIFACT", "MODEL", "ENGINE", "GPU", "SIZE", "SAVED", "AT", "FIELDS")
-    if not any(row[-1] for row in rows):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
-    print_table(columns, rows, right=("SIZE", "SAVED"), folding=("MODEL", "AT", "FIELDS"))
+    shown = len(columns) if any(row[-1] for row in rows) else -1
+    print_table(
+        columns[:shown], [row[:shown] for row in rows], right=("SIZE", "SAVED"), folding=("MODEL", "AT", "FIELDS")
+    )
 
 
 def _where(item: pb.Artifact) -> str:

@@ -151,7 +151,7 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
 
     async def FindArtifact(self, request: pb.FindArtifactRequest, context: _Context) -> pb.FindArtifactResponse:
         """What there is for a key."""
-        found = await self._engine.find_artifact(dict(request.key))
+        found = await self._engine.find_artifact(dict(request.key), local_only=request.local_only)
         return convert.found_message(found, self._descriptor_socket)
 
     async def PutArtifact(

@@ -91,8 +91,7 @@ class Worker:
                     origin.prepare()
                 return Listing(())
             case ReadTexts():
-                with self._origins.use(job.origin) as origin:
-                    return Texts(tuple(_read_text(origin, item, job.max_bytes) for item in job.items))
+                return Texts(self._read_texts(job))
 
     def _move(self, job: Fetch | Hedge | Copy | Checksum | Clear, control: Control) -> tuple[int, int]:
         match job:
@@ -158,6 +157,13 @@ class Worker:
                 return (origin.stat(job.paths[0]),)
             with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="stat") as executor:
                 return tuple(executor.map(origin.stat, job.paths))
+
+    def _read_texts(self, job: ReadTexts) -> tuple[str, ...]:
+        with (
+            self._origins.use(job.origin) as origin,
+            ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="read") as executor,
+        ):
+            return tuple(executor.map(lambda item: _read_text(origin, item, job.max_bytes), job.items))
 
     def _part_digests(self, job: PartDigests) -> tuple[str, ...]:
         values_hex: list[str] = []

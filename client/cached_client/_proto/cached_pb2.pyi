@@ -679,7 +679,7 @@ class Artifact(_message.Message):
     def __init__(self, name: _Optional[str] = ..., key: _Optional[_Mapping[str, str]] = ..., archive_path: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., saved_time_s: _Optional[float] = ..., last_used_time_s: _Optional[float] = ..., levels: _Optional[_Iterable[_Union[Level, str]]] = ..., source: _Optional[str] = ..., upload_error: _Optional[str] = ...) -> None: ...
 
 class FindArtifactRequest(_message.Message):
-    __slots__ = ("key",)
+    __slots__ = ("key", "local_only")
     class KeyEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -688,8 +688,10 @@ class FindArtifactRequest(_message.Message):
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     KEY_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_ONLY_FIELD_NUMBER: _ClassVar[int]
     key: _containers.ScalarMap[str, str]
-    def __init__(self, key: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    local_only: bool
+    def __init__(self, key: _Optional[_Mapping[str, str]] = ..., local_only: bool = ...) -> None: ...
 
 class FindArtifactResponse(_message.Message):
     __slots__ = ("name", "artifact", "nearest", "descriptor_socket", "destination")

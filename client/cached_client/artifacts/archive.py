@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 512 * 1024
 """The most that the daemon takes at once."""
-EXCLUDED = ("*.lock", "*.tmp", ".tmp*", "tmp.*", "__pycache__")
+EXCLUDED = (".cached-restore.*", "*.lock", "*.tmp", ".tmp*", "tmp.*", "__pycache__")
 """What compilers leave beside what they made: locks, unfinished files, byte code (which depends on times)."""
 _BLOCK_BYTES = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK_BYTES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,6 +154,7 @@ class CompileCache:
         self.error = error
         if self._strict:
             raise error
+        _release(error)
         _log.warning("the compile cache in %s was not %s: %s", self.directory, what, error)
 
     def _enter_environment(self) -> None:
@@ -167,3 +169,11 @@ class CompileCache:
             else:
                 os.environ[name] = value
         self._before = {}
+
+
+def _release(error: BaseException) -> None:
+    """An error that is kept must not keep what its frames refer to: mappings of the archive, memory of the host."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__

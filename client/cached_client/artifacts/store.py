@@ -113,7 +113,8 @@ def save(
     archive = Archive(Path(directory), exclude)
     sha256 = archive.sha256()
     connection = cache.connection
-    found = connection.call(connection.stub.FindArtifact, pb.FindArtifactRequest(key=dict(key)), timeout_s=timeout_s)
+    request = pb.FindArtifactRequest(key=dict(key), local_only=True)
+    found = connection.call(connection.stub.FindArtifact, request, timeout_s=timeout_s)
     outcome = _known_outcome(found, sha256, replaces)
     if not outcome:
         with DescriptorClient(locate(found.descriptor_socket, connection.path)) as descriptors:

@@ -41,25 +41,27 @@ _PATH_RECORD = re.compile(rb"\d{1,5} path=[^\n\0]+\n")
 def unpack(archive: memoryview, directory: Path, *, max_bytes: int) -> tuple[int, int]:
     """Makes the archive's files appear in ``directory``; (files that were added, files that were there already).
 
-    A directory that is not there, or empty, appears whole in one step (a rename). To one with files each missing file
-    is added in one step of its own, and none that is there is touched. Any number of processes may do this at once.
+    A directory that is not there, or empty, appears whole in one step (a rename). To one with files, or on which a file
+    system is mounted, each missing file is added in one step of its own, and none that is there is touched. Any number
+    of processes may do this at once.
     Whatever fails or is killed leaves the directory as it was, or with whole files of this archive.
 
     Raises IntegrityError for an archive that is damaged, or holds what it may not: links, devices, absolute paths or
     such that lead out, special modes, more than ``max_bytes``. Raises ArtifactError if the directory cannot be written.
     """
     try:
-        parent = directory.resolve().parent
-        parent.mkdir(parents=True, exist_ok=True)
-        _sweep(parent)
-        with _workspace(parent) as folder:
+        target = directory.resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place = target if _is_filled(target) else target.parent
+        _sweep(place)
+        with _workspace(place) as folder:
             content = folder / "content"
             content.mkdir(mode=0o755)
             count = _extract(archive, content, max_bytes)
-            if _moved_whole(content, directory.resolve()):
-                _sync_folder(parent)
+            if place != target and _moved_whole(content, target):
+                _sync_folder(place)
                 return count, 0
-            added = _merge(content, directory.resolve())
+            added = _merge(content, target)
             return added, count - added
     except OSError as error:
         raise ArtifactError(
@@ -70,9 +72,16 @@ def unpack(archive: memoryview, directory: Path, *, max_bytes: int) -> tuple[int
         ) from error
 
 
+def _is_filled(target: Path) -> bool:
+    """Whether it cannot be replaced, so that files have to be added to it: then they are made ready inside it."""
+    if not target.is_dir():
+        return False
+    return os.path.ismount(target) or not os.access(target.parent, os.W_OK) or any(target.iterdir())
+
+
 @contextlib.contextmanager
 def _workspace(parent: Path) -> Iterator[Path]:
-    """A folder beside the directory, locked as long as it is used: one that a killed process left can be told."""
+    """A folder for what is made ready, locked as long as it is used: one that a killed process left can be told."""
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -111,7 +120,7 @@ def _extract(archive: memoryview, folder: Path, max_bytes: int) -> int:
                 source = tar.extractfile(member)
                 assert source is not None  # noqa: S101 - a regular file
                 with source:
-                    _write(source, folder / member.name, member)
+                    _write_within(source, folder / member.name, member)
     except (tarfile.TarError, EOFError, UnicodeError, ValueError) as error:
         raise _refused("", f"it is damaged: {error}") from error
     if not seen:
@@ -179,6 +188,13 @@ def _refused(path: str, why: str) -> IntegrityError:
         path=path,
         check="archive",
     )
+
+
+def _write_within(source: IO[bytes], target: Path, member: tarfile.TarInfo) -> None:
+    try:
+        _write(source, target, member)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise _refused(member.name, "another file of it is in its way") from None
 
 
 def _write(source: IO[bytes], target: Path, member: tarfile.TarInfo) -> None:

@@ -89,7 +89,7 @@ def start(daemon: DaemonProcess, directory: Path, *flags: str) -> dict[str, Any]
 def show(rows: dict[str, list[dict[str, Any]]]) -> None:
     console = Console()
     console.print(
-        f"A module of two blocks, compiled by inductor for the CPU; median of {len(rows['no cache'])} starts."
+        f"A module of one MLP block, compiled by inductor for the CPU; median of {len(rows['no cache'])} starts."
     )
     table = Table("start", "restore s", "first call s", "whole process s", "graphs compiled", "graphs loaded")
     for what, told in rows.items():

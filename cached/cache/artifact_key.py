@@ -36,8 +36,9 @@ class Destination:
     max_bytes: int
 
     def source_of(self, name: str) -> str:
-        """The URI below which an artifact lies; empty without a destination."""
-        return f"{self.uri.rstrip('/')}/{artifact_digest(name)}" if self.uri else ""
+        """The URI below which an artifact lies; empty without a destination, and for whatever is no artifact."""
+        digest = artifact_digest(name)
+        return f"{self.uri.rstrip('/')}/{digest}" if self.uri and digest else ""
 
 
 @dataclass(frozen=True, slots=True)

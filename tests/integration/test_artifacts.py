@@ -336,6 +336,17 @@ def test_an_upload_that_fails_is_told_and_tried_again_also_after_a_restart(host:
     assert not daemon.stats().degraded
 
 
+def test_a_destination_that_does_not_answer_keeps_nobody_from_saving(host: Site, tmp_path: Path) -> None:
+    host.settings["transfer"] = {"max_attempts": 2}
+    daemon = host.start()
+    fault = host.proxy.inject("status", times=-1, status=403)
+    assert save(daemon, fill(tmp_path / "in")).outcome == "stored"
+    assert isinstance(restore(daemon, tmp_path / "out"), artifacts.Restored)
+    with refused("ORIGIN_DENIED"):
+        restore(daemon, tmp_path / "out", KEY | {"driver": "1"})
+    fault.times = 0
+
+
 def test_nothing_else_gets_an_artifacts_name(host: Site, tmp_path: Path) -> None:
     host.upload("evil", {"key.json": b"{}", "model.safetensors": b"x" * 100})
     host.start()

@@ -129,6 +129,21 @@ def test_files_that_are_there_stay_and_missing_ones_are_added(tmp_path):
     assert restored(data, out) == (0, len(FILES))
 
 
+def test_what_is_made_ready_for_a_filled_directory_is_in_it_and_goes(tmp_path, monkeypatch):
+    """A cache folder is often a mount of its own: nothing can be renamed or linked into it from beside it."""
+    data = packed(fill(tmp_path / "in", FILES))
+    out = fill(tmp_path / "out", {"mine": b""})
+    monkeypatch.setattr(
+        os, "link", lambda source, target, **_: linked.append(Path(source)) or os.rename(source, target)
+    )
+    linked: list[Path] = []
+    restored(data, out)
+    assert len(linked) == len(FILES)
+    assert all(path.is_relative_to(out) for path in linked)
+    assert contents(out) == FILES | {"mine": b""}
+    assert {member.path for member in scan(out)[0]} == {*FILES, "mine"}
+
+
 def test_an_empty_directory_gets_all_of_it_in_one_step(tmp_path):
     data = packed(fill(tmp_path / "in", FILES))
     out = tmp_path / "out"

@@ -71,6 +71,12 @@ def test_the_latest_archive_counts_and_of_two_the_same_on_every_host():
         artifact_key.choose(name, listed("key.json", *paths, size_bytes=101), 100)
 
 
+def test_only_artifacts_come_from_the_destination():
+    place = artifact_key.Destination("s3://b/artifacts/", 100)
+    assert place.source_of(artifact_name(SHA)) == f"s3://b/artifacts/{SHA}"
+    assert place.source_of("m") == artifact_key.Destination("", 100).source_of(artifact_name(SHA)) == ""
+
+
 def test_no_model_of_the_catalog_has_an_artifacts_name():
     name = artifact_name(SHA)
     with pytest.raises(ConfigError, match="is the name of a compile artifact"):

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def measure(folder: Path, runs: int) -> dict[str, list[dict[str, Any]]]:
             places = iter(folder / f"caches{run}" / str(number) for number in range(9))
             rows["no cache"].append(start(first, next(places), "--no-cache"))
             rows["first start, saved"].append(start(first, next(places)))
-            wait_for(lambda run=run: _uploaded(folder / "s3", run), "the upload")
+            wait_for(partial(_uploaded, folder / "s3", run), "the upload")
             rows["restored from S3"].append(start(second, next(places)))
             rows["restored"].append(start(second, next(places)))
     return rows

@@ -81,7 +81,7 @@ def rpcs() -> Iterator[tuple[str, str, str]]:
         line = raw.strip()
         if line.startswith("//"):
             comment.append(line.removeprefix("//").strip())
-        elif match := re.match(r"rpc (\w+)\(\w+\) returns \((stream )?\w+\);", line):
+        elif match := re.match(r"rpc (\w+)\((?:stream )?\w+\) returns \((stream )?\w+\);", line):
             yield match[1], "stream" if match[2] else "one", " ".join(comment) or f"See `{before}`."
             before = match[1]
             comment = []

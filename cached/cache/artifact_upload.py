@@ -26,7 +26,7 @@ _MAX_DELAY_S = 300.0
 
 
 class ArtifactUploads:
-    """One background task. What is still to be uploaded is what has no source: a restarted daemon goes on by itself."""
+    """What is still to be uploaded is what has no source: a restarted daemon goes on by itself."""
 
     def __init__(self, services: Services, evictor: Evictor, pulls: Pulls, destination: Destination) -> None:
         self._services = services

@@ -19,6 +19,7 @@ from cached.levels.base import FileRef
 from cached.levels.files import level_errors, open_checked
 from cached.manifest import BlobRecord, FileEntry, Manifest, revision_of
 from cached.policy import Otherwise
+from cached.signals import in_thread
 from cached.types import ArtifactOffer, CheckedBy, Level
 from cached.units import CHUNK_BYTES
 
@@ -66,7 +67,9 @@ class ArtifactWriter:
         try:
             sizes = {file.ingest_id: file.size_bytes for file in files}
             async with self._evictor.opening:
-                await self._evictor.open(Level.L2, sizes, name=name, revision=revision, otherwise=Otherwise.EVICT)
+                await self._evictor.open(
+                    Level.L2, sizes, name=name, revision=revision, otherwise=Otherwise.EVICT, shared={}
+                )
             manifest = await self._fill(name, revision, files, document, data)
         except CachedError:
             services.registry.forget_if_unknown(services.registry.known(name))
@@ -94,6 +97,7 @@ class ArtifactWriter:
                 name=name, revision=revision, source="", files=entries, created_time_s=services.clock.wall_s()
             )
             services.registry.add_manifest(manifest)
+            await services.registry.durable()
         services.publish(manifest)
         return manifest
 
@@ -104,7 +108,7 @@ class ArtifactWriter:
             while (piece := await _next(pieces)) is not None:
                 if landing.size_bytes + len(piece) > file.size_bytes:
                     raise _mismatch(name, file, "size", f"more than {file.size_bytes}")
-                await _in_thread(landing, piece)
+                await in_thread(landing.write, piece)  # its descriptor is closed behind it
         finally:
             landing.close()
         if landing.size_bytes != file.size_bytes:
@@ -156,16 +160,6 @@ class _Landing:
     @property
     def crc64(self) -> tuple[int, ...]:
         return tuple(self._crc64)
-
-
-async def _in_thread(landing: _Landing, piece: bytes) -> None:
-    """A thread cannot be cancelled: who is cancelled meanwhile waits for it, as its descriptor is closed then."""
-    thread = asyncio.ensure_future(asyncio.to_thread(landing.write, piece))
-    try:
-        await asyncio.shield(thread)
-    except asyncio.CancelledError:
-        await asyncio.wait([thread])
-        raise
 
 
 async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:

@@ -6,6 +6,7 @@ and leased as those of models are. What is particular about it is only how it co
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -25,6 +26,7 @@ from cached.cache.artifact_key import (
 )
 from cached.cache.artifact_upload import ArtifactUploads
 from cached.cache.artifact_writer import ArtifactWriter
+from cached.cache.background import repeat
 from cached.cache.evictor import Evictor
 from cached.cache.loader import Loader
 from cached.cache.pulls import Pulls
@@ -48,6 +50,7 @@ from cached.types import Artifact, ArtifactFound, ArtifactOffer, Level, Peer, Pu
 from cached.units import parse_size
 
 _TICKET_S = 60.0
+_TIDY_S = 5.0
 _MAX_TICKETS = 1024
 _NEAREST = 3
 _MAX_REMOTE = 256
@@ -60,7 +63,7 @@ def destination_of(config: ArtifactsConfig) -> Destination:
 
 
 class Artifacts:
-    """Loop only. ``run`` uploads in the background."""
+    """Loop only."""
 
     def __init__(
         self, services: Services, pulls: Pulls, loader: Loader, evictor: Evictor, config: ArtifactsConfig
@@ -299,6 +302,19 @@ class Artifacts:
         return peer
 
     # What is over.
+
+    async def run(self) -> None:
+        """Uploads what was saved, and looks after what is in L1, until cancelled."""
+        tidying = repeat(self._services.clock, _TIDY_S, self._tidy, what="artifacts")
+        await asyncio.gather(self.uploads.run(), tidying)
+
+    async def _tidy(self) -> None:
+        """What came to L2 only after its last lease, or was left in L1 by an earlier daemon."""
+        registry = self._services.registry
+        for name in [name for name in registry.models if artifact_digest(name)]:
+            for manifest in list(registry.models[name].manifests.values()):
+                if registry.bytes_at(manifest, Level.L1):
+                    self.released(manifest)
 
     def released(self, manifest: Manifest) -> None:
         """Its last lease ended: an archive is read once at a start, so it leaves L1 at once where L2 has it."""

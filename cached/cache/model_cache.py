@@ -83,7 +83,7 @@ class ModelCache:
         self._spawn(self._parts.foresight.run())
         self._spawn(self._parts.pool_keeper.run())
         self._spawn(self._parts.trace.run())
-        self._spawn(self._parts.artifacts.uploads.run())
+        self._spawn(self._parts.artifacts.run())
 
     async def drain(self, timeout_s: float) -> None:
         """Refuses new work and gives loads under way a moment to finish; what is left stays resumable."""

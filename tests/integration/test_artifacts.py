@@ -75,7 +75,7 @@ def known(daemon: DaemonProcess, *, remote: bool = False) -> list[pb.Artifact]:
 
 
 def uploaded(daemon: DaemonProcess) -> pb.Artifact:
-    return wait_for(lambda: next((item for item in known(daemon) if item.source), None), "the upload")
+    return wait_for(lambda: [item for item in known(daemon) if item.source], "the upload")[0]
 
 
 def key_of(site: Site, name: str, path: str) -> str:
@@ -324,7 +324,7 @@ def test_an_upload_that_fails_is_told_and_tried_again_also_after_a_restart(host:
     # The save itself looks at the destination, which works; only writing to it does not.
     fault = host.proxy.inject("status", times=-1, method="PUT", status=403)
     assert save(daemon, fill(tmp_path / "in")).outcome == "stored"
-    item = wait_for(lambda: next((i for i in known(daemon) if i.upload_error), None), "the failure to be told")
+    item = wait_for(lambda: [item for item in known(daemon) if item.upload_error], "the failure to be told")[0]
     assert not item.source
     assert any("artifact" in problem for problem in daemon.stats().degraded)
     assert isinstance(restore(daemon, tmp_path / "out"), artifacts.Restored), "this host has it anyhow"

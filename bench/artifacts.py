@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.compile_starts import COLUMNS, rows_of
 from bench.hardware import describe as hardware
 from tests.integration.harness import DaemonProcess, wait_for
 from tests.servers import RcloneS3
@@ -92,11 +92,9 @@ def show(rows: dict[str, list[dict[str, Any]]]) -> None:
     console.print(
         f"A module of one MLP block, compiled by inductor for the CPU; median of {len(rows['no cache'])} starts."
     )
-    table = Table("start", "restore s", "first call s", "whole process s", "graphs compiled", "graphs loaded")
-    for what, told in rows.items():
-        values = [statistics.median(row[name] for row in told) for name in ("restore_s", "compile_s", "process_s")]
-        counts = [str(sum(row[name] for row in told)) for name in ("misses", "hits")]
-        table.add_row(what, *(f"{value:.2f}" for value in values), *counts)
+    table = Table(*COLUMNS)
+    for row in rows_of(rows):
+        table.add_row(*row)
     console.print(table)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 
+from bench.compile_starts import starts_text
 from bench.scale import scale_text
 from bench.tables import part_text, required_text
 from cached import errors, metrics, settings
@@ -264,6 +265,7 @@ class Part:
 
 PARTS = (
     Part("architecture.md", "house", house_text),
+    Part("artifacts.md", "starts", starts_text),
     Part("performance.md", "required", required_text),
     *(Part("performance.md", f"measured-{name}", partial(part_text, name)) for name in MEASURED),
     Part("performance.md", "scale", scale_text),

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from cached.errors import ConfigError, InvalidRequestError
-from cached.refs import check_digest, check_name, check_path
+from cached.refs import artifact_digest, check_digest, check_name, check_path
 from cached.schedule import WindowError, parse_window
 from cached.settings import Problem, nearest, report_problems, resolve_capacity
 from cached.types import Level, Tier
@@ -191,6 +191,8 @@ class _Reader:
             self._refuse(
                 f"{key}.source", None, "is missing", "write the URI that the model comes from: s3://BUCKET/PREFIX"
             )
+        if artifact_digest(name):
+            self._refuse(key, name, "is the name of a compile artifact", "call the model something else")
         source = self._source(f"{key}.source", table.get("source"))
         return CatalogModel(
             name=name,

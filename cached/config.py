@@ -22,6 +22,7 @@ from cached.settings import (
     PATH_CHECKS,
     TYPE_WORDS,
     AccessConfig,
+    ArtifactsConfig,
     Config,
     DaemonConfig,
     HttpConfig,
@@ -45,6 +46,7 @@ from cached.settings import (
 
 __all__ = [
     "AccessConfig",
+    "ArtifactsConfig",
     "Config",
     "DaemonConfig",
     "HttpConfig",

@@ -12,6 +12,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REVISION = re.compile(r"[0-9a-f]{4,64}")
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_ARTIFACT = re.compile(r"artifact\.([0-9a-f]{64})")
 _MAX_PATH_BYTES = 1024
 _MAX_PATH_PARTS = 32
 
@@ -66,6 +67,17 @@ def name_of_uri(uri: str) -> str:
             value=uri[:200],
         )
     return check_name(cleaned)
+
+
+def artifact_name(key_digest: str) -> str:
+    """What the compile artifact of a key is called: nothing else may have such a name."""
+    return f"artifact.{check_digest(key_digest)}"
+
+
+def artifact_digest(name: str) -> str:
+    """The SHA-256 of the key whose compile artifact has this name; empty for any other name."""
+    match = _ARTIFACT.fullmatch(name)
+    return match[1] if match else ""
 
 
 def check_digest(digest: str) -> str:

@@ -68,6 +68,11 @@ def _url(value: str) -> str:
     return "" if not value or re.match(r"https?://[^/]", value) else "a URL such as 'https://minio.example:9000'"
 
 
+def _destination(value: str) -> str:
+    good = not value or re.fullmatch(r"(s3://[^/@?#]+(/[^?#]*)?|file:///[^?#]+)", value)
+    return "" if good else "a URI such as 's3://BUCKET/PREFIX' or 'file:///FOLDER'"
+
+
 def _path(value: str) -> str:
     return "" if not value or os.path.isabs(value) else "an absolute path"
 
@@ -257,6 +262,24 @@ class HubConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ArtifactsConfig:
+    """Compile artifacts: caches of torch.compile, Triton, vLLM and their like, shared between workers and hosts."""
+
+    save: bool = _setting(
+        False,
+        "Let workers save them. What one saves is code that others run, so this is for hosts whose workers trust each "
+        "other; who may is who may fetch descriptors (access.uids, access.gids).",
+    )
+    destination: str = _setting(
+        "",
+        "Where saved ones are uploaded to and missing ones looked for: s3://BUCKET/PREFIX or file:///FOLDER. Empty: "
+        "they stay on this host.",
+        _destination,
+    )
+    max_size: str = _setting("4GiB", "The largest that is saved or brought.", _size)
+
+
+@dataclass(frozen=True, slots=True)
 class HttpConfig:
     """Metrics, health and the status page."""
 
@@ -286,6 +309,7 @@ class Config:
     transfer: TransferConfig = field(default_factory=TransferConfig)
     s3: S3Config = field(default_factory=S3Config)
     hf: HubConfig = field(default_factory=HubConfig)
+    artifacts: ArtifactsConfig = field(default_factory=ArtifactsConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import click
 
+from bench.compile_starts import starts_text
 from bench.scale import scale_text
 from bench.tables import part_text, required_text
 from cached import errors, metrics, settings
@@ -84,7 +85,7 @@ def rpcs() -> Iterator[tuple[str, str, str]]:
         line = raw.strip()
         if line.startswith("//"):
             comment.append(line.removeprefix("//").strip())
-        elif match := re.match(r"rpc (\w+)\(\w+\) returns \((stream )?\w+\);", line):
+        elif match := re.match(r"rpc (\w+)\((?:stream )?\w+\) returns \((stream )?\w+\);", line):
             yield match[1], "stream" if match[2] else "one", " ".join(comment) or f"See `{before}`."
             before = match[1]
             comment = []
@@ -282,6 +283,7 @@ class Part:
 
 PARTS = (
     Part("architecture.md", "house", house_text),
+    Part("artifacts.md", "starts", starts_text),
     Part("performance.md", "required", required_text),
     *(Part("performance.md", f"measured-{name}", partial(part_text, name)) for name in MEASURED),
     Part("performance.md", "scale", scale_text),

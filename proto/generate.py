@@ -61,23 +61,27 @@ def service_stub(service: descriptor_pb2.ServiceDescriptorProto) -> list[str]:
         "wait_for_ready: bool | None = ..., compression: grpc.Compression | None = ..."
     )
     for method in service.method:
-        if method.client_streaming:
-            sys.exit(f"{service.name}.{method.name}: client streams have no type stub yet")
+        if method.client_streaming and method.server_streaming:
+            sys.exit(f"{service.name}.{method.name}: streams in both directions have no type stub yet")
         request, response = (name.rsplit(".", 1)[-1] for name in (method.input_type, method.output_type))
         types = f"cached_pb2.{request}, cached_pb2.{response}"
-        kind = "Stream" if method.server_streaming else "Unary"
+        kind = f"{'Stream' if method.client_streaming else 'Unary'}{'Stream' if method.server_streaming else 'Unary'}"
         sync_result = f"_CallIterator[cached_pb2.{response}]" if method.server_streaming else f"cached_pb2.{response}"
-        results = (("grpc.Channel", sync_result), ("grpc.aio.Channel", f"grpc.aio.Unary{kind}Call[{types}]"))
-        for channel, result in results:
+        results = (
+            ("grpc.Channel", sync_result, "request_iterator: Iterator"),
+            ("grpc.aio.Channel", f"grpc.aio.{kind}Call[{types}]", "request_iterator: AsyncIterator"),
+        )
+        for channel, result, stream in results:
             receiver = f"self: {service.name}Stub[{channel}]"
+            asked = f"{stream}[cached_pb2.{request}]" if method.client_streaming else f"request: cached_pb2.{request}"
             client.append("    @overload")
-            client.append(
-                f"    def {method.name}({receiver}, request: cached_pb2.{request}, *, {options}) -> {result}: ..."
-            )
+            client.append(f"    def {method.name}({receiver}, {asked}, *, {options}) -> {result}: ...")
         result = f"AsyncIterator[cached_pb2.{response}]" if method.server_streaming else f"cached_pb2.{response}"
         define = "def" if method.server_streaming else "async def"
+        asked = f"AsyncIterator[cached_pb2.{request}]" if method.client_streaming else f"cached_pb2.{request}"
+        name = "request_iterator" if method.client_streaming else "request"
         servicer.append(
-            f"    {define} {method.name}(self, request: cached_pb2.{request}, "
+            f"    {define} {method.name}(self, {name}: {asked}, "
             f"context: grpc.aio.ServicerContext[{types}]) -> {result}: ...",
         )
     register = (

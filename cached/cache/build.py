@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from cached.cache.artifacts import Artifacts, destination_of
 from cached.cache.describe import Describer
 from cached.cache.events import EventBus
 from cached.cache.evictor import Evictor
@@ -65,6 +66,7 @@ class Parts:
     pool_keeper: PoolKeeper
     verifier: Verifier
     describer: Describer
+    artifacts: Artifacts
     trace: TraceLog
 
 
@@ -109,7 +111,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     evictor = Evictor(services, leases, grace_s=config.daemon.restart_grace_s)
     loader = Loader(services, evictor, max_loads=config.transfer.max_concurrent_loads)
     evictor.join(loader)
-    pulls = Pulls(services, loader, origin_defaults(config))
+    pulls = Pulls(services, loader, origin_defaults(config), destination_of(config.artifacts))
     view = services.view
     return Parts(
         services=services,
@@ -130,6 +132,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         describer=Describer(
             services, loader, leases, view, Explainer(services, evictor), version=version, instance=instance
         ),
+        artifacts=Artifacts(services, pulls, loader, evictor, config.artifacts),
         trace=TraceLog(TraceFiles(state_dir), clock),
     )
 

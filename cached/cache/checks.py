@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from cached.checksum import combine_crc64nvme, compose_parts
 from cached.errors import IntegrityError, MoverError
 from cached.origins.base import OriginChecksum
+from cached.refs import artifact_digest
 from cached.transfer.fill import Fill, Runner
 from cached.transfer.jobs import Digests, PartDigests
 from cached.units import chunk_length
@@ -57,6 +58,12 @@ def confirm_sha256(order: BlobOrder, found: str) -> None:
 
 
 def _mismatch(order: BlobOrder, check: str, expected: str, found: str) -> IntegrityError:
+    if artifact_digest(order.name):
+        return IntegrityError(
+            f"{order.path} of {order.name} is not what its name says; nothing was committed",
+            hint="somebody wrote something else there: look who may write to the destination, and remove that object",
+            name=order.name, path=order.path, check="name-sha256", expected=expected, found=found,
+        )  # fmt: skip
     where = "the catalog" if check == "catalog-sha256" else "the origin's own checksum"
     return IntegrityError(
         f"{order.path} of {order.name} is not what {where} says; nothing was committed",

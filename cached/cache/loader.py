@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import structlog
@@ -36,6 +37,7 @@ class Loader:
         self._evictor = evictor
         self._slots = asyncio.Semaphore(max_loads)
         self._flights: dict[tuple[Level, str], Flight] = {}
+        self._saved: Counter[str] = Counter()
         self._sequence = 0
 
     def active(self, name: str, revision: str | None = None) -> list[Load]:
@@ -53,7 +55,17 @@ class Loader:
         known = {file.digest for load in self.loads.values() for file in load.plan.files if file.digest}
         # Also while it is being committed: a blob of the same content must not leave under its feet.
         arriving = {flight.order.digest or flight.fill.sha256 for flight in self._flights.values()}
-        return frozenset(known | arriving)
+        return frozenset(known | arriving | self._saved.keys())
+
+    @contextmanager
+    def saving(self, digests: Collection[str]) -> Iterator[None]:
+        """While inside, these blobs count as held: their revision is about to be recorded."""
+        self._saved.update(digests)
+        try:
+            yield
+        finally:
+            self._saved.subtract(digests)
+            self._saved = +self._saved
 
     def arriving(self) -> list[tuple[str, str]]:
         """The model and the ingest of each blob in flight, shared ones for whoever had them first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
@@ -23,8 +23,11 @@ from cached.leases import check_keep_alive
 from cached.manifest import FileEntry, Manifest
 from cached.metrics import Metrics
 from cached.policy import Otherwise
-from cached.refs import Ref, parse_ref
+from cached.refs import Ref, artifact_digest, parse_ref
 from cached.types import (
+    Artifact,
+    ArtifactFound,
+    ArtifactOffer,
     Attached,
     Client,
     Damage,
@@ -38,6 +41,7 @@ from cached.types import (
     Peer,
     PullPhase,
     PullProgress,
+    PutOutcome,
     Stats,
     Tier,
     TierChange,
@@ -79,6 +83,7 @@ class ModelCache:
         self._spawn(self._parts.foresight.run())
         self._spawn(self._parts.pool_keeper.run())
         self._spawn(self._parts.trace.run())
+        self._spawn(self._parts.artifacts.run())
 
     async def drain(self, timeout_s: float) -> None:
         """Refuses new work and gives loads under way a moment to finish; what is left stays resumable."""
@@ -375,6 +380,26 @@ class ModelCache:
         async for progress in self._parts.verifier.verify(manifests, repair=repair):
             yield progress
 
+    async def find_artifact(self, key: Mapping[str, str], *, local_only: bool) -> ArtifactFound:
+        """The compile artifact of exactly this key, or those nearest to it; see Artifacts."""
+        self._require_running()
+        return await self._parts.artifacts.find(key, local_only=local_only)
+
+    async def put_artifact(
+        self, offer: ArtifactOffer, data: AsyncIterator[bytes]
+    ) -> tuple[PutOutcome, Artifact | None]:
+        """Saves a compile artifact; what became of that, and what is current now."""
+        self._require_running()
+        return await self._parts.artifacts.put(offer, data)
+
+    async def list_artifacts(self, *, remote: bool) -> tuple[Artifact, ...]:
+        """The compile artifacts of this host, and with ``remote`` of the destination."""
+        return await self._parts.artifacts.known(remote=remote)
+
+    def artifact_ticket(self, peer: Peer) -> str:
+        """What lets this peer save one compile artifact."""
+        return self._parts.artifacts.ticket(peer)
+
     def stats(self) -> Stats:
         """The daemon at a glance."""
         stats = self._parts.describer.stats(self._parts.pool.active_movers, self._parts.lanes.stats())
@@ -401,6 +426,8 @@ class ModelCache:
         if model is not None:
             model.lease_count -= 1
             self._used(model, attaches=0)
+            if artifact_digest(lease.name) and (manifest := model.manifests.get(lease.revision)) is not None:
+                self._parts.artifacts.released(manifest)
             model.kept_until_s = max(model.kept_until_s, model.last_used_s + lease.keep_alive_s)
         self._parts.services.events.emit(
             "lease.closed", f"{lease.holder} released {lease.name}", name=lease.name, revision=lease.revision,

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from cached.cache.artifact_key import Destination, choose, parse_archive
 from cached.cache.flight import BlobOrder
 from cached.cache.hot_set import HotSet
 from cached.cache.load import Load, LoadFile, LoadPlan
@@ -27,11 +28,11 @@ from cached.origins.base import OriginObject, OriginSpec
 from cached.origins.registry import pinned_spec
 from cached.origins.selection import select
 from cached.policy import Otherwise
-from cached.refs import Ref
+from cached.refs import Ref, artifact_digest
 from cached.signals import Signal, run_all
 from cached.singleflight import SingleFlight
 from cached.transfer.fill import OriginSource
-from cached.transfer.jobs import Listing, ListObjects, Prepare, StatObjects
+from cached.transfer.jobs import Listing, ListObjects, Prepare, ReadTexts, Result, StatObjects
 from cached.types import CheckedBy, Level, Tier
 
 _RESTARTS_ON_CHANGE = 3
@@ -72,9 +73,16 @@ class PullRun:
 class Pulls:
     """Plans and begins loads. ``defaults``: for each scheme, the options that the configuration has for it."""
 
-    def __init__(self, services: Services, loader: Loader, defaults: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        services: Services,
+        loader: Loader,
+        defaults: Mapping[str, Mapping[str, str]],
+        artifacts: Destination,
+    ) -> None:
         self._services = services
         self._loader = loader
+        self._artifacts = artifacts
         self._defaults = defaults
         self._resolving: SingleFlight[tuple[str, str], Resolved] = SingleFlight()
         self._runs: set[asyncio.Task[None]] = set()
@@ -89,7 +97,7 @@ class Pulls:
         """
         model = self._model(ref, source)
         try:
-            resolved = await self._resolve(model, source or ref.uri)
+            resolved = await self._resolve(model, source or ref.uri or self._artifacts.source_of(model.name))
             self._check_revision(ref, resolved)
         except CachedError as error:
             error.fields.setdefault("name", model.name)
@@ -164,6 +172,8 @@ class Pulls:
 
     def _model(self, ref: Ref, source: str) -> Model:
         model = self._services.registry.find(ref)
+        if artifact_digest(ref.name):
+            return self._artifact(ref, source or ref.uri, model)
         if not (source or ref.uri or (model and model.source)):
             raise NoSourceError(
                 f"nothing says where to get {ref.name} from",
@@ -179,10 +189,35 @@ class Pulls:
             )
         return self._services.registry.known(ref.name)
 
+    def _artifact(self, ref: Ref, source: str, model: Model | None) -> Model:
+        """A compile artifact is code that workers run: it comes from nowhere but the configured destination."""
+        known = self._artifacts.source_of(ref.name) or (model.source if model else "")
+        if source and source != known:
+            raise InvalidRequestError(
+                f"{ref.name} is the name of a compile artifact, which does not come from {source}",
+                hint="call the model something else; artifacts come from artifacts.destination alone",
+                value=source,
+            )
+        if not known:
+            raise NoSourceError(
+                f"the compile artifact {ref.name} is not on this host, and there is no destination to look at",
+                hint="set artifacts.destination of the daemon, or save it here",
+                ref=str(ref),
+            )
+        return self._services.registry.known(ref.name)
+
+    def spec_of(self, uri: str) -> OriginSpec:
+        """An origin that no model is from, with the options of the configuration."""
+        return OriginSpec(uri, self._options(uri))
+
     def _spec(self, model: Model, source: str) -> OriginSpec:
         uri = source or model.source
-        options = dict(self._defaults.get(uri.partition("://")[0].lower(), {}))
-        return OriginSpec(uri, options | dict(model.catalog.origin if model.catalog else model.record.origin_options))
+        return OriginSpec(
+            uri, self._options(uri) | dict(model.catalog.origin if model.catalog else model.record.origin_options)
+        )
+
+    def _options(self, uri: str) -> dict[str, str]:
+        return dict(self._defaults.get(uri.partition("://")[0].lower(), {}))
 
     async def _resolve(self, model: Model, source: str) -> Resolved:
         spec = self._spec(model, source)
@@ -192,7 +227,9 @@ class Pulls:
         catalog = model.catalog
         if not model.manifests:
             self._services.runner.prepare(Prepare(spec))
-        listing = await self._list(ListObjects(spec))
+        listing = await self.listed(ListObjects(spec))
+        if artifact_digest(model.name):
+            return await self._chosen_artifact(model, spec, listing)
         chosen = select(
             listing,
             include=catalog.include if catalog else (),
@@ -217,31 +254,45 @@ class Pulls:
             revision=revision_of((item.path, item.size_bytes, _identity(item, sha256)) for item in items),
         )
 
+    async def _chosen_artifact(self, model: Model, spec: OriginSpec, listing: tuple[OriginObject, ...]) -> Resolved:
+        """Its objects are named by what they must hold, which counts as the catalog's word does."""
+        key, archive = choose(model.name, listing, self._artifacts.max_bytes)
+        parsed = parse_archive(archive.path)
+        assert parsed is not None  # noqa: S101 - chosen by it
+        sha256 = {key.path: artifact_digest(model.name), archive.path: parsed.sha256}
+        items = await self._stat(spec, (key.path, archive.path))
+        revision = revision_of((item.path, item.size_bytes, _identity(item, sha256)) for item in items)
+        return Resolved(spec=spec, items=items, notes=(), sha256=sha256, revision=revision)
+
     async def _stat(self, spec: OriginSpec, paths: tuple[str, ...]) -> tuple[OriginObject, ...]:
         """Of a model of many files, by several movers beside each other."""
         found: dict[int, tuple[OriginObject, ...]] = {}
 
         async def some(at: int) -> None:
-            found[at] = await self._list(StatObjects(spec, paths[at : at + _STATS_PER_JOB]))
+            found[at] = await self.listed(StatObjects(spec, paths[at : at + _STATS_PER_JOB]))
 
         await run_all(*(some(at) for at in range(0, len(paths), _STATS_PER_JOB)))
         return tuple(item for at in sorted(found) for item in found[at])
 
-    async def _list(self, job: ListObjects | StatObjects) -> tuple[OriginObject, ...]:
+    async def listed(self, job: ListObjects | StatObjects) -> tuple[OriginObject, ...]:
         """Runs a listing job, with the retries that every request to an origin has."""
-        retry, clock = self._services.retry, self._services.clock
-        for attempt in range(1, retry.max_attempts + 1):
-            try:
-                answer = await self._services.runner.run(job)
-                break
-            except CachedError as error:
-                if not error.retryable or attempt == retry.max_attempts:
-                    raise
-                self._services.metrics.retries.labels(reason=error.reason).inc()
-                await clock.sleep(retry.delay_s(attempt, error))
+        answer = await self.retried(job)
         if not isinstance(answer, Listing):
             raise MoverError("a mover answered a listing with something else")
         return answer.items
+
+    async def retried(self, job: ListObjects | StatObjects | ReadTexts) -> Result:
+        """Runs a small job at an origin; what fails for a passing reason is tried again."""
+        retry, clock = self._services.retry, self._services.clock
+        for attempt in range(1, retry.max_attempts):
+            try:
+                return await self._services.runner.run(job)
+            except CachedError as error:
+                if not error.retryable:
+                    raise
+                self._services.metrics.retries.labels(reason=error.reason).inc()
+                await clock.sleep(retry.delay_s(attempt, error))
+        return await self._services.runner.run(job)
 
     def _check_revision(self, ref: Ref, resolved: Resolved) -> None:
         if ref.revision and not resolved.revision.startswith(ref.revision):
@@ -253,7 +304,7 @@ class Pulls:
 
     def _plan(self, model: Model, resolved: Resolved, level: Level) -> LoadPlan:
         known = model.manifests.get(resolved.revision)
-        if known is not None:
+        if known is not None and (known.source or self._services.registry.is_here(known)):
             return self._plan_known(known, level)
         files = tuple(self._new_file(model, resolved, item, level) for item in resolved.items)
         return LoadPlan(

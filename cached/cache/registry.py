@@ -193,6 +193,11 @@ class Registry:
         self._write(lambda: self._index.put_manifest(manifest))
         self.update(model, current_revision=manifest.revision, last_error="")
 
+    def replace_manifest(self, manifest: Manifest) -> None:
+        """Records what changed of a known revision: where it can be had from. Its content is the same."""
+        self.models[manifest.name].manifests[manifest.revision] = manifest
+        self._write(lambda: self._index.put_manifest(manifest))
+
     def forget_revision(self, manifest: Manifest) -> None:
         """Drops a revision that is at no level any more, and the blobs that only it had."""
         model = self.models[manifest.name]

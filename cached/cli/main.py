@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from cached import __version__
-from cached.cli import convert, models, ops, path, pull, push, run, serve, simulate
+from cached.cli import artifact, convert, models, ops, path, pull, push, run, serve, simulate
 from cached.cli.connect import Globals
 from cached.cli.failures import INTERRUPTED, exit_code, print_failure
 from cached.cli.interrupt import heard_interrupts
@@ -49,6 +49,7 @@ for _command in (
     run.run,
     push.push,
     convert.convert_command,
+    artifact.artifact,
     simulate.simulate_command,
     ops.stats,
     ops.events,

@@ -22,6 +22,7 @@ from cached.cli.output import (
     to_data,
 )
 from cached.cli.when import told
+from cached.refs import artifact_digest
 from cached.units import format_duration, format_size
 from cached_client._proto import cached_pb2 as pb
 
@@ -32,9 +33,10 @@ _NAMED = 5
 
 @click.command()
 @click.option("-w", "--wide", is_flag=True, help="Also the revision, tenant and source.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also compile artifacts (see `cached artifact ls`).")
 @output_option
 @pass_globals
-def ls(options: Globals, wide: bool, output: str) -> None:
+def ls(options: Globals, wide: bool, everything: bool, output: str) -> None:
     """List all models that the cache knows: where each is, by whose word, and what it is worth.
 
     BY is who said its tier. VALUE is the waiting that its being in memory (else on disk) is expected to spare in the
@@ -48,7 +50,8 @@ def ls(options: Globals, wide: bool, output: str) -> None:
       cached ls -o json
     """  # noqa: D301 click reads the control character
     with connected(options) as cache:
-        models = cache.call(cache.stub.List, pb.ListRequest()).models
+        known = cache.call(cache.stub.List, pb.ListRequest()).models
+    models = [model for model in known if everything or not artifact_digest(model.name)]
     if output == "json":
         print_json([to_data(model) for model in models])
         return

@@ -38,6 +38,12 @@ PHASES: dict[types.PullPhase, pb.PullProgress.Phase] = {
     types.PullPhase.ACCEPTED: pb.PullProgress.PHASE_ACCEPTED,
     types.PullPhase.SCHEDULED: pb.PullProgress.PHASE_SCHEDULED,
 }
+OUTCOMES: dict[types.PutOutcome, pb.PutArtifactResponse.Outcome] = {
+    types.PutOutcome.STORED: pb.PutArtifactResponse.OUTCOME_STORED,
+    types.PutOutcome.SAME: pb.PutArtifactResponse.OUTCOME_SAME,
+    types.PutOutcome.OTHER: pb.PutArtifactResponse.OUTCOME_OTHER,
+    types.PutOutcome.BUSY: pb.PutArtifactResponse.OUTCOME_BUSY,
+}
 _LEVEL_OF = {number: level for level, number in LEVELS.items()}
 _TIER_OF = {number: tier for tier, number in TIERS.items()}
 _NAMED_BEFORE = 20
@@ -346,3 +352,47 @@ def event_message(value: types.Event) -> pb.Event:
 
 def _level_number(level: types.Level | None) -> pb.Level:
     return pb.LEVEL_UNSPECIFIED if level is None else LEVELS[level]
+
+
+def artifact_message(value: types.Artifact) -> pb.Artifact:
+    """A compile artifact."""
+    return pb.Artifact(
+        name=value.name,
+        key=dict(value.key),
+        archive_path=value.archive_path,
+        sha256=value.sha256,
+        size_bytes=value.size_bytes,
+        generation=value.generation,
+        saved_time_s=value.saved_time_s,
+        last_used_time_s=value.last_used_time_s,
+        levels=[LEVELS[level] for level in value.levels],
+        source=value.source,
+        upload_error=value.upload_error,
+    )
+
+
+def found_message(value: types.ArtifactFound, descriptor_socket: str) -> pb.FindArtifactResponse:
+    """What there is for a key."""
+    return pb.FindArtifactResponse(
+        name=value.name,
+        artifact=artifact_message(value.artifact) if value.artifact else None,
+        nearest=map(artifact_message, value.nearest),
+        descriptor_socket=descriptor_socket,
+        destination=value.destination,
+    )
+
+
+def offer_of(message: pb.ArtifactOffer) -> types.ArtifactOffer:
+    """An offer; the engine checks what it says."""
+    return types.ArtifactOffer(
+        ticket=message.ticket,
+        key=dict(message.key),
+        size_bytes=message.size_bytes,
+        sha256=message.sha256,
+        replaces_sha256=message.replaces_sha256,
+    )
+
+
+def put_message(outcome: types.PutOutcome, artifact: types.Artifact | None) -> pb.PutArtifactResponse:
+    """What became of an offer."""
+    return pb.PutArtifactResponse(outcome=OUTCOMES[outcome], artifact=artifact_message(artifact) if artifact else None)

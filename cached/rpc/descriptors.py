@@ -1,8 +1,9 @@
 """The descriptor socket: a worker shows its lease's token and receives read-only descriptors of its files.
 
 One packet asks, one answers, as JSON: ``{"token": …, "files": [indices]}`` → ``{"files": [indices]}`` with a descriptor
-for each by SCM_RIGHTS, in order, or ``{"error": {reason, message, hint, fields}}``. A connection may ask any number of
-times. Who is asking is what the kernel says (SO_PEERCRED), never what the peer says.
+for each by SCM_RIGHTS, in order, or ``{"error": {reason, message, hint, fields}}``. ``{"save": "artifact"}`` →
+``{"ticket": …}``, for who wants to save a compile artifact by RPC. A connection may ask any number of times. Who is
+asking is what the kernel says (SO_PEERCRED), never what the peer says.
 """
 
 from __future__ import annotations
@@ -161,6 +162,9 @@ class DescriptorServer:
             packet = await asyncio.get_running_loop().sock_recv(connection, REQUEST_LIMIT_BYTES + 1)
         if not packet:
             return False
+        if _asks_for_ticket(packet):
+            await self._send(connection, self._ticket(peer), [])
+            return True
         token, indices = _parse(packet)
         try:
             descriptors = self._engine.open_descriptors(token, indices, peer)
@@ -173,6 +177,12 @@ class DescriptorServer:
             for descriptor in descriptors:
                 os.close(descriptor)
         return True
+
+    def _ticket(self, peer: Peer) -> bytes:
+        try:
+            return json.dumps({"ticket": self._engine.artifact_ticket(peer)}).encode()
+        except CachedError as error:
+            return _error_packet(error)
 
     async def _send(self, connection: socket.socket, packet: bytes, descriptors: list[int]) -> None:
         """Raises OSError for a peer that is gone, TimeoutError for one that does not read."""
@@ -187,6 +197,13 @@ class DescriptorServer:
                     await _writable(connection)
                 else:
                     return
+
+
+def _asks_for_ticket(packet: bytes) -> bool:
+    try:
+        return len(packet) <= REQUEST_LIMIT_BYTES and json.loads(packet) == {"save": "artifact"}
+    except (ValueError, RecursionError):
+        return False
 
 
 def _parse(packet: bytes) -> tuple[str, list[int]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 from cached.types import (
+    Artifact,
+    ArtifactFound,
+    ArtifactOffer,
     Attached,
     AttachEvent,
     Client,
@@ -18,6 +21,7 @@ from cached.types import (
     ModelSummary,
     Peer,
     PullProgress,
+    PutOutcome,
     Stats,
     Tier,
     TierChange,
@@ -96,6 +100,18 @@ class Engine(Protocol):
     def trace(self) -> Iterator[Attached]:
         """What it gives out may be taken in any thread."""
         ...
+
+    async def find_artifact(self, key: Mapping[str, str], *, local_only: bool) -> ArtifactFound: ...
+
+    async def put_artifact(
+        self, offer: ArtifactOffer, data: AsyncIterator[bytes]
+    ) -> tuple[PutOutcome, Artifact | None]:
+        """May answer before all of the data was taken."""
+        ...
+
+    async def list_artifacts(self, *, remote: bool) -> tuple[Artifact, ...]: ...
+
+    def artifact_ticket(self, peer: Peer) -> str: ...
 
     def watch(self, *, replay: bool) -> AsyncIterator[Event]: ...
 

@@ -19,7 +19,7 @@ from cached.rpc import errors
 _log = structlog.get_logger(__name__)
 _PREFIX = "/cached.v1.CacheService/"
 _SILENT_S = 0.02
-_WHILE_DRAINING = frozenset({"Detach", "List", "Describe", "ListLeases", "Stats", "Watch"})
+_WHILE_DRAINING = frozenset({"Detach", "List", "Describe", "ListLeases", "Stats", "Watch", "ListArtifacts"})
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -128,6 +128,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                self._unary(method, handler.stream_unary), handler.request_deserializer, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
             self._unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from itertools import islice
 from typing import Any
@@ -25,6 +25,7 @@ KEEP_ALIVE_S = 15.0
 _REF_LIMIT = 4096
 _CLIENT_NAME_LIMIT = 256
 _TRACE_BATCH = 1000
+_DATA_LIMIT_BYTES = 512 * 1024
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -147,6 +148,37 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
             async for event in happened:
                 if event is not None:
                     yield pb.WatchResponse(event=convert.event_message(event))
+
+    async def FindArtifact(self, request: pb.FindArtifactRequest, context: _Context) -> pb.FindArtifactResponse:
+        """What there is for a key."""
+        found = await self._engine.find_artifact(dict(request.key), local_only=request.local_only)
+        return convert.found_message(found, self._descriptor_socket)
+
+    async def PutArtifact(
+        self, request_iterator: AsyncIterator[pb.PutArtifactRequest], context: _Context
+    ) -> pb.PutArtifactResponse:
+        """The offer, then the bytes; what is not wanted is not read."""
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("part") != "offer":
+            raise InvalidRequestError("the first message has no offer", hint="send the offer, then the archive's bytes")
+        data = _data_of(request_iterator)
+        async with aclosing(data):
+            outcome, artifact = await self._engine.put_artifact(convert.offer_of(first.offer), data)
+        return convert.put_message(outcome, artifact)
+
+    async def ListArtifacts(self, request: pb.ListArtifactsRequest, context: _Context) -> pb.ListArtifactsResponse:
+        """The artifacts of this host, and of the destination where asked for."""
+        found = await self._engine.list_artifacts(remote=request.remote)
+        return pb.ListArtifactsResponse(artifacts=map(convert.artifact_message, found))
+
+
+async def _data_of(messages: AsyncIterator[pb.PutArtifactRequest]) -> AsyncGenerator[bytes]:
+    async for message in messages:
+        if message.WhichOneof("part") != "data" or not 0 < len(message.data) <= _DATA_LIMIT_BYTES:
+            raise InvalidRequestError(
+                "a message of an artifact has no bytes, or too many", hint=f"send 1 to {_DATA_LIMIT_BYTES} at a time"
+            )
+        yield message.data
 
 
 def _ref(value: str) -> str:

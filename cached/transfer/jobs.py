@@ -117,7 +117,31 @@ class Clear:
     length_bytes: int
 
 
-Job = ListObjects | StatObjects | Prepare | Fetch | Hedge | Copy | Checksum | Hash | PartDigests | Clear
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A local file → ``path`` below the origin, which must be writable. Answer: Listing of what is stored there now."""
+
+    origin: OriginSpec
+    source: FileRef
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTexts:
+    """Small objects of an origin, whole. Answer: Texts in the same order.
+
+    Of one that is larger than ``max_bytes``, is no UTF-8, or went away meanwhile: an empty text.
+    """
+
+    origin: OriginSpec
+    items: tuple[OriginObject, ...]
+    max_bytes: int
+
+
+Job = (
+    ListObjects | StatObjects | Prepare | Fetch | Hedge | Copy | Checksum | Hash | PartDigests | Clear
+    | Upload | ReadTexts
+)  # fmt: skip
 
 
 class Word(StrEnum):
@@ -143,7 +167,8 @@ def group_of(job: Job) -> Group:
     """The group of a job."""
     if isinstance(job, Hedge):
         return Group.HEDGE
-    return Group.ORIGIN if isinstance(job, Fetch | ListObjects | StatObjects | Prepare) else Group.LOCAL
+    at_origin = isinstance(job, Fetch | ListObjects | StatObjects | Prepare | Upload | ReadTexts)
+    return Group.ORIGIN if at_origin else Group.LOCAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,4 +217,11 @@ class Digests:
     values_hex: tuple[str, ...]
 
 
-Result = Listing | Moved | Hashed | Digests
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What small objects hold."""
+
+    values: tuple[str, ...]
+
+
+Result = Listing | Moved | Hashed | Digests | Texts

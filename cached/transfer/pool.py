@@ -23,6 +23,7 @@ from cached.transfer.jobs import (
     Prepare,
     Result,
     Threads,
+    Upload,
     Word,
     group_of,
 )
@@ -424,6 +425,8 @@ def _size_bytes(job: Job) -> int:
         return job.target.size_bytes
     if isinstance(job, PartDigests):
         return sum(job.part_sizes_bytes)
+    if isinstance(job, Upload):
+        return job.source.size_bytes
     return getattr(job, "length_bytes", 0)
 
 

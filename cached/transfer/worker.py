@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from cached.checksum import RunningDigest, new_digest
-from cached.errors import InvalidRequestError, MoverError, OriginDeniedError
+from cached.errors import InvalidRequestError, MoverError, NotFoundError, ObjectChangedError, OriginDeniedError
 from cached.origins.base import Abort, Origin, OriginObject, OriginSpec, ReadInto
 from cached.transfer import ranges
 from cached.transfer.control import Control
@@ -30,8 +31,11 @@ from cached.transfer.jobs import (
     Moved,
     PartDigests,
     Prepare,
+    ReadTexts,
     Result,
     StatObjects,
+    Texts,
+    Upload,
 )
 from cached.transfer.landing import clear, land, read_checksummed
 from cached.units import CHUNK_BYTES
@@ -57,15 +61,10 @@ class Worker:
         started_s, started_cpu_s = time.perf_counter(), time.thread_time()
         control = control or Control()
         match job:
-            case ListObjects():
-                with self._origins.use(job.origin) as origin:
-                    return Listing(tuple(origin.list_objects()))
-            case StatObjects():
-                return Listing(self._stat(job))
-            case Prepare():
-                with self._origins.use(job.origin) as origin:
-                    origin.prepare()
-                return Listing(())
+            case ListObjects() | StatObjects() | Prepare() | ReadTexts():
+                return self._ask(job)
+            case Upload():
+                return Listing((_upload(job),))
             case Hash():
                 digest = self._hashes.feed(job, self._slabs.view())
                 return Hashed(digest, job.length_bytes, time.perf_counter() - started_s)
@@ -79,6 +78,20 @@ class Worker:
     def close(self) -> None:
         """Ends the origins' connections; no job may be running."""
         self._origins.close()
+
+    def _ask(self, job: ListObjects | StatObjects | Prepare | ReadTexts) -> Listing | Texts:
+        match job:
+            case ListObjects():
+                with self._origins.use(job.origin) as origin:
+                    return Listing(tuple(origin.list_objects()))
+            case StatObjects():
+                return Listing(self._stat(job))
+            case Prepare():
+                with self._origins.use(job.origin) as origin:
+                    origin.prepare()
+                return Listing(())
+            case ReadTexts():
+                return Texts(self._read_texts(job))
 
     def _move(self, job: Fetch | Hedge | Copy | Checksum | Clear, control: Control) -> tuple[int, int]:
         match job:
@@ -145,6 +158,13 @@ class Worker:
             with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="stat") as executor:
                 return tuple(executor.map(origin.stat, job.paths))
 
+    def _read_texts(self, job: ReadTexts) -> tuple[str, ...]:
+        with (
+            self._origins.use(job.origin) as origin,
+            ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="read") as executor,
+        ):
+            return tuple(executor.map(lambda item: _read_text(origin, item, job.max_bytes), job.items))
+
     def _part_digests(self, job: PartDigests) -> tuple[str, ...]:
         values_hex: list[str] = []
         at = 0
@@ -156,6 +176,32 @@ class Worker:
             values_hex.append(digest.hexdigest())
             at += size_bytes
         return tuple(values_hex)
+
+
+def _upload(job: Upload) -> OriginObject:
+    from cached.origins.registry import open_writable
+
+    origin = open_writable(job.origin)
+    try:
+        # Our own file, and not what somebody may have put in its place.
+        with ranges.LocalFile(job.source):
+            return origin.upload_file(Path(job.source.path), job.path)
+    finally:
+        origin.close()
+
+
+def _read_text(origin: Origin, item: OriginObject, max_bytes: int) -> str:
+    try:
+        # A listing may know less of the version than the answer will say.
+        stated = origin.stat(item.path)
+        if stated.size_bytes > max_bytes:
+            return ""
+        content = bytearray(stated.size_bytes)
+        with origin.open_range(stated, 0, len(content)) as read_into:
+            read_into(memoryview(content))
+        return content.decode("utf-8")
+    except (NotFoundError, ObjectChangedError, UnicodeDecodeError):
+        return ""
 
 
 class OpenOrigins:

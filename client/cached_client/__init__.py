@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from cached_client._version import __version__
 from cached_client.errors import (
+    ArtifactError,
     CacheError,
     ChangedError,
     DaemonUnavailableError,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from cached_client.types import DamagedRange, FileInfo, LoadReport, ModelSummary, PullProgress
 
 __all__ = [
+    "ArtifactError",
     "Cache",
     "CacheError",
     "ChangedError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import weakref
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+_ARTIFACT = re.compile(r"artifact\.[0-9a-f]{64}")
 _TIERS = ("hot", "warm", "cold", "auto")
 _LEVELS = ("l1", "l2")
 
@@ -113,9 +115,9 @@ class Cache:
             yield pull_progress(response.progress)
 
     def list(self) -> list[ModelSummary]:
-        """All models that the daemon knows."""
+        """All models that the daemon knows. Compile artifacts are none, though they are kept as models are."""
         response = self.connection.call(self.connection.stub.List, pb.ListRequest())
-        return [model_summary(message) for message in response.models]
+        return [model_summary(message) for message in response.models if not _ARTIFACT.fullmatch(message.name)]
 
     def wait_ready(self, timeout_s: float) -> None:
         """Waits until the daemon answers. Raises DaemonUnavailableError or NotReadyError after ``timeout_s``."""

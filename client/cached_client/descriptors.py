@@ -2,7 +2,7 @@
 
 A Unix socket of packets (SOCK_SEQPACKET). A request is one packet, ``{"token": …, "files": [index, …]}``; its answer
 is one packet too, ``{"files": [index, …]}`` with a descriptor for each by SCM_RIGHTS in the same order, or
-``{"error": {"reason", "message", "hint", "fields"}}``.
+``{"error": {"reason", "message", "hint", "fields"}}``. ``{"save": "artifact"}`` is answered with ``{"ticket": …}``.
 """
 
 from __future__ import annotations
@@ -76,13 +76,29 @@ class DescriptorClient:
             finally:
                 _close_all(descriptors)
 
-    def _exchange(self, token: str, batch: Sequence[int]) -> list[int]:
-        request = json.dumps({"token": token, "files": list(batch)}).encode()
+    def ticket(self) -> str:
+        """What lets this process save one compile artifact. Raises PermissionDeniedError where that is not allowed."""
+        packet, descriptors, _ = self._asked({"save": "artifact"})
+        _close_all(descriptors)
+        answer = _parse(packet)
+        _raise_refusal(answer)
+        ticket = answer.get("ticket")
+        if not isinstance(ticket, str):
+            raise CacheError(
+                "the descriptor socket does not give tickets to save compile artifacts",
+                hint="the daemon and this client may be of different versions: compare `cached version` with pip's",
+            )
+        return ticket
+
+    def _asked(self, request: dict[str, object]) -> tuple[bytes, list[int], int]:
         try:
-            self._socket.send(request, socket.MSG_NOSIGNAL)
-            packet, descriptors, flags = _receive(self._socket)
+            self._socket.send(json.dumps(request).encode(), socket.MSG_NOSIGNAL)
+            return _receive(self._socket)
         except OSError as error:
             raise self._translated(error) from error
+
+    def _exchange(self, token: str, batch: Sequence[int]) -> list[int]:
+        packet, descriptors, flags = self._asked({"token": token, "files": list(batch)})
         try:
             _check_answer(packet, descriptors, flags, batch)
         except BaseException:
@@ -122,6 +138,15 @@ def _check_answer(packet: bytes, descriptors: list[int], flags: int, batch: Sequ
             reason="TOO_MANY_FILES",
         )
     answer = _parse(packet) if not flags & socket.MSG_TRUNC else {}
+    _raise_refusal(answer)
+    if answer.get("files") != list(batch) or len(descriptors) != len(batch):
+        raise CacheError(
+            f"the descriptor socket answered {len(descriptors)} descriptors for {len(batch)} files",
+            hint="the daemon and this client may be of different versions: compare `cached version` with pip's",
+        )
+
+
+def _raise_refusal(answer: dict[str, Any]) -> None:
     refusal = answer.get("error")
     if isinstance(refusal, dict):
         raise error_of_reason(
@@ -129,11 +154,6 @@ def _check_answer(packet: bytes, descriptors: list[int], flags: int, batch: Sequ
             str(refusal.get("message")),
             hint=str(refusal.get("hint", "")),
             fields={str(key): str(value) for key, value in dict(refusal.get("fields") or {}).items()},
-        )
-    if answer.get("files") != list(batch) or len(descriptors) != len(batch):
-        raise CacheError(
-            f"the descriptor socket answered {len(descriptors)} descriptors for {len(batch)} files",
-            hint="the daemon and this client may be of different versions: compare `cached version` with pip's",
         )
 
 

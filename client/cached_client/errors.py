@@ -174,6 +174,12 @@ class DeviceError(CacheError):
     kind_reason = "DEVICE_FAILED"
 
 
+class ArtifactError(CacheError):
+    """A directory of compile artifacts cannot be read or written, or was changed meanwhile. Fields: ``path``."""
+
+    kind_reason = "ARTIFACT_FAILED"
+
+
 _KINDS: dict[str, type[CacheError]] = {
     kind.kind_reason: kind
     for kind in (

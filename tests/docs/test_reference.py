@@ -39,7 +39,7 @@ def test_every_metric_is_there(metric):
 
 def test_every_label_value_that_is_told_is_one():
     told = section(REFERENCE, "Metrics").split("|", 1)[0]
-    reasons = {*REASONS, "operator"}
+    reasons = {*REASONS, "operator", "artifact"}
     assert {
         value for value in (*metrics.HOPS, *metrics.LEVEL_KINDS, *metrics.LEVELS, *reasons) if f"`{value}`" not in told
     } == set()

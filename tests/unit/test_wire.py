@@ -23,7 +23,10 @@ from cached.transfer.jobs import (
     ListObjects,
     Moved,
     PartDigests,
+    ReadTexts,
     StatObjects,
+    Texts,
+    Upload,
     Word,
 )
 
@@ -51,12 +54,15 @@ jobs = st.one_of(
     st.builds(Hash, texts, files, sizes, sizes, st.booleans()),
     st.builds(PartDigests, files, texts, st.lists(sizes).map(tuple)),
     st.builds(Clear, files),
+    st.builds(Upload, specs, files, paths),
+    st.builds(ReadTexts, specs, st.lists(objects, max_size=3).map(tuple), sizes),
 )
 results = st.one_of(
     st.builds(Listing, st.lists(objects, max_size=3).map(tuple)),
     st.builds(Moved, crcs, sizes, seconds, seconds),
     st.builds(Hashed, texts, sizes, seconds),
     st.builds(Digests, st.lists(texts).map(tuple)),
+    st.builds(Texts, st.lists(texts).map(tuple)),
 )
 errors = st.builds(
     lambda kind, message, hint, fields: kind(message, hint=hint, **fields),

@@ -644,3 +644,126 @@ class Event(_message.Message):
     message: str
     fields: _containers.ScalarMap[str, str]
     def __init__(self, time_s: _Optional[float] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., message: _Optional[str] = ..., fields: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class Artifact(_message.Message):
+    __slots__ = ("name", "key", "archive_path", "sha256", "size_bytes", "generation", "saved_time_s", "last_used_time_s", "levels", "source", "upload_error")
+    class KeyEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    ARCHIVE_PATH_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SAVED_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    LAST_USED_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_ERROR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    key: _containers.ScalarMap[str, str]
+    archive_path: str
+    sha256: str
+    size_bytes: int
+    generation: int
+    saved_time_s: float
+    last_used_time_s: float
+    levels: _containers.RepeatedScalarFieldContainer[Level]
+    source: str
+    upload_error: str
+    def __init__(self, name: _Optional[str] = ..., key: _Optional[_Mapping[str, str]] = ..., archive_path: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., saved_time_s: _Optional[float] = ..., last_used_time_s: _Optional[float] = ..., levels: _Optional[_Iterable[_Union[Level, str]]] = ..., source: _Optional[str] = ..., upload_error: _Optional[str] = ...) -> None: ...
+
+class FindArtifactRequest(_message.Message):
+    __slots__ = ("key", "local_only")
+    class KeyEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_ONLY_FIELD_NUMBER: _ClassVar[int]
+    key: _containers.ScalarMap[str, str]
+    local_only: bool
+    def __init__(self, key: _Optional[_Mapping[str, str]] = ..., local_only: bool = ...) -> None: ...
+
+class FindArtifactResponse(_message.Message):
+    __slots__ = ("name", "artifact", "nearest", "descriptor_socket", "destination")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    NEAREST_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_SOCKET_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    artifact: Artifact
+    nearest: _containers.RepeatedCompositeFieldContainer[Artifact]
+    descriptor_socket: str
+    destination: str
+    def __init__(self, name: _Optional[str] = ..., artifact: _Optional[_Union[Artifact, _Mapping[str, _Any]]] = ..., nearest: _Optional[_Iterable[_Union[Artifact, _Mapping[str, _Any]]]] = ..., descriptor_socket: _Optional[str] = ..., destination: _Optional[str] = ...) -> None: ...
+
+class PutArtifactRequest(_message.Message):
+    __slots__ = ("offer", "data")
+    OFFER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    offer: ArtifactOffer
+    data: bytes
+    def __init__(self, offer: _Optional[_Union[ArtifactOffer, _Mapping[str, _Any]]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ArtifactOffer(_message.Message):
+    __slots__ = ("ticket", "key", "size_bytes", "sha256", "replaces_sha256")
+    class KeyEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    REPLACES_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ticket: str
+    key: _containers.ScalarMap[str, str]
+    size_bytes: int
+    sha256: str
+    replaces_sha256: str
+    def __init__(self, ticket: _Optional[str] = ..., key: _Optional[_Mapping[str, str]] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., replaces_sha256: _Optional[str] = ...) -> None: ...
+
+class PutArtifactResponse(_message.Message):
+    __slots__ = ("outcome", "artifact")
+    class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        OUTCOME_UNSPECIFIED: _ClassVar[PutArtifactResponse.Outcome]
+        OUTCOME_STORED: _ClassVar[PutArtifactResponse.Outcome]
+        OUTCOME_SAME: _ClassVar[PutArtifactResponse.Outcome]
+        OUTCOME_OTHER: _ClassVar[PutArtifactResponse.Outcome]
+        OUTCOME_BUSY: _ClassVar[PutArtifactResponse.Outcome]
+    OUTCOME_UNSPECIFIED: PutArtifactResponse.Outcome
+    OUTCOME_STORED: PutArtifactResponse.Outcome
+    OUTCOME_SAME: PutArtifactResponse.Outcome
+    OUTCOME_OTHER: PutArtifactResponse.Outcome
+    OUTCOME_BUSY: PutArtifactResponse.Outcome
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    outcome: PutArtifactResponse.Outcome
+    artifact: Artifact
+    def __init__(self, outcome: _Optional[_Union[PutArtifactResponse.Outcome, str]] = ..., artifact: _Optional[_Union[Artifact, _Mapping[str, _Any]]] = ...) -> None: ...
+
+class ListArtifactsRequest(_message.Message):
+    __slots__ = ("remote",)
+    REMOTE_FIELD_NUMBER: _ClassVar[int]
+    remote: bool
+    def __init__(self, remote: bool = ...) -> None: ...
+
+class ListArtifactsResponse(_message.Message):
+    __slots__ = ("artifacts",)
+    ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
+    artifacts: _containers.RepeatedCompositeFieldContainer[Artifact]
+    def __init__(self, artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping[str, _Any]]]] = ...) -> None: ...

@@ -110,6 +110,21 @@ class CacheServiceStub(object):
                 request_serializer=cached_dot_v1_dot_cached__pb2.WatchRequest.SerializeToString,
                 response_deserializer=cached_dot_v1_dot_cached__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.FindArtifact = channel.unary_unary(
+                '/cached.v1.CacheService/FindArtifact',
+                request_serializer=cached_dot_v1_dot_cached__pb2.FindArtifactRequest.SerializeToString,
+                response_deserializer=cached_dot_v1_dot_cached__pb2.FindArtifactResponse.FromString,
+                _registered_method=True)
+        self.PutArtifact = channel.stream_unary(
+                '/cached.v1.CacheService/PutArtifact',
+                request_serializer=cached_dot_v1_dot_cached__pb2.PutArtifactRequest.SerializeToString,
+                response_deserializer=cached_dot_v1_dot_cached__pb2.PutArtifactResponse.FromString,
+                _registered_method=True)
+        self.ListArtifacts = channel.unary_unary(
+                '/cached.v1.CacheService/ListArtifacts',
+                request_serializer=cached_dot_v1_dot_cached__pb2.ListArtifactsRequest.SerializeToString,
+                response_deserializer=cached_dot_v1_dot_cached__pb2.ListArtifactsResponse.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer(object):
@@ -219,6 +234,27 @@ class CacheServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindArtifact(self, request, context):
+        """Looks for the compile artifact of a key: on this host, else at the configured destination. An Attach brings it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutArtifact(self, request_iterator, context):
+        """Stores a compile artifact: an offer, then the bytes of its archive in order. Answered early where nothing is stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListArtifacts(self, request, context):
+        """The compile artifacts of this host and, where asked for, those of the destination.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -296,6 +332,21 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=cached_dot_v1_dot_cached__pb2.WatchRequest.FromString,
                     response_serializer=cached_dot_v1_dot_cached__pb2.WatchResponse.SerializeToString,
+            ),
+            'FindArtifact': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindArtifact,
+                    request_deserializer=cached_dot_v1_dot_cached__pb2.FindArtifactRequest.FromString,
+                    response_serializer=cached_dot_v1_dot_cached__pb2.FindArtifactResponse.SerializeToString,
+            ),
+            'PutArtifact': grpc.stream_unary_rpc_method_handler(
+                    servicer.PutArtifact,
+                    request_deserializer=cached_dot_v1_dot_cached__pb2.PutArtifactRequest.FromString,
+                    response_serializer=cached_dot_v1_dot_cached__pb2.PutArtifactResponse.SerializeToString,
+            ),
+            'ListArtifacts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListArtifacts,
+                    request_deserializer=cached_dot_v1_dot_cached__pb2.ListArtifactsRequest.FromString,
+                    response_serializer=cached_dot_v1_dot_cached__pb2.ListArtifactsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -703,6 +754,87 @@ class CacheService(object):
             '/cached.v1.CacheService/Watch',
             cached_dot_v1_dot_cached__pb2.WatchRequest.SerializeToString,
             cached_dot_v1_dot_cached__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cached.v1.CacheService/FindArtifact',
+            cached_dot_v1_dot_cached__pb2.FindArtifactRequest.SerializeToString,
+            cached_dot_v1_dot_cached__pb2.FindArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutArtifact(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/cached.v1.CacheService/PutArtifact',
+            cached_dot_v1_dot_cached__pb2.PutArtifactRequest.SerializeToString,
+            cached_dot_v1_dot_cached__pb2.PutArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cached.v1.CacheService/ListArtifacts',
+            cached_dot_v1_dot_cached__pb2.ListArtifactsRequest.SerializeToString,
+            cached_dot_v1_dot_cached__pb2.ListArtifactsResponse.FromString,
             options,
             channel_credentials,
             insecure,

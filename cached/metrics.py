@@ -20,6 +20,7 @@ HOPS = ("l3_l1", "l3_l2", "l2_l1", "l1_l2")
 PREDICTION_OUTCOMES = ("right", "wrong", "acted")
 HEDGE_OUTCOMES = ("won", "lost", "failed")
 LEVEL_KINDS = ("used", "reserved", "capacity", "withdrawn", "pool", "transient", "hot", "hot_capacity")
+_COLDSTART_BUCKETS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 25.0, 50.0, 100.0, 200.0, 400.0, 800.0)
 _LOAD_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 
 
@@ -61,6 +62,13 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("cached_adopted_bytes_total", "counter", (), "L1 bytes taken over, verified, from an earlier daemon."),
     MetricInfo(
         "cached_load_seconds", "histogram", ("from_level",), "Time until a load was ready, by where it came from."
+    ),
+    MetricInfo(
+        "cached_coldstart_seconds", "histogram", ("model",), "Whole starts of workers, as they told, by model."
+    ),
+    MetricInfo(
+        "cached_coldstart_phase_seconds", "histogram", ("model", "phase"),
+        "Phases of workers' starts, as they told; names that are not standard ones count together as other.",
     ),
     MetricInfo(
         "cached_level_bytes", "gauge", ("level", "kind"),
@@ -123,10 +131,9 @@ class Metrics:
         self.mover_restarts = self._counter("cached_mover_restarts_total")
         self.rpc = self._counter("cached_rpc_total")
         self.adopted_bytes = self._counter("cached_adopted_bytes_total")
-        load = _INFO["cached_load_seconds"]
-        self.load_seconds = Histogram(
-            load.name, load.help, load.labels, registry=self.registry, buckets=_LOAD_BUCKETS_S
-        )
+        self.load_seconds = self._histogram("cached_load_seconds", _LOAD_BUCKETS_S)
+        self.coldstart_seconds = self._histogram("cached_coldstart_seconds", _COLDSTART_BUCKETS_S)
+        self.coldstart_phase_seconds = self._histogram("cached_coldstart_phase_seconds", _COLDSTART_BUCKETS_S)
         self._state = _StateCollector(version)
         self.registry.register(self._state)
         ProcessCollector(registry=self.registry)
@@ -139,6 +146,15 @@ class Metrics:
             counter.labels(value)
         self._counters.append(counter)
         return counter
+
+    def _histogram(self, name: str, buckets_s: tuple[float, ...]) -> Histogram:
+        info = _INFO[name]
+        return Histogram(info.name, info.help, info.labels, registry=self.registry, buckets=buckets_s)
+
+    def forget_coldstarts(self, model: str) -> None:
+        """Drops the series of a model's starts: they would stay for ever, and models come and go."""
+        self.coldstart_seconds.remove_by_labels({"model": model})
+        self.coldstart_phase_seconds.remove_by_labels({"model": model})
 
     def bind(self, stats: Callable[[], Stats], ready: Callable[[], bool]) -> None:
         """Gives the gauges their source. Both functions are called at each scrape and must not block."""

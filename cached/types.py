@@ -420,3 +420,37 @@ class Event:
     revision: str = ""
     message: str = ""
     fields: dict[str, str] = field(default_factory=dict)
+
+
+COLD_START_PHASES = (
+    "container_start", "process_start", "imports", "attach", "download", "promote", "verify", "weights_to_gpu",
+    "cuda_init", "compile", "warmup", "first_inference",
+)  # fmt: skip
+"""The phases of a worker's start that have names of their own in the metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStartPhase:
+    """A stretch of time of a worker's start. ``parent``: index of the phase that it is a part of, a lower one."""
+
+    name: str
+    start_s: float
+    end_s: float
+    parent: int | None = None
+    after: str = ""
+    running: bool = False
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStart:
+    """How one start of a worker went, as the worker told it."""
+
+    name: str
+    revision: str
+    client_name: str
+    started_time_s: float
+    total_s: float
+    phases: tuple[ColdStartPhase, ...]
+    labels: dict[str, str] = field(default_factory=dict)
+    reported_time_s: float = 0.0

@@ -31,6 +31,7 @@ from cached.policy.plan import REASONS
 from cached.rpc.errors import status_code
 from cached.units import format_duration
 from cached_client import errors as client_errors
+from cached_client.coldstart import PHASES
 from cached_client.integrations.vllm.options import LoaderOptions
 
 DOCS = Path(__file__).resolve().parent
@@ -133,6 +134,14 @@ def vllm_options_text() -> str:
         kind = {"str": "text", "bool": "true or false", "GpuOptions": "object"}.get(str(item.type), "seconds")
         rows.append((f"`{item.name}`", kind, shown, item.metadata["doc"]))
     return table(("Option", "Type", "Default", ""), rows)
+
+
+# The phases of a start.
+
+
+def phases_text() -> str:
+    """The standard names."""
+    return table(("Phase", "From, to"), [(f"`{name}`", text) for name, text in PHASES.items()])
 
 
 # The command line.
@@ -284,6 +293,7 @@ class Part:
 PARTS = (
     Part("architecture.md", "house", house_text),
     Part("artifacts.md", "starts", starts_text),
+    Part("coldstart.md", "phases", phases_text),
     Part("performance.md", "required", required_text),
     *(Part("performance.md", f"measured-{name}", partial(part_text, name)) for name in MEASURED),
     Part("performance.md", "scale", scale_text),

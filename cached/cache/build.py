@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cached.cache.artifacts import Artifacts, destination_of
+from cached.cache.cold_starts import ColdStarts
 from cached.cache.describe import Describer
 from cached.cache.events import EventBus
 from cached.cache.evictor import Evictor
@@ -62,6 +63,7 @@ class Parts:
     recovery: Recovery
     upkeep: Upkeep
     timed_pulls: TimedPulls
+    cold_starts: ColdStarts
     foresight: Foresight
     pool_keeper: PoolKeeper
     verifier: Verifier
@@ -113,6 +115,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     evictor.join(loader)
     pulls = Pulls(services, loader, origin_defaults(config), destination_of(config.artifacts))
     view = services.view
+    cold_starts = ColdStarts(registry, metrics, services.events, clock)
     return Parts(
         services=services,
         pool=pool,
@@ -122,8 +125,9 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         loader=loader,
         pulls=pulls,
         recovery=Recovery(services, loader, pulls),
-        upkeep=Upkeep(services, loader, pulls, evictor),
+        upkeep=Upkeep(services, loader, pulls, evictor, cold_starts),
         timed_pulls=TimedPulls(services, pulls),
+        cold_starts=cold_starts,
         foresight=Foresight(
             services, pulls, loader, evictor, mode=config.policy.predict, time_zone=config.policy.time_zone
         ),

@@ -30,6 +30,7 @@ from cached.types import (
     ArtifactOffer,
     Attached,
     Client,
+    ColdStart,
     Damage,
     Damaged,
     Event,
@@ -74,6 +75,7 @@ class ModelCache:
         """Finds what an earlier daemon left, and begins to confirm and resume it in the background."""
         self._parts.recovery.recover()
         self._parts.timed_pulls.load()
+        self._parts.cold_starts.load()
         self._parts.foresight.load()
         self._parts.services.registry.write_behind()
         self.ready = True
@@ -107,6 +109,7 @@ class ModelCache:
         await self._parts.services.storage.collect()
         await self._parts.services.storage.give_back_pool()
         self._parts.services.history.write()
+        self._parts.cold_starts.write()
         await self._parts.services.registry.close()
 
     def set_catalog(self, catalog: Catalog) -> None:
@@ -315,6 +318,7 @@ class ModelCache:
         await self._written_behind(name)
         freed = self._evict(name, None)
         self._parts.timed_pulls.forget(name.name)
+        self._parts.cold_starts.forget(name.name)
         self._parts.evictor.forget(self._parts.services.registry.require(name))
         await self._parts.services.registry.durable()
         await self._parts.services.storage.collect()
@@ -408,6 +412,14 @@ class ModelCache:
     def trace(self) -> Iterator[Attached]:
         """The attaches that this host remembers, oldest first."""
         return self._parts.trace.rows()
+
+    def report_cold_start(self, start: ColdStart) -> None:
+        """A worker tells how its start went."""
+        self._parts.cold_starts.report(start)
+
+    def cold_starts(self, ref: str, limit: int) -> tuple[ColdStart, ...]:
+        """The last starts with a model, the oldest first; ``limit`` 0: all that are kept."""
+        return self._parts.cold_starts.of(ref, limit)
 
     def watch(self, *, replay: bool) -> AsyncIterator[Event]:
         """Events from now on."""

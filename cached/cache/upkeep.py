@@ -5,6 +5,7 @@ from __future__ import annotations
 import structlog
 
 from cached.cache.background import repeat
+from cached.cache.cold_starts import ColdStarts
 from cached.cache.evictor import Evictor
 from cached.cache.hot_set import HotSet
 from cached.cache.loader import Loader
@@ -31,11 +32,14 @@ _USES_S = 30.0
 class Upkeep:
     """One background task. Each step is small, and a failing one is logged and tried again later."""
 
-    def __init__(self, services: Services, loader: Loader, pulls: Pulls, evictor: Evictor) -> None:
+    def __init__(
+        self, services: Services, loader: Loader, pulls: Pulls, evictor: Evictor, cold_starts: ColdStarts
+    ) -> None:
         self._services = services
         self._loader = loader
         self._pulls = pulls
         self._evictor = evictor
+        self._cold_starts = cold_starts
         self._timetable = Timetable(services)
         self._not_before: dict[str, float] = {}
         self._seen = -1
@@ -61,6 +65,7 @@ class Upkeep:
         if self._is_time("uses", _USES_S):
             self._services.registry.write_uses()
             self._services.history.write()
+            self._cold_starts.write()
 
     def _look(self) -> None:
         """Notes what there is to do, if anything changed: a daemon that idles with many models must cost nothing."""

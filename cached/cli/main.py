@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import click
 
 from cached import __version__
-from cached.cli import artifact, convert, models, ops, path, pull, push, run, serve, simulate
+from cached.cli import artifact, coldstart, convert, models, ops, path, pull, push, run, serve, simulate
 from cached.cli.connect import Globals
+from cached.cli.doctor import doctor
 from cached.cli.failures import INTERRUPTED, exit_code, print_failure
 from cached.cli.interrupt import heard_interrupts
 from cached.errors import CachedError
@@ -51,9 +52,11 @@ for _command in (
     convert.convert_command,
     artifact.artifact,
     simulate.simulate_command,
+    coldstart.coldstart,
     ops.stats,
     ops.events,
     ops.health,
+    doctor,
     ops.config,
     ops.catalog,
     ops.version,

@@ -12,12 +12,14 @@ import structlog
 from cached.errors import IntegrityError
 from cached.index.records import (
     BLOBS,
+    COLD_STARTS,
     KINDS,
     MANIFESTS,
     MODELS,
     PENDING,
     POLICY,
     TIMED,
+    ColdStartsRecord,
     Kind,
     ModelRecord,
     PendingPull,
@@ -123,6 +125,18 @@ class Index:
         """What the policy remembers under a name."""
         record: PolicyRecord | None = self._tables[POLICY.prefix].get(name)
         return record.data if record is not None else None
+
+    def put_cold_starts(self, record: ColdStartsRecord) -> None:
+        """Adds or replaces. Raises LevelError when not durable."""
+        self._put(COLD_STARTS, record)
+
+    def cold_starts(self) -> list[ColdStartsRecord]:
+        """The last starts of each model's workers, by name."""
+        return self._all(COLD_STARTS)
+
+    def delete_cold_starts(self, name: str) -> None:
+        """Forgets those of a model."""
+        self._delete(COLD_STARTS, name)
 
     @contextmanager
     def transact(self) -> Iterator[None]:

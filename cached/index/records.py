@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from cached.errors import InvalidRequestError
 from cached.manifest import BlobRecord, Manifest, PlainReader
 from cached.refs import check_name, parse_ref
-from cached.types import Level, Tier
+from cached.types import ColdStart, ColdStartPhase, Level, Tier
 
 T = TypeVar("T")
 
@@ -74,6 +74,17 @@ class PolicyRecord:
 
     name: str
     data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStartsRecord:
+    """The last starts of a model's workers, the oldest first."""
+
+    name: str
+    starts: tuple[ColdStart, ...]
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -210,6 +221,62 @@ def _policy_from_dict(data: object) -> PolicyRecord:
     raise ValueError("not a policy record")
 
 
+def _cold_starts_to_dict(record: ColdStartsRecord) -> dict[str, Any]:
+    return {"name": record.name, "starts": [_cold_start_to_dict(start) for start in record.starts]}
+
+
+def _cold_start_to_dict(start: ColdStart) -> dict[str, Any]:
+    return {
+        "revision": start.revision,
+        "client_name": start.client_name,
+        "started_time_s": start.started_time_s,
+        "reported_time_s": start.reported_time_s,
+        "total_s": start.total_s,
+        "labels": start.labels,
+        "phases": [
+            [item.name, item.start_s, item.end_s, item.parent, item.after, item.running, item.failed]
+            for item in start.phases
+        ],
+    }
+
+
+def _cold_starts_from_dict(data: object) -> ColdStartsRecord:
+    reader = PlainReader("record of cold starts", data)
+    name = reader.text("name")
+    try:
+        record = ColdStartsRecord(name, tuple(_cold_start_from_dict(name, item) for item in reader.items("starts")))
+    except InvalidRequestError as error:
+        raise reader.wrong(error.message) from error
+    reader.finish()
+    return record
+
+
+def _cold_start_from_dict(name: str, data: object) -> ColdStart:
+    reader = PlainReader("cold start", data)
+    start = ColdStart(
+        name=name,
+        revision=reader.text("revision"),
+        client_name=reader.text("client_name"),
+        started_time_s=reader.number("started_time_s"),
+        reported_time_s=reader.number("reported_time_s"),
+        total_s=reader.number("total_s"),
+        labels=reader.texts_by_name("labels"),
+        phases=tuple(_phase_from_list(reader, item) for item in reader.items("phases")),
+    )
+    reader.finish()
+    return start
+
+
+def _phase_from_list(reader: PlainReader, data: object) -> ColdStartPhase:
+    match data:
+        case [
+            str(name), float() | int() as start_s, float() | int() as end_s, None | int() as parent,
+            str(after), bool(running), bool(failed),
+        ]:  # fmt: skip
+            return ColdStartPhase(name, float(start_s), float(end_s), parent, after, running, failed)
+    raise reader.wrong(f"{str(data)[:40]!r} is no phase")
+
+
 MODELS: Kind[ModelRecord] = Kind("model", lambda record: record.name, _model_to_dict, _model_from_dict)
 MANIFESTS: Kind[Manifest] = Kind(
     "manifest", lambda manifest: f"{manifest.name}/{manifest.revision}", Manifest.to_dict, Manifest.from_dict
@@ -224,4 +291,7 @@ POLICY: Kind[PolicyRecord] = Kind(
     "policy", lambda record: record.name, lambda record: {"name": record.name, "data": record.data}, _policy_from_dict
 )
 TIMED: Kind[TimedPull] = Kind("timed", lambda pull: pull.key, _timed_to_dict, _timed_from_dict)
-KINDS: tuple[Kind[Any], ...] = (MODELS, MANIFESTS, BLOBS, PENDING, POLICY, TIMED)
+COLD_STARTS: Kind[ColdStartsRecord] = Kind(
+    "coldstarts", lambda record: record.name, _cold_starts_to_dict, _cold_starts_from_dict
+)
+KINDS: tuple[Kind[Any], ...] = (MODELS, MANIFESTS, BLOBS, PENDING, POLICY, TIMED, COLD_STARTS)

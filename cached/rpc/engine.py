@@ -13,6 +13,7 @@ from cached.types import (
     Attached,
     AttachEvent,
     Client,
+    ColdStart,
     Event,
     Freed,
     LeaseInfo,
@@ -112,6 +113,10 @@ class Engine(Protocol):
     async def list_artifacts(self, *, remote: bool) -> tuple[Artifact, ...]: ...
 
     def artifact_ticket(self, peer: Peer) -> str: ...
+
+    def report_cold_start(self, start: ColdStart) -> None: ...
+
+    def cold_starts(self, ref: str, limit: int) -> tuple[ColdStart, ...]: ...
 
     def watch(self, *, replay: bool) -> AsyncIterator[Event]: ...
 

@@ -19,7 +19,9 @@ from cached.rpc import errors
 _log = structlog.get_logger(__name__)
 _PREFIX = "/cached.v1.CacheService/"
 _SILENT_S = 0.02
-_WHILE_DRAINING = frozenset({"Detach", "List", "Describe", "ListLeases", "Stats", "Watch", "ListArtifacts"})
+_WHILE_DRAINING = frozenset(
+    {"Detach", "List", "Describe", "ListLeases", "Stats", "Watch", "ListArtifacts", "ListColdStarts"}
+)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -12,6 +12,7 @@ from typing import Any
 import grpc.aio
 
 from cached.errors import InvalidRequestError
+from cached.rpc import coldstart
 from cached.rpc import converters as convert
 from cached.rpc.engine import Engine
 from cached.rpc.pacing import EventMerge, PullMerge, merge_attach, merge_verify, paced
@@ -140,6 +141,18 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
         rows = self._engine.trace()
         while batch := await asyncio.to_thread(lambda: list(islice(rows, _TRACE_BATCH))):
             yield convert.trace_message(batch)
+
+    async def ReportColdStart(
+        self, request: pb.ReportColdStartRequest, context: _Context
+    ) -> pb.ReportColdStartResponse:
+        """Keeps what a worker tells of its start, once all of it was checked."""
+        self._engine.report_cold_start(coldstart.cold_start_of(request.cold_start))
+        return pb.ReportColdStartResponse()
+
+    async def ListColdStarts(self, request: pb.ListColdStartsRequest, context: _Context) -> pb.ListColdStartsResponse:
+        """The last starts of a model's workers."""
+        starts = self._engine.cold_starts(_ref(request.ref), request.limit)
+        return pb.ListColdStartsResponse(cold_starts=[coldstart.cold_start_message(item) for item in starts])
 
     async def Watch(self, request: pb.WatchRequest, context: _Context) -> AsyncIterator[pb.WatchResponse]:
         """Events as they happen; a reader that is too slow is told how many it missed."""

@@ -25,6 +25,7 @@ from cached_client.errors import (
     ChangedError,
     DaemonUnavailableError,
     DeviceError,
+    EndpointError,
     FormatError,
     IntegrityError,
     InUseError,
@@ -42,6 +43,7 @@ from cached_client.errors import (
     SuspendedError,
     TimeoutExpiredError,
     UnsupportedDtypeError,
+    WarmUpError,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ __all__ = [
     "DamagedRange",
     "DeviceError",
     "DeviceReport",
+    "EndpointError",
     "FileInfo",
     "FormatError",
     "GpuOptions",
@@ -84,6 +87,7 @@ __all__ = [
     "SuspendedError",
     "TimeoutExpiredError",
     "UnsupportedDtypeError",
+    "WarmUpError",
     "__version__",
     "connect",
     "load",

@@ -77,6 +77,7 @@ class Arrivals:
             for index, offset_bytes, length_bytes in ranges:
                 self._file(index).announced.add(offset_bytes, offset_bytes + length_bytes)
             self._mark("first_range")
+            self._timings["last_range"] = time.monotonic() - self._started_s
 
     def completed(self, report: LoadReport) -> None:
         """Everything is there, and the strongest check has passed."""
@@ -175,9 +176,14 @@ class Arrivals:
 
     @property
     def timings(self) -> dict[str, float]:
-        """Seconds from the start of the attach to the first arrival of each kind."""
+        """Seconds from the start of the attach to the first arrival of each kind, and to the last of ranges."""
         with self._changed:
             return dict(self._timings)
+
+    @property
+    def started_s(self) -> float:
+        """When the attach began, of time.monotonic()."""
+        return self._started_s
 
     def infos(self) -> list[FileInfo]:
         """The files, by index; empty before the attach is open."""

@@ -131,10 +131,16 @@ class Model(Suspendable):
         """Seconds from the start of the attach to each of its moments, as far as they have come.
 
         ``opened``: the daemon answered, and the files are mapped. ``first_range``: the first bytes could be read
-        (absent if everything was there at once). ``complete``. Of the first load to a device: ``device_first`` (the
-        first tensor is there) and ``device_complete``; see also `device_report`.
+        (absent if everything was there at once), ``last_range``: the last of them until now. ``complete``. Of the first
+        load to a device: ``device_first`` (the first tensor is there) and ``device_complete``; see also
+        `device_report`.
         """
         return self._arrivals.timings
+
+    @property
+    def attach_started_s(self) -> float:
+        """When the attach began, in seconds of ``time.monotonic()``: what `timings` count from."""
+        return self._arrivals.started_s
 
     @property
     def device_report(self) -> DeviceReport | None:

@@ -180,6 +180,18 @@ class ArtifactError(CacheError):
     kind_reason = "ARTIFACT_FAILED"
 
 
+class WarmUpError(CacheError):
+    """The warm-up failed, so the worker must not be called ready. Fields: ``shapes`` (which failed), ``cause``."""
+
+    kind_reason = "WARM_UP_FAILED"
+
+
+class EndpointError(CacheError):
+    """A server that was asked over HTTP did not answer as it should. Fields: ``url``, ``status``, ``cause``."""
+
+    kind_reason = "ENDPOINT_FAILED"
+
+
 _KINDS: dict[str, type[CacheError]] = {
     kind.kind_reason: kind
     for kind in (

@@ -58,6 +58,7 @@ class FakeDaemon:
         self.announced_descriptor_socket: str = str(self.descriptor_socket)
         self.directory_view: Path | None = None
         self.attach_requests: list[pb.AttachRequest] = []
+        self.cold_starts: list[pb.ColdStart] = []
         self._changed = threading.Condition()
         self._models: dict[str, _Model] = {}
         self._leases: dict[str, _Model] = {}
@@ -192,6 +193,11 @@ class FakeDaemon:
             "Detach": unary(self._detach, pb.DetachRequest.FromString, pb.DetachResponse.SerializeToString),
             "List": unary(self._list, pb.ListRequest.FromString, pb.ListResponse.SerializeToString),
             "Describe": unary(self._describe, pb.DescribeRequest.FromString, pb.DescribeResponse.SerializeToString),
+            "ReportColdStart": unary(
+                self._report_cold_start,
+                pb.ReportColdStartRequest.FromString,
+                pb.ReportColdStartResponse.SerializeToString,
+            ),
             "Stats": unary(self._stats, pb.StatsRequest.FromString, pb.StatsResponse.SerializeToString),
         }
         return grpc.method_handlers_generic_handler("cached.v1.CacheService", handlers)
@@ -213,6 +219,13 @@ class FakeDaemon:
 
     def _stats(self, _: pb.StatsRequest, __: grpc.ServicerContext) -> pb.StatsResponse:
         return pb.StatsResponse(version="fake")
+
+    def _report_cold_start(
+        self, request: pb.ReportColdStartRequest, _: grpc.ServicerContext
+    ) -> pb.ReportColdStartResponse:
+        with self._changed:
+            self.cold_starts.append(request.cold_start)
+        return pb.ReportColdStartResponse()
 
     def _detach(self, request: pb.DetachRequest, _: grpc.ServicerContext) -> pb.DetachResponse:
         with self._changed:

@@ -22,6 +22,8 @@ from cached.types import (
     AttachEvent,
     CheckedBy,
     Client,
+    ColdStart,
+    ColdStartPhase,
     Complete,
     Event,
     FileDetail,
@@ -69,6 +71,14 @@ STATS = Stats(
 TIER_CHANGE = TierChange(
     SUMMARY, (PlannedEviction(Level.L1, "other", "r9", 50, "worth least", "it was worth least for each byte"),), 40
 )
+COLD_START = ColdStart(
+    "tiny", "ab12", "worker.py", 1000.5, 4.0,
+    (
+        ColdStartPhase("download", 0.0, 3.0), ColdStartPhase("imports", 0.0, 2.0), ColdStartPhase("warmup", 3.0, 4.0),
+        ColdStartPhase("b8.s16", 3.0, 3.5, parent=2, after="download", running=True, failed=True),
+    ),
+    {"from_level": "l3", "engine": "mine"}, 1010.0,
+)  # fmt: skip
 NOBODY = Client()
 COMPLETE = Complete(Level.L2, 1, 2, 3, 0.5, CheckedBy.CATALOG_SHA256)
 OPENED = Opened("l1", "secret", "tiny", "r1", (AttachedFile(0, "a.safetensors", 99, "ab" * 32),))
@@ -112,6 +122,7 @@ class FakeEngine:
     verify_progress: list[VerifyProgress] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     attached: list[Attached] = field(default_factory=list)
+    started: list[ColdStart] = field(default_factory=list)
     keeps_watching: bool = False
     """Whether a watch goes on after ``events``, as a real one does."""
     files: list[Path] = field(default_factory=list)
@@ -202,6 +213,13 @@ class FakeEngine:
     def trace(self) -> Iterator[Attached]:
         self._called("trace")
         return iter(self.attached)
+
+    def report_cold_start(self, start: ColdStart) -> None:
+        self._called("report_cold_start", start)
+
+    def cold_starts(self, ref: str, limit: int) -> tuple[ColdStart, ...]:
+        self._called("cold_starts", ref, limit)
+        return tuple(self.started)[-limit:]
 
     async def watch(self, *, replay: bool) -> AsyncIterator[Event]:
         self._called("watch", replay)

@@ -36,6 +36,8 @@ def test_every_declared_metric_is_exposed_with_its_type_and_labels() -> None:
     metrics.retries.labels(reason="ORIGIN_UNAVAILABLE").inc()
     metrics.rpc.labels(method="Pull", code="OK").inc()
     metrics.load_seconds.labels(from_level="l2").observe(0.2)
+    metrics.coldstart_seconds.labels(model="tiny").observe(3)
+    metrics.coldstart_phase_seconds.labels(model="tiny", phase="download").observe(2)
     families = {family.name: family for family in text_string_to_metric_families(metrics.expose().decode())}
     for info in METRICS:
         family = families.pop(info.name.removesuffix("_total"))

@@ -767,3 +767,72 @@ class ListArtifactsResponse(_message.Message):
     ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
     artifacts: _containers.RepeatedCompositeFieldContainer[Artifact]
     def __init__(self, artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping[str, _Any]]]] = ...) -> None: ...
+
+class ReportColdStartRequest(_message.Message):
+    __slots__ = ("cold_start",)
+    COLD_START_FIELD_NUMBER: _ClassVar[int]
+    cold_start: ColdStart
+    def __init__(self, cold_start: _Optional[_Union[ColdStart, _Mapping[str, _Any]]] = ...) -> None: ...
+
+class ReportColdStartResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListColdStartsRequest(_message.Message):
+    __slots__ = ("ref", "limit")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    limit: int
+    def __init__(self, ref: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListColdStartsResponse(_message.Message):
+    __slots__ = ("cold_starts",)
+    COLD_STARTS_FIELD_NUMBER: _ClassVar[int]
+    cold_starts: _containers.RepeatedCompositeFieldContainer[ColdStart]
+    def __init__(self, cold_starts: _Optional[_Iterable[_Union[ColdStart, _Mapping[str, _Any]]]] = ...) -> None: ...
+
+class ColdStart(_message.Message):
+    __slots__ = ("name", "revision", "client_name", "started_time_s", "total_s", "phases", "labels", "reported_time_s")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
+    STARTED_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_S_FIELD_NUMBER: _ClassVar[int]
+    PHASES_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    revision: str
+    client_name: str
+    started_time_s: float
+    total_s: float
+    phases: _containers.RepeatedCompositeFieldContainer[ColdStartPhase]
+    labels: _containers.ScalarMap[str, str]
+    reported_time_s: float
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., client_name: _Optional[str] = ..., started_time_s: _Optional[float] = ..., total_s: _Optional[float] = ..., phases: _Optional[_Iterable[_Union[ColdStartPhase, _Mapping[str, _Any]]]] = ..., labels: _Optional[_Mapping[str, str]] = ..., reported_time_s: _Optional[float] = ...) -> None: ...
+
+class ColdStartPhase(_message.Message):
+    __slots__ = ("name", "start_s", "end_s", "parent", "after", "running", "failed")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    START_S_FIELD_NUMBER: _ClassVar[int]
+    END_S_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    start_s: float
+    end_s: float
+    parent: int
+    after: str
+    running: bool
+    failed: bool
+    def __init__(self, name: _Optional[str] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., parent: _Optional[int] = ..., after: _Optional[str] = ..., running: bool = ..., failed: bool = ...) -> None: ...

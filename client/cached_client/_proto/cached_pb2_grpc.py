@@ -105,6 +105,16 @@ class CacheServiceStub(object):
                 request_serializer=cached_dot_v1_dot_cached__pb2.TraceRequest.SerializeToString,
                 response_deserializer=cached_dot_v1_dot_cached__pb2.TraceResponse.FromString,
                 _registered_method=True)
+        self.ReportColdStart = channel.unary_unary(
+                '/cached.v1.CacheService/ReportColdStart',
+                request_serializer=cached_dot_v1_dot_cached__pb2.ReportColdStartRequest.SerializeToString,
+                response_deserializer=cached_dot_v1_dot_cached__pb2.ReportColdStartResponse.FromString,
+                _registered_method=True)
+        self.ListColdStarts = channel.unary_unary(
+                '/cached.v1.CacheService/ListColdStarts',
+                request_serializer=cached_dot_v1_dot_cached__pb2.ListColdStartsRequest.SerializeToString,
+                response_deserializer=cached_dot_v1_dot_cached__pb2.ListColdStartsResponse.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/cached.v1.CacheService/Watch',
                 request_serializer=cached_dot_v1_dot_cached__pb2.WatchRequest.SerializeToString,
@@ -227,6 +237,20 @@ class CacheServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportColdStart(self, request, context):
+        """Tells how a worker's start went, phase by phase. It is kept with the model, and counted in the metrics.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListColdStarts(self, request, context):
+        """The starts that were told of lately, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """Events as they happen.
         """
@@ -327,6 +351,16 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Trace,
                     request_deserializer=cached_dot_v1_dot_cached__pb2.TraceRequest.FromString,
                     response_serializer=cached_dot_v1_dot_cached__pb2.TraceResponse.SerializeToString,
+            ),
+            'ReportColdStart': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportColdStart,
+                    request_deserializer=cached_dot_v1_dot_cached__pb2.ReportColdStartRequest.FromString,
+                    response_serializer=cached_dot_v1_dot_cached__pb2.ReportColdStartResponse.SerializeToString,
+            ),
+            'ListColdStarts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListColdStarts,
+                    request_deserializer=cached_dot_v1_dot_cached__pb2.ListColdStartsRequest.FromString,
+                    response_serializer=cached_dot_v1_dot_cached__pb2.ListColdStartsResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -727,6 +761,60 @@ class CacheService(object):
             '/cached.v1.CacheService/Trace',
             cached_dot_v1_dot_cached__pb2.TraceRequest.SerializeToString,
             cached_dot_v1_dot_cached__pb2.TraceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportColdStart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cached.v1.CacheService/ReportColdStart',
+            cached_dot_v1_dot_cached__pb2.ReportColdStartRequest.SerializeToString,
+            cached_dot_v1_dot_cached__pb2.ReportColdStartResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListColdStarts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cached.v1.CacheService/ListColdStarts',
+            cached_dot_v1_dot_cached__pb2.ListColdStartsRequest.SerializeToString,
+            cached_dot_v1_dot_cached__pb2.ListColdStartsResponse.FromString,
             options,
             channel_credentials,
             insecure,

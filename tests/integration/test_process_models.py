@@ -68,7 +68,15 @@ def test_references_to_the_same_revision_are_one_model(site: Site, target: str) 
     cached_client.unload("m", target=target)
     assert model.closed
     assert not site.leases()
-    assert cached_client.load("m", target=target, client_name="another", timeout_s=60) is not model
+    again = cached_client.load("m", target=target, client_name="another", wait=True, timeout_s=60)
+    assert again is not model
+    newer = published(site)
+    site.pull("m")
+    assert cached_client.load("m", target=target) is again, "a newer revision comes with unload"
+    cached_client.unload("m", target=target)
+    fresh = cached_client.load("m", target=target, wait=True, timeout_s=60)
+    assert fresh.revision != model.revision
+    assert torch.equal(fresh.tensor("m.1"), newer["m.1"])
 
 
 def test_one_that_was_closed_is_attached_again_and_a_failure_is_not_kept(site: Site, target: str) -> None:
@@ -87,19 +95,6 @@ def test_one_that_was_closed_is_attached_again_and_a_failure_is_not_kept(site: S
     assert cached_client.load("later", target=target, wait=True, timeout_s=60).complete
     cached_client.unload()
     assert not site.leases()
-
-
-def test_a_newer_revision_comes_with_unload(site: Site, target: str) -> None:
-    published(site)
-    site.start()
-    model = cached_client.load("m", target=target, wait=True, timeout_s=60)
-    newer = published(site)
-    site.pull("m")
-    assert cached_client.load("m", target=target) is model
-    cached_client.unload("m", target=target)
-    fresh = cached_client.load("m", target=target, wait=True, timeout_s=60)
-    assert fresh.revision != model.revision
-    assert torch.equal(fresh.tensor("m.1"), newer["m.1"])
 
 
 def _in_child(target: str, name: str, results) -> None:

@@ -119,22 +119,17 @@ def test_modules_share_one_copy_and_one_download_and_a_cast_one_has_its_own(site
         assert private_bytes(site) > 0
         del modules[0]
         wait_for(lambda: len(site.leases()) == 3, "the lease of the module that is gone to end")
+        check_device(cache)
 
 
-def test_the_lease_lives_as_long_as_the_module(site: Site) -> None:
-    site.add("m", engine_models.llama())
-    site.start()
-    module = from_cache(transformers.AutoModel, "m", cache=site.cache(), timeout_s=60, client_name="my worker")
-    [lease] = site.leases()
-    assert lease.client_name == "my worker"
-    gc.collect()
-    assert len(site.leases()) == 1
-    kept, before = module.layers[0].mlp.up_proj.weight, module.layers[0].mlp.up_proj.weight.clone()
-    del module
-    gc.collect()
-    wait_for(lambda: not site.leases(), "the lease to end")
-    site.evict("m")
-    assert torch.equal(kept, before), "what is still used stays"
+def check_device(cache: cached_client.Cache) -> None:
+    pytest.importorskip("accelerate")
+    module = from_cache(transformers.AutoModelForCausalLM, "m", cache=cache, device="meta", timeout_s=60)
+    assert {item.device.type for item in [*module.parameters(), *module.buffers()]} == {"meta"}
+    model = held_by(module)
+    assert model is not None
+    assert model.device_report is not None
+    assert model.device_report.device == "meta"
 
 
 def test_everything_but_the_weights_is_done_while_they_download(site: Site) -> None:
@@ -158,20 +153,27 @@ def test_everything_but_the_weights_is_done_while_they_download(site: Site) -> N
         assert model.report.from_level == "l3"
 
 
-def test_by_default_the_process_has_one_connection(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lease_lives_as_long_as_the_module_and_the_module_outlives_a_suspension(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.add("m", engine_models.llama())
     site.start()
     monkeypatch.setenv("CACHED_SOCKET", str(site.daemon.socket))
-    module = from_cache(transformers.AutoModel, "m", timeout_s=60)
+    module = from_cache(transformers.AutoModel, "m", timeout_s=60, client_name="my worker")
+    [lease] = site.leases()
+    assert lease.client_name == "my worker"
     before = outputs(module)
     cached_client.suspend(timeout_s=60)
     assert not site.leases()
     site.evict("m")
     cached_client.resume(60)
     assert torch.equal(outputs(module), before), "the same module works again"
+    kept, weight = module.layers[0].mlp.up_proj.weight, module.layers[0].mlp.up_proj.weight.clone()
     del module, before
     gc.collect()
     wait_for(lambda: not site.leases(), "the lease to end")
+    site.evict("m")
+    assert torch.equal(kept, weight), "what is still used stays"
 
 
 def test_what_is_not_supported_is_refused_by_name(site: Site) -> None:
@@ -228,19 +230,6 @@ def test_a_device_needs_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ImportError, match="pip install accelerate"):
         from_cache(transformers.AutoModel, "m", device="cuda:0")
-
-
-def test_a_device_is_reached_through_the_copy_loop(site: Site) -> None:
-    pytest.importorskip("accelerate")
-    site.add("m", engine_models.llama())
-    site.start()
-    with site.cache() as cache:
-        module = from_cache(transformers.AutoModelForCausalLM, "m", cache=cache, device="meta", timeout_s=60)
-        assert {item.device.type for item in [*module.parameters(), *module.buffers()]} == {"meta"}
-        model = held_by(module)
-        assert model is not None
-        assert model.device_report is not None
-        assert model.device_report.device == "meta"
 
 
 def test_the_published_shards_hold_what_the_plain_load_reads(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from cached.cache.content import Contents
 from cached.cache.describe import Describer
 from cached.cache.events import EventBus
 from cached.cache.evictor import Evictor
@@ -58,6 +59,7 @@ class Parts:
     evictor: Evictor
     loader: Loader
     pulls: Pulls
+    contents: Contents
     recovery: Recovery
     upkeep: Upkeep
     timed_pulls: TimedPulls
@@ -119,6 +121,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         evictor=evictor,
         loader=loader,
         pulls=pulls,
+        contents=Contents(services, loader, pulls),
         recovery=Recovery(services, loader, pulls),
         upkeep=Upkeep(services, loader, pulls, evictor),
         timed_pulls=TimedPulls(services, pulls),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from cached.cache.asking import asked
+from cached.cache.chooser import Chooser, chunks_of
 from cached.cache.flight import BlobOrder
 from cached.cache.hot_set import HotSet
-from cached.cache.load import Load, LoadFile, LoadPlan
+from cached.cache.load import Chosen, Load, LoadFile, LoadPlan
 from cached.cache.loader import Loader
 from cached.cache.registry import Blob, Model, Presence
 from cached.cache.services import Services
@@ -18,10 +21,11 @@ from cached.errors import (
     InvalidRequestError,
     MoverError,
     NoSourceError,
+    NotFoundError,
     ObjectChangedError,
     UnavailableError,
 )
-from cached.index import PendingPull
+from cached.index import PartFile, PartRecord, PendingPull
 from cached.manifest import BlobRecord, FileEntry, Manifest, revision_of
 from cached.origins.base import OriginObject, OriginSpec
 from cached.origins.selection import select
@@ -31,7 +35,7 @@ from cached.signals import Signal, run_all
 from cached.singleflight import SingleFlight
 from cached.transfer.fill import OriginSource
 from cached.transfer.jobs import Listing, ListObjects, Prepare, StatObjects
-from cached.types import CheckedBy, Level, Tier
+from cached.types import ByteRange, CheckedBy, Level, Selected, Selection, Tier
 
 _RESTARTS_ON_CHANGE = 3
 _STATS_PER_JOB = 32
@@ -76,15 +80,23 @@ class Pulls:
         self._loader = loader
         self._defaults = dict(defaults)
         self._resolving: SingleFlight[tuple[str, str], Resolved] = SingleFlight()
+        self._chooser = Chooser(services, loader)
         self._runs: set[asyncio.Task[None]] = set()
 
     async def pull(
-        self, ref: Ref, *, source: str, level: Level, tier: Tier | None = None, otherwise: Otherwise = Otherwise.EVICT
+        self,
+        ref: Ref,
+        *,
+        source: str,
+        level: Level,
+        tier: Tier | None = None,
+        otherwise: Otherwise = Otherwise.EVICT,
+        selection: Selection | None = None,
     ) -> Load:
         """The load that brings what the origin has now to ``level``. Raises if it cannot be resolved or planned.
 
         ``otherwise``: what becomes of it in L1 if it is not worth what would have to go for it. ``TRANSIENT`` is for
-        workers: their asking counts as demand, before anything is decided.
+        workers: their asking counts as demand, before anything is decided. ``selection``: only that, or that first.
         """
         model = self._model(ref, source)
         try:
@@ -95,17 +107,40 @@ class Pulls:
             self._services.failed(model, error)
             self._services.registry.forget_if_unknown(model)
             raise
+        chosen = await self._choose_new(model, self._plan(model, resolved, level), selection)
         await self._other_level(model.name, resolved.revision, level)
         plan = replace(self._plan(model, resolved, level), otherwise=otherwise)
+        if selection is not None and chosen is not None:
+            if not selection.rest_follows:
+                return self._begin_part(model, plan, selection, chosen)
+            plan = plan.preferring(chosen)
         if tier is Tier.HOT:
             HotSet(self._services).check(model, plan.total_bytes)
         self._remember(model, plan, tier)
-        return self._begin(plan)
+        return self._begin(plan, chosen)
 
-    def _begin(self, plan: LoadPlan) -> Load:
+    def _begin(self, plan: LoadPlan, first: Chosen | None = None) -> Load:
         if plan.otherwise is Otherwise.TRANSIENT:
             self._services.history.asked(plan.name, hit=False)
-        return self._loader.begin(plan)
+        load = self._loader.begin(plan)
+        if first is not None:
+            load.prefer(first.first)  # it may have been under way
+        return load
+
+    def _begin_part(self, model: Model, plan: LoadPlan, selection: Selection, chosen: Chosen) -> Load:
+        self._remember_part(model, plan)
+        self._services.history.asked(plan.name, hit=False)
+        return self._begin(plan.only(chosen, _part_key(selection)))
+
+    async def _choose_new(self, model: Model, plan: LoadPlan, selection: Selection | None) -> Chosen | None:
+        """A pattern that matches nothing is the caller's mistake: it is not remembered of the model."""
+        if selection is None:
+            return None
+        try:
+            return await self._chooser.choose(model.name, plan.files, selection)
+        except CachedError:
+            self._services.registry.forget_if_unknown(model)
+            raise
 
     async def _other_level(self, name: str, revision: str, level: Level) -> None:
         """Waits for a load of the same revision to another level: its bytes need not be fetched twice."""
@@ -122,11 +157,15 @@ class Pulls:
         level: Level = Level.L1,
         tier: Tier | None = None,
         otherwise: Otherwise = Otherwise.EVICT,
+        selection: Selection | None = None,
     ) -> PullRun:
         """Starts a pull that goes on whoever watches it, and is begun again when an object changes under way."""
         run = PullRun(ref.name)
         run.task = asyncio.get_running_loop().create_task(
-            self._run(run, lambda: self.pull(ref, source=source, level=level, tier=tier, otherwise=otherwise)),
+            self._run(
+                run,
+                lambda: self.pull(ref, source=source, level=level, tier=tier, otherwise=otherwise, selection=selection),
+            ),
             name=f"pull {ref.name}",
         )
         self._runs.add(run.task)
@@ -136,9 +175,9 @@ class Pulls:
     async def _run(self, run: PullRun, pull: Callable[[], Awaitable[Load]]) -> None:
         try:
             for restart in range(_RESTARTS_ON_CHANGE + 1):
-                run.load = load = await pull()
-                run.signal.notify()
                 try:
+                    run.load = load = await pull()
+                    run.signal.notify()
                     await load.until(lambda load=load: load.finished)  # type: ignore[misc]
                     break
                 except ObjectChangedError:
@@ -156,6 +195,63 @@ class Pulls:
     def promote(self, manifest: Manifest, *, otherwise: Otherwise = Otherwise.EVICT) -> Load:
         """The load that brings a known revision to L1 from wherever its blobs are; ``otherwise`` as of ``pull``."""
         return self._begin(replace(self._plan_known(manifest, Level.L1), otherwise=otherwise))
+
+    async def promote_chosen(self, manifest: Manifest, selection: Selection) -> Load:
+        """As ``promote``, for a selection. Raises what ``Chooser.choose`` does."""
+        model = self._services.registry.models[manifest.name]
+        chosen = await self.choose(manifest, selection)
+        plan = replace(self._plan_known(manifest, Level.L1), otherwise=Otherwise.TRANSIENT)
+        if not selection.rest_follows:
+            return self._begin_part(model, plan, selection, chosen)
+        return self._begin(plan.preferring(chosen), chosen)
+
+    async def choose(self, manifest: Manifest, selection: Selection) -> Chosen:
+        """What of a known revision a selection matches."""
+        return await self._chooser.choose(manifest.name, self._plan_known(manifest, Level.L1).files, selection)
+
+    async def choose_of(self, load: Load, selection: Selection) -> Chosen:
+        """What of a revision that is on its way a selection matches."""
+        return await self._chooser.choose(load.plan.name, load.plan.files, selection)
+
+    def take_up(self, part: PartRecord, held: Sequence[ByteRange]) -> Load:
+        """The load that confirms what an earlier daemon had of these ranges. NotFoundError if it is not all here."""
+        wanted: dict[int, set[int]] = {}
+        for item in held:
+            numbers = chunks_of(item.offset_bytes, item.offset_bytes + item.length_bytes)
+            wanted.setdefault(item.file_index, set()).update(numbers)
+        storage = self._services.storage
+        for index, chunks in wanted.items():
+            file = part.files[index] if index < len(part.files) else None
+            blob = self._services.registry.blobs.get(file.digest) if file else None
+            if blob is not None and blob.at(Level.L1):
+                continue
+            kept = file is not None and storage.kept_bytes(Level.L1, file.ingest_id)
+            there = self._services.journalled(file.ingest_id, Level.L1) if file and kept else frozenset()
+            if not chunks <= there:
+                raise NotFoundError(
+                    f"not all that was selected of {part.name} is here any more",
+                    hint="attach again: what lacks is fetched",
+                    ref=f"{part.name}@{part.revision}",
+                )
+        model = self._services.registry.known(part.name)
+        files = tuple(self._part_file(model, part, file) for file in part.files)
+        plan = LoadPlan(part.name, part.revision, Level.L1, files, source=part.source)
+        frozen = {index: frozenset(chunks) for index, chunks in wanted.items()}
+        chosen = Chosen(Selected(), frozen, frozen, sum(item.length_bytes for item in held))
+        return self._begin(plan.only(chosen, hashlib.sha256(repr(sorted(frozen.items())).encode()).hexdigest()))
+
+    def _part_file(self, model: Model, part: PartRecord, file: PartFile) -> LoadFile:
+        blob = self._services.registry.blobs.get(file.digest)
+        source = self._spec(model, part.source) if part.source else None
+        item = OriginObject(path=file.path, size_bytes=file.size_bytes, version=file.version)
+        origin = OriginSource(source, item) if source is not None else None
+        if blob is not None:
+            return self._known_file(part.name, file.path, blob, Level.L1, origin, None)
+        order = BlobOrder(
+            level=Level.L1, size_bytes=file.size_bytes, name=part.name, path=file.path, origin=origin,
+            sha256=file.digest,
+        )  # fmt: skip
+        return LoadFile(file.path, file.size_bytes, file.digest, order)
 
     def check(self, ref: Ref, source: str) -> None:
         """Raises what ``pull`` would, as far as that shows without an origin; the model is known from then on."""
@@ -226,17 +322,7 @@ class Pulls:
         return tuple(item for at in sorted(found) for item in found[at])
 
     async def _list(self, job: ListObjects | StatObjects) -> tuple[OriginObject, ...]:
-        """Runs a listing job, with the retries that every request to an origin has."""
-        retry, clock = self._services.retry, self._services.clock
-        for attempt in range(1, retry.max_attempts + 1):
-            try:
-                answer = await self._services.runner.run(job)
-                break
-            except CachedError as error:
-                if not error.retryable or attempt == retry.max_attempts:
-                    raise
-                self._services.metrics.retries.labels(reason=error.reason).inc()
-                await clock.sleep(retry.delay_s(attempt))
+        answer = await asked(self._services, job)
         if not isinstance(answer, Listing):
             raise MoverError("a mover answered a listing with something else")
         return answer.items
@@ -324,6 +410,16 @@ class Pulls:
             registry.write(lambda: registry.index.put_pending(pending))
         self._supersede(plan, earlier)
 
+    def _remember_part(self, model: Model, plan: LoadPlan) -> None:
+        """What a restarted daemon needs to keep what comes of this revision, and to find it again."""
+        registry = self._services.registry
+        if model.catalog is None and plan.source:
+            registry.update(model, source=plan.source, origin_options=plan.origin_options)
+        self._drop_old_parts(plan)
+        part = PartRecord(plan.name, plan.revision, plan.source, tuple(map(_part_file, plan.files)))
+        if part not in registry.index.parts(plan.name):
+            registry.write(lambda: registry.index.put_part(part))
+
     def _landed(self, plan: LoadPlan, earlier: list[PendingPull]) -> list[str]:
         """Ingests of earlier tries that became blobs of this plan: they stay known until the revision is recorded."""
         wanted = {file.digest for file in plan.files if file.digest}
@@ -338,6 +434,13 @@ class Pulls:
             if pull.revision != plan.revision and not loader.is_loading(pull.name, pull.revision):
                 registry.write(lambda pull=pull: registry.index.delete_pending(pull.name, pull.revision))  # type: ignore[misc]
                 loader.sweep()
+        self._drop_old_parts(plan)
+
+    def _drop_old_parts(self, plan: LoadPlan) -> None:
+        """Of what the origin had before: nobody who asks now gets that."""
+        old = [part for part in self._services.registry.index.parts(plan.name) if part.revision != plan.revision]
+        for part in old:
+            self._loader.drop_part(part)
 
     async def stop(self) -> None:
         """Ends every pull; what was verified stays resumable."""
@@ -356,3 +459,16 @@ def _identity(item: OriginObject, sha256: Mapping[str, str]) -> str:
 
 def _object(entry: FileEntry) -> OriginObject:
     return OriginObject(path=entry.path, size_bytes=entry.size_bytes, version=entry.version)
+
+
+def _part_key(selection: Selection) -> str:
+    """Attaches that ask for the same share one load."""
+    return hashlib.sha256(repr((sorted(selection.tensors), sorted(selection.files))).encode()).hexdigest()
+
+
+def _part_file(file: LoadFile) -> PartFile:
+    order = file.order
+    if order is None:  # it is here whole
+        return PartFile(file.path, file.size_bytes, "", file.digest, file.digest[:32])
+    version = order.origin.item.version if order.origin else ""
+    return PartFile(file.path, file.size_bytes, version, order.digest, order.ingest_id)

@@ -18,6 +18,7 @@ from cached.types import (
     ModelSummary,
     Peer,
     PullProgress,
+    Selection,
     Stats,
     Tier,
     TierChange,
@@ -67,6 +68,7 @@ class Engine(Protocol):
         resume: bool = False,
         only_if_resident: bool = False,
         keep_alive_s: float = 0.0,
+        selection: Selection | None = None,
     ) -> Attachment: ...
 
     def detach(self, lease_id: str, token: str) -> None: ...

@@ -5,22 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from cached.checksum import RunningDigest, new_digest
 from cached.errors import InvalidRequestError, MoverError, OriginDeniedError
 from cached.origins.base import Abort, Origin, OriginObject, OriginSpec, ReadInto
 from cached.transfer import ranges
 from cached.transfer.control import Control
+from cached.transfer.heads import find_tensors
 from cached.transfer.jobs import (
     Checksum,
     Clear,
     Copy,
     Digests,
     Fetch,
+    FindTensors,
+    Found,
     Hash,
     Hashed,
     Hedge,
@@ -57,15 +61,14 @@ class Worker:
         started_s, started_cpu_s = time.perf_counter(), time.thread_time()
         control = control or Control()
         match job:
-            case ListObjects():
-                with self._origins.use(job.origin) as origin:
-                    return Listing(tuple(origin.list_objects()))
-            case StatObjects():
-                return Listing(self._stat(job))
+            case ListObjects() | StatObjects():
+                return Listing(self._list(job))
             case Prepare():
                 with self._origins.use(job.origin) as origin:
                     origin.prepare()
                 return Listing(())
+            case FindTensors():
+                return self._find_tensors(job)
             case Hash():
                 digest = self._hashes.feed(job, self._slabs.view())
                 return Hashed(digest, job.length_bytes, time.perf_counter() - started_s)
@@ -138,12 +141,29 @@ class Worker:
         ranges.check_crc64(job.source, job.offset_bytes, job.length_bytes, job.expected_crc64, crc64)
         return crc64
 
-    def _stat(self, job: StatObjects) -> tuple[OriginObject, ...]:
+    def _list(self, job: ListObjects | StatObjects) -> tuple[OriginObject, ...]:
         with self._origins.use(job.origin) as origin:
+            if isinstance(job, ListObjects):
+                return tuple(origin.list_objects())
             if len(job.paths) == 1:
                 return (origin.stat(job.paths[0]),)
             with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="stat") as executor:
                 return tuple(executor.map(origin.stat, job.paths))
+
+    def _find_tensors(self, job: FindTensors) -> Found:
+        if job.source is not None:
+            with ranges.LocalFile(job.source) as file:
+                return find_tensors(job, job.source.path, job.source.size_bytes, partial(_read, file.read))
+        if job.origin is None or job.item is None:
+            raise InvalidRequestError("neither a local file nor an object of an origin is named", value="FindTensors")
+        with self._origins.use(job.origin) as origin:
+
+            def read(offset_bytes: int, length_bytes: int) -> bytes:
+                assert job.item is not None  # noqa: S101 - looked at above
+                with origin.open_range(job.item, offset_bytes, length_bytes) as read_into:
+                    return _read(lambda _offset, view: read_into(view), offset_bytes, length_bytes)
+
+            return find_tensors(job, job.item.path, job.item.size_bytes, read)
 
     def _part_digests(self, job: PartDigests) -> tuple[str, ...]:
         values_hex: list[str] = []
@@ -156,6 +176,13 @@ class Worker:
             values_hex.append(digest.hexdigest())
             at += size_bytes
         return tuple(values_hex)
+
+
+def _read(fill: Callable[[int, memoryview], None], offset_bytes: int, length_bytes: int) -> bytes:
+    buffer = bytearray(length_bytes)
+    with memoryview(buffer) as view:
+        fill(offset_bytes, view)
+    return bytes(buffer)
 
 
 class OpenOrigins:

@@ -60,6 +60,12 @@ class NoSourceError(NotFoundError):
     reason = "NO_SOURCE"
 
 
+class BadFormatError(CachedError):
+    """A file is not what its name says: no safetensors file, or no index of such. Fields: ``path``, ``tensor``."""
+
+    reason = "BAD_FORMAT"
+
+
 class NoRoomError(CachedError):
     """A level cannot hold the bytes, and what is there may not be evicted.
 

@@ -35,6 +35,8 @@ class Lease:
     complete: bool = False
     keep_alive_s: float = 0.0
     """So long the model stays in memory before others once this lease has ended."""
+    holds: frozenset[str] = frozenset()
+    """Ingests and blobs that it maps beside those of whole revisions, which the table knows to be held."""
 
     def __repr__(self) -> str:
         return f"Lease({self.lease_id} on {self.name}@{self.revision} by {self.holder})"
@@ -157,6 +159,10 @@ class LeaseTable:
     def leased(self) -> frozenset[tuple[str, str]]:
         """Every (name, revision) that is held."""
         return frozenset(self._counts)
+
+    def holds(self) -> frozenset[str]:
+        """All ingests and blobs that leases on parts of models map."""
+        return frozenset().union(*(lease.holds for lease in self._leases.values() if lease.holds))
 
     def of(self, name: str, revision: str | None = None) -> tuple[Lease, ...]:
         """The leases of a revision, or of a model over all its revisions; oldest first."""

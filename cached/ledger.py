@@ -6,7 +6,8 @@ The ledger knows keys and sizes, nothing of blobs or segments: a key is what its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 
 from cached.errors import NoRoomError
@@ -171,3 +172,14 @@ def _checked(size_bytes: int) -> int:
     if size_bytes < 0:
         raise AccountingError(f"a size cannot be negative: {size_bytes}")
     return size_bytes
+
+
+@contextmanager
+def whatever_fits(ledger: Ledger, size_bytes: int) -> Iterator[None]:
+    """Lets the accounts take in what is really there, though it be more than the capacity."""
+    capacity = ledger.capacity_bytes
+    ledger.capacity_bytes = max(capacity, ledger.used_bytes + ledger.reserved_bytes + size_bytes)
+    try:
+        yield
+    finally:
+        ledger.capacity_bytes = capacity

@@ -34,6 +34,7 @@ class RevisionState(StrEnum):
     READY = "ready"
     QUARANTINED = "quarantined"
     ABSENT = "absent"
+    PARTIAL = "partial"
 
 
 class CheckedBy(StrEnum):
@@ -93,8 +94,45 @@ class AttachedFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """What of a model an attach asks for: patterns (fnmatch, case counts) of tensor names and of file paths.
+
+    ``rest_follows``: the whole model is brought, this before everything else. ``held``: for a lease that is taken up
+    again, the ranges that it was told of, instead of patterns.
+    """
+
+    tensors: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    rest_follows: bool = False
+    held: tuple[ByteRange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedTensor:
+    """A tensor that a selection matches: bytes ``[begin, end)`` of file ``file_index``."""
+
+    file_index: int
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """What a selection matches: tensors in the order of files and bytes, and the files that are selected whole."""
+
+    tensors: tuple[SelectedTensor, ...] = ()
+    files: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
-    """First event of an attach. ``complete`` is set when nothing has to be moved."""
+    """First event of an attach. ``complete`` is set when nothing has to be moved.
+
+    ``selected`` is set when only a selection was asked for: nothing else may be read.
+    """
 
     lease_id: str
     token: str
@@ -102,6 +140,7 @@ class Opened:
     revision: str
     files: tuple[AttachedFile, ...]
     complete: Complete | None = None
+    selected: Selected | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +152,7 @@ class RangesReady:
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """The revision is in L1 and its strongest check has passed."""
+    """The revision is in L1 and its strongest check has passed; with ``partial`` only what was selected of it."""
 
     from_level: Level
     origin_bytes: int
@@ -121,6 +160,7 @@ class Complete:
     reused_bytes: int
     load_s: float
     checked_by: CheckedBy
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import structlog
 
 from cached.cache.artifact_key import KEY_PATH, Destination
 from cached.cache.evictor import Evictor
-from cached.cache.pulls import Pulls
+from cached.cache.resolver import Resolver
 from cached.cache.services import Services
 from cached.errors import CachedError, IntegrityError, MoverError
 from cached.manifest import FileEntry, Manifest
@@ -28,10 +28,10 @@ _MAX_DELAY_S = 300.0
 class ArtifactUploads:
     """What is still to be uploaded is what has no source: a restarted daemon goes on by itself."""
 
-    def __init__(self, services: Services, evictor: Evictor, pulls: Pulls, destination: Destination) -> None:
+    def __init__(self, services: Services, evictor: Evictor, resolver: Resolver, destination: Destination) -> None:
         self._services = services
         self._evictor = evictor
-        self._pulls = pulls
+        self._resolver = resolver
         self._destination = destination
         self._wanted = asyncio.Event()
         self._delays_s: dict[str, float] = {}
@@ -95,7 +95,7 @@ class ArtifactUploads:
         for entry in sorted(manifest.files, key=lambda entry: entry.path == KEY_PATH):
             await self._check(manifest, entry)
             ref = self._services.storage.level(Level.L2).blob(entry.digest)
-            answer = await self._services.runner.run(Upload(self._pulls.spec_of(source), ref, entry.path))
+            answer = await self._services.runner.run(Upload(self._resolver.spec_of(source), ref, entry.path))
             if not isinstance(answer, Listing):
                 raise MoverError("a mover answered an upload with something else")
             stored[entry.path] = replace(entry, version=answer.items[0].version)

@@ -26,11 +26,12 @@ from cached.cache.artifact_key import (
 )
 from cached.cache.artifact_upload import ArtifactUploads
 from cached.cache.artifact_writer import ArtifactWriter
+from cached.cache.asking import asked
 from cached.cache.background import repeat
 from cached.cache.evictor import Evictor
 from cached.cache.loader import Loader
-from cached.cache.pulls import Pulls
 from cached.cache.registry import Model
+from cached.cache.resolver import Resolver
 from cached.cache.services import Services
 from cached.config import ArtifactsConfig
 from cached.errors import (
@@ -66,10 +67,10 @@ class Artifacts:
     """Loop only."""
 
     def __init__(
-        self, services: Services, pulls: Pulls, loader: Loader, evictor: Evictor, config: ArtifactsConfig
+        self, services: Services, resolver: Resolver, loader: Loader, evictor: Evictor, config: ArtifactsConfig
     ) -> None:
         self._services = services
-        self._pulls = pulls
+        self._resolver = resolver
         self._loader = loader
         self._evictor = evictor
         self._may_save = config.save
@@ -78,7 +79,7 @@ class Artifacts:
         self._tickets: dict[str, tuple[float, Peer]] = {}
         self._saving: set[str] = set()
         self._writer = ArtifactWriter(services, loader, evictor)
-        self.uploads = ArtifactUploads(services, evictor, pulls, self._destination)
+        self.uploads = ArtifactUploads(services, evictor, resolver, self._destination)
 
     # Finding.
 
@@ -170,7 +171,7 @@ class Artifacts:
         if not source:
             return None
         try:
-            items = await self._pulls.listed(ListObjects(self._pulls.spec_of(source)))
+            items = await self._resolver.listed(ListObjects(self._resolver.spec_of(source)))
         except NotFoundError:
             return None
         return self._described_remote(name, key, items)
@@ -190,9 +191,9 @@ class Artifacts:
         """Those of the destination, of which at most some are looked at; documents that are wrong are left out."""
         if not self._destination.uri:
             return []
-        spec = self._pulls.spec_of(self._destination.uri)
+        spec = self._resolver.spec_of(self._destination.uri)
         try:
-            listing = await self._pulls.listed(ListObjects(spec))
+            listing = await self._resolver.listed(ListObjects(spec))
         except NotFoundError:
             return []
         folders: dict[str, list[OriginObject]] = {}
@@ -214,7 +215,7 @@ class Artifacts:
         return found
 
     async def _read_keys(self, job: ReadTexts) -> dict[str, dict[str, str]]:
-        answer = await self._pulls.retried(job) if job.items else Texts(())
+        answer = await asked(self._services, job) if job.items else Texts(())
         if not isinstance(answer, Texts):
             raise MoverError("a mover answered the reading of small objects with something else")
         keys = {}

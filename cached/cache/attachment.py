@@ -6,9 +6,12 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from cached.cache.content import Content
+from cached.cache.flight import Flight
 from cached.cache.load import Load
 from cached.cache.services import Services
 from cached.errors import InvalidRequestError, NotFoundError
@@ -67,12 +70,13 @@ class Attachment:
     """An async context manager; leaving it, however that happens, ends the lease. Made by ``ModelCache.attach``."""
 
     def __init__(
-        self, services: Services, lease: Lease, content: Manifest | Load, on_close: Callable[[Attachment], None]
+        self, services: Services, lease: Lease, content: Content, on_close: Callable[[Attachment], None]
     ) -> None:
         self.lease = lease
         self._services = services
-        self._manifest = content if isinstance(content, Manifest) else None
-        self._load = content if isinstance(content, Load) else None
+        self._manifest = content.source if isinstance(content.source, Manifest) else None
+        self._load = content.source if isinstance(content.source, Load) else None
+        self._chosen = content.chosen
         self._on_close = on_close
         self._notices: deque[Damaged] = deque(maxlen=1000)
         self._closed = False
@@ -109,7 +113,9 @@ class Attachment:
         Raises the load's error when the revision cannot be brought.
         """
         if self._load is None:
-            yield self._opened(Complete(Level.L1, 0, 0, self._total_bytes(), 0.0, self._checked_by()))
+            reused_bytes = self._total_bytes() if self._chosen is None else self._chosen.size_bytes
+            partial = self._chosen is not None
+            yield self._opened(Complete(Level.L1, 0, 0, reused_bytes, 0.0, self._checked_by(), partial=partial))
         else:
             await self._load.until(lambda: self._load is not None and self._load.opened)
             yield self._opened(None)
@@ -131,7 +137,7 @@ class Attachment:
         resident = [
             ByteRange(index, 0, file.size_bytes)
             for index, file in enumerate(load.plan.files)
-            if load.flight_of(file) is None and file.size_bytes
+            if load.flight_of(file) is None and file.size_bytes and not file.left_out
         ]
         if resident:
             yield RangesReady(tuple(resident))
@@ -140,9 +146,10 @@ class Attachment:
             arriving = [file for file in arriving if not file.finished]
             if ranges:
                 yield RangesReady(ranges)
-            if load.ready_as is not None:
+            complete = self._completed(load)
+            if complete is not None:
                 self.lease.complete = True
-                yield load.ready_as
+                yield complete
                 return
             if load.error is not None:
                 raise load.error
@@ -150,6 +157,16 @@ class Attachment:
                 await _first_of(load.signal.next(), self._wake.wait())
             else:
                 await _first_of(self._services.clock.sleep(_COALESCE_S), _end_of(load), self._wake.wait())
+
+    def _completed(self, load: Load) -> Complete | None:
+        """What was asked for is there. Of a load that brings more, no more than that is waited for."""
+        if self._chosen is None or load.plan.is_part:
+            return load.ready_as
+        if not load.has_arrived(self._chosen.chunks):
+            return None
+        # The check of whole files is still to come.
+        checked_by = CheckedBy.FIRST_SEEN if load.plan.manifest is None else load.checked_by
+        return replace(load.completion(), partial=True, checked_by=checked_by)
 
     def _opened(self, complete: Complete | None) -> Opened:
         self.lease.complete = complete is not None
@@ -160,6 +177,7 @@ class Attachment:
             revision=self.lease.revision,
             files=self._files(),
             complete=complete,
+            selected=self._chosen.selected if self._chosen is not None else None,
         )
 
     def _files(self) -> tuple[AttachedFile, ...]:
@@ -190,6 +208,14 @@ class Attachment:
                 hint="use the indices of the Opened message",
                 value=wrong[0],
             )
+        left_out = [index for index in indices if self._chosen is not None and index not in self._chosen.chunks]
+        if left_out:
+            raise NotFoundError(
+                f"{files[left_out[0]].path} of {self.lease.name} was left out by the selection of this attach",
+                hint="select it too, or attach without a selection",
+                ref=self.lease.name,
+                path=files[left_out[0]].path,
+            )
         opened: list[int] = []
         try:
             opened.extend(self._open(index) for index in indices)
@@ -203,10 +229,21 @@ class Attachment:
         if self._load is not None:
             flight = self._load.flight_of(self._load.plan.files[index])
             if flight is not None and flight.record is None and not flight.order.adopt:
-                return storage.l1.open_ingest(flight.order.ingest_id)
+                return self._open_arriving(flight, self._load.plan.files[index].path)
             digest = flight.record.digest if flight and flight.record else self._load.plan.files[index].digest
             return storage.l1.open_blob(digest)
         return storage.l1.open_blob(self._known().files[index].digest)
+
+    def _open_arriving(self, flight: Flight, path: str) -> int:
+        """What is no blob yet; of a part somebody else may have made it one since."""
+        try:
+            return self._services.storage.l1.open_ingest(flight.order.ingest_id)
+        except NotFoundError:
+            manifest = self._services.registry.known(self.lease.name).manifests.get(self.lease.revision)
+            if manifest is None or not flight.order.is_part:
+                raise
+            digest = next(entry.digest for entry in manifest.files if entry.path == path)
+            return self._services.storage.l1.open_blob(digest)
 
 
 async def _end_of(load: Load) -> None:

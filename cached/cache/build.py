@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cached.cache.artifacts import Artifacts, destination_of
 from cached.cache.cold_starts import ColdStarts
+from cached.cache.content import Contents
 from cached.cache.describe import Describer
 from cached.cache.events import EventBus
 from cached.cache.evictor import Evictor
@@ -23,6 +24,7 @@ from cached.cache.pool_keeper import PoolKeeper
 from cached.cache.pulls import Pulls
 from cached.cache.recovery import Recovery
 from cached.cache.registry import Registry
+from cached.cache.resolver import Resolver
 from cached.cache.services import Services
 from cached.cache.storage import Storage
 from cached.cache.timed_pulls import TimedPulls
@@ -60,6 +62,7 @@ class Parts:
     evictor: Evictor
     loader: Loader
     pulls: Pulls
+    contents: Contents
     recovery: Recovery
     upkeep: Upkeep
     timed_pulls: TimedPulls
@@ -113,7 +116,8 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     evictor = Evictor(services, leases, grace_s=config.daemon.restart_grace_s)
     loader = Loader(services, evictor, max_loads=config.transfer.max_concurrent_loads)
     evictor.join(loader)
-    pulls = Pulls(services, loader, origin_defaults(config), destination_of(config.artifacts))
+    resolver = Resolver(services, origin_defaults(config), destination_of(config.artifacts))
+    pulls = Pulls(services, loader, resolver)
     view = services.view
     cold_starts = ColdStarts(registry, metrics, services.events, clock)
     return Parts(
@@ -124,6 +128,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         evictor=evictor,
         loader=loader,
         pulls=pulls,
+        contents=Contents(services, loader, pulls),
         recovery=Recovery(services, loader, pulls),
         upkeep=Upkeep(services, loader, pulls, evictor, cold_starts),
         timed_pulls=TimedPulls(services, pulls),
@@ -136,7 +141,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         describer=Describer(
             services, loader, leases, view, Explainer(services, evictor), version=version, instance=instance
         ),
-        artifacts=Artifacts(services, pulls, loader, evictor, config.artifacts),
+        artifacts=Artifacts(services, resolver, loader, evictor, config.artifacts),
         trace=TraceLog(TraceFiles(state_dir), clock),
     )
 

@@ -11,6 +11,7 @@ from cached.cache.load import Load
 from cached.cache.loader import Loader
 from cached.cache.registry import Model
 from cached.cache.services import Services
+from cached.index import PartRecord
 from cached.leases import LeaseTable
 from cached.manifest import Manifest
 from cached.types import FileDetail, Level, LevelStats, ModelDetail, ModelSummary, OriginStats, RevisionState, Stats
@@ -51,23 +52,27 @@ class Describer:
         registry = self._services.registry
         manifest = manifest or model.current
         loads = self._loader.active(model.name)
+        part = self._part(model, manifest)
+        part_bytes = self._services.part_bytes(part) if part else 0
+        state = self._state(manifest, loads, part_bytes)
+        here = part_bytes / part.total_bytes if part and state is RevisionState.PARTIAL else 0.0
         tier, tier_from = model.tier
         return ModelSummary(
             name=model.name,
-            revision=manifest.revision if manifest else loads[0].plan.revision if loads else "",
-            state=self._state(manifest, loads),
+            revision=_revision(manifest, loads, part),
+            state=state,
             tier=tier,
             tier_from=tier_from,
             pinned=model.pinned,
-            size_bytes=_size_bytes(model, manifest, loads),
-            l1_bytes=registry.bytes_at(manifest, Level.L1) if manifest else 0,
+            size_bytes=_size_bytes(model, manifest, loads, part),
+            l1_bytes=(registry.bytes_at(manifest, Level.L1) if manifest else 0) + part_bytes,
             l2_bytes=registry.bytes_at(manifest, Level.L2) if manifest else 0,
             file_count=len(manifest.files) if manifest else 0,
             lease_count=self._leases.count(model.name),
             source=manifest.source if manifest and manifest.source else model.source,
             last_used_time_s=model.record.last_used_wall_s,
             checked_by=manifest.checked_by if manifest else None,
-            progress=_progress(loads),
+            progress=_progress(loads) or here,
             priority=model.priority,
             worth_s=self._explainer.worth_s(manifest) if manifest else 0.0,
             transient=manifest is not None and self._explainer.is_transient(manifest),
@@ -75,13 +80,21 @@ class Describer:
             base=model.base,
         )
 
-    def _state(self, manifest: Manifest | None, loads: list[Load]) -> RevisionState:
+    def _part(self, model: Model, manifest: Manifest | None) -> PartRecord | None:
+        """What is remembered of a revision of which a part is here."""
+        parts = self._services.registry.index.parts(model.name)
+        meant = [part for part in parts if manifest is None or part.revision == manifest.revision]
+        return max(meant, key=self._services.part_bytes, default=None)
+
+    def _state(self, manifest: Manifest | None, loads: list[Load], part_bytes: int) -> RevisionState:
         registry = self._services.registry
         if manifest is not None and registry.is_quarantined(manifest):
             return RevisionState.QUARANTINED
         if manifest is not None and (registry.whole_at(manifest, Level.L1) or registry.whole_at(manifest, Level.L2)):
             return RevisionState.READY
-        return RevisionState.PULLING if loads else RevisionState.ABSENT
+        if loads:
+            return RevisionState.PULLING
+        return RevisionState.PARTIAL if part_bytes else RevisionState.ABSENT
 
     def detail(self, model: Model, manifest: Manifest | None) -> ModelDetail:
         """All of one model."""
@@ -175,10 +188,20 @@ class Describer:
         )
 
 
-def _size_bytes(model: Model, manifest: Manifest | None, loads: list[Load]) -> int:
+def _revision(manifest: Manifest | None, loads: list[Load], part: PartRecord | None) -> str:
+    if manifest is not None:
+        return manifest.revision
+    if loads:
+        return loads[0].plan.revision
+    return part.revision if part is not None else ""
+
+
+def _size_bytes(model: Model, manifest: Manifest | None, loads: list[Load], part: PartRecord | None) -> int:
     if manifest is not None:
         return manifest.total_bytes
-    return loads[0].plan.total_bytes if loads else model.size_bytes
+    if loads:
+        return loads[0].plan.total_bytes
+    return part.total_bytes if part is not None else model.size_bytes
 
 
 def _progress(loads: list[Load]) -> float:

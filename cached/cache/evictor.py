@@ -84,10 +84,12 @@ class Evictor:
         revision: str,
         otherwise: Otherwise,
         shared: Mapping[str, int],
+        lengths: Mapping[str, int] | None = None,
     ) -> bool:
         """Reserves and creates these ingests, evicting what the policy says. The caller holds ``opening``.
 
-        ``shared``: blobs of the revision (digest → bytes) that are at the level already.
+        ``shared``: blobs of the revision (digest → bytes) that are at the level already. ``lengths``: of those that
+        stay holes for the most, see ``Storage.open``.
         False, with nothing open, where the policy says that the revision does without a place (``Otherwise.SKIP``).
         Raises NoRoomError; nothing is open then.
         """
@@ -106,8 +108,8 @@ class Evictor:
         if storage.missing_bytes(level, sizes) > 0:
             self._refuse(level, sizes, name)
         if level is Level.L1:
-            await storage.fit_pool(sizes)
-        await storage.open(level, sizes)
+            await storage.fit_pool({key: size for key, size in sizes.items() if key not in (lengths or {})})
+        await storage.open(level, sizes, lengths)
         if level is Level.L1:
             await storage.collect()
         if decision is None or decision.admitted:
@@ -273,6 +275,8 @@ class Evictor:
                 services.registry.write(
                     lambda gone=pull: services.registry.index.delete_pending(gone.name, gone.revision)  # type: ignore[misc]
                 )
+        for part in services.registry.index.parts(model.name):
+            self.loads.drop_part(part)
         services.registry.forget_model(model)
 
     async def tidy(self) -> None:
@@ -316,6 +320,10 @@ class Evictor:
         """A revision that is not in L1, as it would come there."""
         return self._facts.newcomer(name, revision, in_l2=self._will_be_in_l2(name, revision))
 
+    def leased_parts(self) -> frozenset[str]:
+        """Ingests and blobs that workers map of parts of models."""
+        return self._leases.holds()
+
     def is_leased(self, name: str, revision: str) -> bool:
         """A worker holds it."""
         return self._leases.count(name, revision) > 0
@@ -347,13 +355,21 @@ class Evictor:
 
     def _trim(self, level: Level) -> None:
         """A level may hold less than it did: the host got short, or a budget was lowered. What is held stays."""
-        clock, storage = self._services.clock, self._services.storage
-        excess_bytes = storage.ledger(level).excess_bytes - storage.withdrawn_bytes(level)
-        if excess_bytes <= 0 or clock.monotonic_s() < self._grace_until_s:
+        clock = self._services.clock
+        if self._excess_bytes(level) <= 0 or clock.monotonic_s() < self._grace_until_s:
             return
+        if level is Level.L1:
+            for part in self._services.registry.index.parts():
+                self.loads.drop_part(part)
+            if self._excess_bytes(level) <= 0:
+                return
         planned = plan(self._facts.snapshot(Need(level, 0, "a smaller capacity")), clock.monotonic_s())
         for victim in _victims(planned):
             self._evict_planned(victim)
+
+    def _excess_bytes(self, level: Level) -> int:
+        storage = self._services.storage
+        return storage.ledger(level).excess_bytes - storage.withdrawn_bytes(level)
 
     def _free_ahead(self, now_s: float) -> None:
         """Keeps some room free, and tenants within their quotas, so that a load does not wait for evictions."""
@@ -373,13 +389,19 @@ class Evictor:
         return free_bytes + storage.withdrawn_bytes(Level.L1) < storage.free_ahead_bytes(Level.L1)
 
     def _drop_leftovers(self, level: Level, *, keep: Mapping[str, int]) -> bool:
-        """Ingests that wait to be resumed, and blobs of unfinished pulls, go before any model does."""
-        storage = self._services.storage
+        """Ingests that wait to be resumed, and blobs of unfinished pulls, go before any model does.
+
+        Parts that workers map stay, and so do all of them until the workers of an earlier daemon had time to come back.
+        """
+        storage, held = self._services.storage, self._leases.holds()
+        if self._services.clock.monotonic_s() < self._grace_until_s:
+            held |= self._services.part_ingests()
         dropped = self._drop_unowned(level, frozenset())
         for ingest_id in storage.kept_ingests(level):
-            if ingest_id not in keep:
+            if ingest_id not in keep and ingest_id not in held:
                 storage.discard(level, ingest_id)
                 dropped = True
+        self.loads.forget_parts()
         return dropped
 
     def _drop_unowned(self, level: Level, wanted: frozenset[str]) -> bool:

@@ -8,6 +8,7 @@ from typing import Protocol
 from cached.cache.registry import Model
 from cached.cache.services import Services
 from cached.config import resolve_capacity
+from cached.index import PartRecord
 from cached.leases import LeaseTable
 from cached.manifest import Manifest
 from cached.policy import LevelFacts, Need, Quota, RevisionFacts, Snapshot
@@ -30,6 +31,14 @@ class Loads(Protocol):
 
     def arriving(self) -> Iterable[tuple[str, str]]:
         """The model and the ingest of each blob that is being brought."""
+        ...
+
+    def forget_parts(self) -> None:
+        """Drops the records of parts of which nothing is here any more."""
+        ...
+
+    def drop_part(self, part: PartRecord) -> int:
+        """Takes what is here of a part out of L1, unless somebody holds it; the bytes that left it."""
         ...
 
 

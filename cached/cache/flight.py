@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import structlog
@@ -26,7 +27,7 @@ from cached.levels.base import FileRef
 from cached.levels.journal import IngestJournal, JournalChunk
 from cached.manifest import BlobRecord
 from cached.signals import Signal, run_all
-from cached.transfer.fill import Fill, Observer, OriginSource, Sources
+from cached.transfer.fill import Fill, HeadStart, Observer, OriginSource, Sources
 from cached.transfer.jobs import Copy, Moved
 from cached.types import CheckedBy, Level
 from cached.units import CHUNK_BYTES, chunk_length
@@ -39,7 +40,8 @@ class BlobOrder:
     """Which blob to bring where. At least one of ``record`` and ``origin`` is known.
 
     ``record``: the content is known: every chunk must match it. ``sha256``: what the catalog says it must be.
-    ``adopt``: it is at ``level`` already, sealed by an earlier daemon, and only has to be confirmed.
+    ``adopt``: it is at ``level`` already, sealed by an earlier daemon, and only has to be confirmed. ``chunks``: only
+    these are wanted: it stays an ingest. ``first``: those of it that go before everything else of the load.
     """
 
     level: Level
@@ -51,6 +53,13 @@ class BlobOrder:
     sha256: str = ""
     adopt: bool = False
     persist: bool = False
+    chunks: frozenset[int] | None = None
+    first: frozenset[int] = frozenset()
+
+    @property
+    def is_part(self) -> bool:
+        """Not all of the blob is to be brought."""
+        return self.chunks is not None
 
     @property
     def digest(self) -> str:
@@ -79,19 +88,28 @@ class BlobOrder:
 
     @property
     def journalled(self) -> bool:
-        """Bytes from an origin are dear: what was verified of them is kept across restarts."""
-        return self.origin is not None and not self.adopt
+        """Bytes from an origin are dear: what was verified of them is kept across restarts; and parts."""
+        return (self.origin is not None or self.is_part) and not self.adopt
 
 
 class Flight:
     """Passes milestones; ``signal`` fires at each.
 
-    In order: chunks arrive (``fill``), ``verified`` (the strongest check has passed, the bytes may be used as ready),
-    ``record`` (the name is known, the blob is committed at its level), ``finished`` (also in L2, where asked for).
+    Of a part of a blob: chunks arrive (``fill``), ``finished``. Of a whole one, in order: chunks arrive, ``verified``
+    (the strongest check has passed, the bytes may be used as ready), ``record`` (the name is known, the blob is
+    committed at its level), ``finished`` (also in L2, where asked for).
     Constructing it opens the journal; bytes must have been reserved and the ingests created. Then ``start()``.
     """
 
-    def __init__(self, services: Services, order: BlobOrder, *, priority: int, urgent: bool = False) -> None:
+    def __init__(
+        self,
+        services: Services,
+        order: BlobOrder,
+        *,
+        priority: int,
+        urgent: bool = False,
+        head_start: HeadStart | None = None,
+    ) -> None:
         self.order = order
         self.signal = Signal()
         self.verified = False
@@ -116,9 +134,12 @@ class Flight:
             retry=services.retry,
             width=services.width,
             priority=priority,
-            with_sha256=order.record is None,
+            with_sha256=order.record is None and not order.is_part,
             sha256_behind=order.vouched,
             urgent=urgent,
+            chunks=order.chunks,
+            first=order.first,
+            head_start=head_start,
             observer=Observer(self._on_chunk, self._on_moved, self._on_damage, self._on_retry),
         )
         self._task: asyncio.Task[None] | None = None
@@ -138,6 +159,10 @@ class Flight:
         if not self._begun:
             self._fail(UnavailableError("the load was stopped", hint="pull the model again"))
             self._settle()
+
+    async def until_arrived(self, chunks: AbstractSet[int]) -> None:
+        """Until these are verified; raises the flight's error."""
+        await self._until(lambda: chunks <= self.fill.crc64.keys())
 
     async def until_verified(self) -> None:
         """Raises the flight's error."""
@@ -169,6 +194,12 @@ class Flight:
         persisting = asyncio.ensure_future(self._persist.behind(self.fill)) if self._persist else None
         try:
             self._check_length()
+            if self.order.is_part:
+                await self.fill.run()
+                if self.order.record is not None:
+                    await self._mend_disk(self.order.record)
+                self.finished = True
+                return
             await run_all(self.fill.run(), self._check_early())
             record = await self._named()
             await self._land(record)
@@ -299,7 +330,7 @@ class Flight:
             elif worthless:
                 storage.discard(order.level, order.ingest_id)
             else:
-                storage.suspend(order.level, order.ingest_id)
+                storage.suspend(order.level, order.ingest_id, sparse=order.is_part)
         if self._persist is not None and not self.finished:
             if worthless or self.record is not None:
                 storage.discard(Level.L2, order.ingest_id)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from cached.cache.flight import BlobOrder, Flight
 from cached.clock import Clock
@@ -12,7 +12,8 @@ from cached.errors import CachedError
 from cached.manifest import FileEntry, Manifest
 from cached.policy import Otherwise
 from cached.signals import Signal
-from cached.types import CheckedBy, Complete, Level, PullPhase, PullProgress
+from cached.types import CheckedBy, Complete, Level, PullPhase, PullProgress, Selected
+from cached.units import chunk_count
 
 _CHECK_STRENGTH = (CheckedBy.FIRST_SEEN, CheckedBy.ORIGIN_CHECKSUM, CheckedBy.CATALOG_SHA256)
 
@@ -27,11 +28,34 @@ class LoadFile:
     order: BlobOrder | None
     checked_by: CheckedBy | None = None
     """What it was checked against when it first came, if that is known beforehand."""
+    chunks: frozenset[int] | None = None
+    """Of a part of a model those of this file, perhaps none; else None."""
+
+    @property
+    def left_out(self) -> bool:
+        """Nothing of it is to be there."""
+        return self.chunks is not None and not self.chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What of a model's files was asked for. ``chunks``: file index → those that hold it, for each file it concerns.
+
+    ``first``: the same with what a worker needs beside it to find its way: heads of weight files, and their index.
+    """
+
+    selected: Selected
+    chunks: Mapping[int, frozenset[int]]
+    first: Mapping[int, frozenset[int]]
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What to bring where. ``manifest`` is known when the revision was here before, else it is made at the end."""
+    """What to bring where. ``manifest`` is known when the revision was here before, else it is made at the end.
+
+    ``chosen``: only a part is wanted, and ``part`` tells it from others. It never makes a manifest.
+    """
 
     name: str
     revision: str
@@ -43,6 +67,44 @@ class LoadPlan:
     manifest: Manifest | None = None
     otherwise: Otherwise = Otherwise.EVICT
     """What becomes of it in L1 if it is not worth what would have to go for it."""
+    chosen: Chosen | None = None
+    part: str = ""
+
+    def only(self, chosen: Chosen, part: str) -> LoadPlan:
+        """The plan for nothing but what was chosen."""
+        wanted = self._by_ingest(chosen.chunks)
+        files = tuple(
+            _only(file, wanted.get(file.order.ingest_id, frozenset()) if file.order else frozenset())
+            if index in chosen.chunks
+            else replace(file, order=None, chunks=frozenset())
+            for index, file in enumerate(self.files)
+        )
+        return replace(self, files=files, chosen=chosen, part=part, otherwise=Otherwise.EVICT)
+
+    def preferring(self, chosen: Chosen) -> LoadPlan:
+        """The same plan, with what was chosen before everything else."""
+        first = self._by_ingest(chosen.first)
+        files = tuple(
+            replace(file, order=replace(file.order, first=first.get(file.order.ingest_id, frozenset())))
+            if file.order
+            else file
+            for file in self.files
+        )
+        return replace(self, files=files)
+
+    def _by_ingest(self, chunks: Mapping[int, frozenset[int]]) -> dict[str, frozenset[int]]:
+        """Of files with the same content, all that is wanted of any."""
+        found: dict[str, frozenset[int]] = {}
+        for index, wanted in chunks.items():
+            order = self.files[index].order
+            if order is not None:
+                found[order.ingest_id] = found.get(order.ingest_id, frozenset()) | wanted
+        return found
+
+    @property
+    def is_part(self) -> bool:
+        """Only some of the model is wanted."""
+        return self.chosen is not None
 
     @property
     def orders(self) -> dict[str, BlobOrder]:
@@ -87,9 +149,9 @@ class Load:
         self._clock = clock
 
     @property
-    def key(self) -> tuple[str, str, Level]:
+    def key(self) -> tuple[str, str, Level, str]:
         """Loads with the same key are one."""
-        return (self.plan.name, self.plan.revision, self.plan.level)
+        return (self.plan.name, self.plan.revision, self.plan.level, self.plan.part)
 
     def flight_of(self, file: LoadFile) -> Flight | None:
         """The flight that brings a file, or None if it was here already."""
@@ -115,12 +177,24 @@ class Load:
     @property
     def resident_bytes(self) -> int:
         """Bytes of files that were at the level already."""
-        return sum(file.size_bytes for file in self.plan.files if file.order is None)
+        return sum(file.size_bytes for file in self.plan.files if file.order is None and not file.left_out)
+
+    def has_arrived(self, chunks: Mapping[int, frozenset[int]]) -> bool:
+        """Whether these chunks, by file index, are verified."""
+        flights = [(self.flight_of(self.plan.files[index]), wanted) for index, wanted in chunks.items()]
+        return all(flight is None or wanted <= flight.fill.crc64.keys() for flight, wanted in flights)
+
+    def prefer(self, chunks: Mapping[int, frozenset[int]]) -> None:
+        """Somebody waits for these more than for the rest."""
+        for index, wanted in chunks.items():
+            flight = self.flights.get(order.ingest_id) if (order := self.plan.files[index].order) else None
+            if flight is not None:
+                flight.fill.prefer(wanted)
 
     @property
     def checked_by(self) -> CheckedBy:
         """The weakest check among the files."""
-        found = [self.check_of(file) for file in self.plan.files]
+        found = [self.check_of(file) for file in self.plan.files if not file.left_out]
         return min(found, key=_CHECK_STRENGTH.index, default=CheckedBy.FIRST_SEEN)
 
     def digest_of(self, file: LoadFile) -> str:
@@ -145,6 +219,7 @@ class Load:
             reused_bytes=reused,
             load_s=self._clock.monotonic_s() - self.started_s,
             checked_by=self.checked_by,
+            partial=self.plan.is_part,
         )
 
     def entries(self) -> tuple[FileEntry, ...]:
@@ -183,3 +258,13 @@ class Load:
             from_level=self.ready_as.from_level if self.ready_as else None,
             checked_by=self.ready_as.checked_by if self.ready_as else None,
         )
+
+
+def _only(file: LoadFile, chunks: frozenset[int]) -> LoadFile:
+    """A file of which only these chunks are wanted. What is there whole, or will be, stays as it is."""
+    order = file.order
+    if order is None or order.adopt:
+        return replace(file, chunks=frozenset(range(chunk_count(file.size_bytes))))
+    # The check of the whole does not come; a known blob's chunks have passed theirs.
+    checked_by = file.checked_by if order.record is not None else CheckedBy.FIRST_SEEN
+    return replace(file, order=replace(order, chunks=chunks, persist=False), checked_by=checked_by, chunks=chunks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -15,10 +16,14 @@ from cached.cache.flight import BlobOrder, Flight
 from cached.cache.load import Load, LoadPlan
 from cached.cache.services import Services
 from cached.errors import CachedError, IntegrityError, NoRoomError, UnavailableError
+from cached.index import PartRecord
+from cached.levels.base import FileRef
 from cached.manifest import Manifest
 from cached.policy import Otherwise
 from cached.signals import run_all
+from cached.transfer.fill import HeadStart
 from cached.types import Complete, Level
+from cached.units import chunk_length
 
 _log = structlog.get_logger(__name__)
 
@@ -32,7 +37,7 @@ class Loader:
     """Owns every load and flight. Loop only."""
 
     def __init__(self, services: Services, evictor: Evictor, *, max_loads: int) -> None:
-        self.loads: dict[tuple[str, str, Level], Load] = {}
+        self.loads: dict[tuple[str, str, Level, str], Load] = {}
         self._services = services
         self._evictor = evictor
         self._slots = asyncio.Semaphore(max_loads)
@@ -55,7 +60,7 @@ class Loader:
         known = {file.digest for load in self.loads.values() for file in load.plan.files if file.digest}
         # Also while it is being committed: a blob of the same content must not leave under its feet.
         arriving = {flight.order.digest or flight.fill.sha256 for flight in self._flights.values()}
-        return frozenset(known | arriving | self._saved.keys())
+        return frozenset(known | arriving | self._saved.keys()) | self._evictor.leased_parts()
 
     @contextmanager
     def saving(self, digests: Collection[str]) -> Iterator[None]:
@@ -71,10 +76,15 @@ class Loader:
         """The model and the ingest of each blob in flight, shared ones for whoever had them first."""
         return [(flight.order.name, ingest_id) for (_, ingest_id), flight in self._flights.items()]
 
+    def verified_chunks(self, ingest_id: str) -> tuple[FileRef, frozenset[int]] | None:
+        """Of a blob that is on its way to L1: where it is, and what of it is verified."""
+        flight = self._flights.get((Level.L1, ingest_id))
+        return (flight.target, frozenset(flight.fill.crc64)) if flight is not None else None
+
     def begin(self, plan: LoadPlan) -> Load:
         """The load of this revision to this level: the one in flight, or a new one."""
         load = Load(plan, self._services.clock)
-        if plan.otherwise is Otherwise.EVICT and plan.level is Level.L1:
+        if plan.otherwise is Otherwise.EVICT and plan.level is Level.L1 and not plan.is_part:
             self._evictor.must_stay(plan.name, plan.revision)
         running = self.loads.get(load.key)
         if running is not None:
@@ -95,9 +105,8 @@ class Loader:
         error: CachedError | None = None
         try:
             async with self._slots:
-                async with nullcontext() if load.plan.needs_no_room else self._evictor.opening:
-                    await self._open(load)
-                await self._fly(load)
+                await self._open_at_its_turn(load)
+                await (self._fly_part(load) if load.plan.is_part else self._fly(load))
         except CachedError as failure:
             error = failure
         except asyncio.CancelledError:
@@ -121,8 +130,10 @@ class Loader:
         Only now do those who wait hear of the end: a new try finds nothing left of this one.
         """
         services, plan = self._services, load.plan
-        if error is None or isinstance(error, IntegrityError):
+        if not plan.is_part and (error is None or isinstance(error, IntegrityError)):
             services.registry.write(lambda: services.registry.index.delete_pending(plan.name, plan.revision))
+        if not plan.is_part and error is None and plan.level is Level.L1:
+            services.registry.write(lambda: services.registry.index.delete_part(plan.name, plan.revision))
         self.sweep()
         if error is not None:
             load.error = error
@@ -133,11 +144,30 @@ class Loader:
             services.metrics.pulls.labels(outcome="ok").inc()
         ready = load.ready_as or load.completion()
         services.events.emit(
-            "load.finished", f"{plan.name} is in {plan.level}", name=plan.name, revision=plan.revision,
-            level=plan.level.value, from_level=ready.from_level.value, origin_bytes=ready.origin_bytes,
-            disk_bytes=ready.disk_bytes, reused_bytes=ready.reused_bytes, load_s=round(ready.load_s, 3),
+            "load.finished", f"{'part of ' if plan.is_part else ''}{plan.name} is in {plan.level}",
+            name=plan.name, revision=plan.revision, level=plan.level.value, from_level=ready.from_level.value,
+            origin_bytes=ready.origin_bytes, disk_bytes=ready.disk_bytes, reused_bytes=ready.reused_bytes,
+            load_s=round(ready.load_s, 3),
         )  # fmt: skip
         services.metrics.load_seconds.labels(from_level=ready.from_level.value).observe(ready.load_s)
+
+    async def _open_at_its_turn(self, load: Load) -> None:
+        """Only one load at a time brings a part of a blob: whoever wants more of it goes on where that one ends."""
+        while True:
+            while (other := self._in_the_way_of(load)) is not None:
+                await other.signal.wait()
+            async with nullcontext() if load.plan.needs_no_room else self._evictor.opening:
+                if self._in_the_way_of(load) is None:
+                    await self._open(load)
+                    return
+
+    def _in_the_way_of(self, load: Load) -> Load | None:
+        wanted = load.plan.orders.keys()
+        for other in self.loads.values():
+            parts = {key for key, flight in other.flights.items() if flight.order.is_part}
+            if other is not load and not parts.isdisjoint(wanted):
+                return other
+        return None
 
     async def _open(self, load: Load) -> None:
         """Reserves and creates everything at once, so that a load never starts what cannot be finished."""
@@ -145,10 +175,11 @@ class Loader:
         new = {key: order for key, order in plan.orders.items() if not self._join(load, key)}
         opened: list[tuple[Level, BlobOrder]] = []
         try:
-            sizes = {key: order.size_bytes for key, order in new.items() if not order.adopt}
+            sizes = {key: self._room_bytes(order) for key, order in new.items() if not order.adopt}
+            lengths = {key: new[key].size_bytes for key in sizes if new[key].is_part}
             admitted = await self._evictor.open(
                 plan.level, sizes, name=plan.name, revision=plan.revision, otherwise=plan.otherwise,
-                shared=self._services.registry.at_level(plan.digests, plan.level),
+                shared=self._services.registry.at_level(plan.digests, plan.level), lengths=lengths,
             )  # fmt: skip
             if not admitted:
                 raise NoRoomError(
@@ -163,12 +194,15 @@ class Loader:
             opened += [(Level.L2, new[key]) for key in persisted]
             self._sequence += 1
             weights = (key for key, order in new.items() if order.path.endswith(_WEIGHTS))
-            first = next(weights, "") if plan.level is Level.L1 else ""
+            ahead = sum(len(order.first) for order in new.values())
+            urgent = next(weights, "") if plan.level is Level.L1 and not ahead and not plan.is_part else ""
+            head_start = HeadStart(ahead) if ahead else None
             for position, (key, order) in enumerate(new.items()):
                 priority = self._sequence * _PRIORITIES_PER_LOAD + position
                 flight = Flight(
-                    self._services, replace(order, persist=key in persisted), priority=priority, urgent=key == first
-                )
+                    self._services, replace(order, persist=key in persisted), priority=priority,
+                    urgent=key == urgent, head_start=head_start,
+                )  # fmt: skip
                 self._take_off(load, flight)
         finally:
             for level, order in opened:
@@ -177,10 +211,19 @@ class Loader:
         load.opened = True
         load.signal.notify()
 
+    def _room_bytes(self, order: BlobOrder) -> int:
+        """What a blob takes of its level; of a part the chunks that are wanted and those that are there."""
+        if order.chunks is None:
+            return order.size_bytes
+        kept_bytes = self._services.storage.kept_bytes(order.level, order.ingest_id)
+        there = self._services.journalled(order.ingest_id, order.level) if kept_bytes else frozenset()
+        new_bytes = _chunk_bytes(order, order.chunks - there)
+        return min(order.size_bytes, max(kept_bytes + new_bytes, _chunk_bytes(order, order.chunks)))
+
     def _give_back(self, level: Level, order: BlobOrder) -> None:
         """An ingest whose flight does not take off; what an earlier one left verified in it stays kept."""
         if order.journalled and (self._services.journal_dir / order.ingest_id).exists():
-            self._services.storage.suspend(level, order.ingest_id)
+            self._services.storage.suspend(level, order.ingest_id, sparse=order.is_part)
         else:
             self._services.storage.discard(level, order.ingest_id)
 
@@ -238,6 +281,25 @@ class Loader:
             await run_all(*(flight.until_finished() for flight in flights))
             for flight in flights:
                 flight.forget()
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    async def _fly_part(self, load: Load) -> None:
+        """Until what is wanted is verified. Flights that others take further go on for them."""
+        flights = list(load.flights.values())
+        wanted = load.plan.orders
+        watch = asyncio.ensure_future(self._forward(load, flights))
+        try:
+            load.prefer(load.plan.chosen.chunks if load.plan.chosen else {})
+            await run_all(
+                *(flight.until_arrived(wanted[key].chunks or frozenset()) for key, flight in load.flights.items())
+            )
+            await run_all(*(flight.until_finished() for flight in flights if flight.order.is_part))
+            await run_all(*(flight.until_verified() for flight in flights if flight.order.adopt))
+            await self._services.registry.durable()  # a lease on it is to be found again after a kill
+            load.ready_as = load.completion()
+            load.signal.notify()
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
@@ -305,16 +367,50 @@ class Loader:
                 await flight.cancel()
                 self._flights.pop((flight.order.level, flight.order.ingest_id), None)
 
+    def forget_parts(self) -> None:
+        """Drops the records of parts of which nothing is here any more, with the journals that were kept for them."""
+        services, gone = self._services, set[str]()
+        for part in services.registry.index.parts():
+            if not self._is_held(part) and not services.part_bytes(part):
+                gone |= part.ingests
+                services.registry.write(lambda part=part: services.registry.index.delete_part(part.name, part.revision))  # type: ignore[misc]
+        if gone:
+            services.remove_journals(keep=self._wanted())
+
+    def _is_held(self, part: PartRecord) -> bool:
+        return self.is_loading(part.name, part.revision) or self._evictor.is_leased(part.name, part.revision)
+
+    def drop_part(self, part: PartRecord) -> int:
+        """Takes what is here of a part out of L1, unless somebody holds it; the bytes that left it."""
+        services = self._services
+        if self._is_held(part):
+            return 0
+        before_bytes = services.part_bytes(part)
+        services.registry.write(lambda: services.registry.index.delete_part(part.name, part.revision))
+        self.sweep()
+        return before_bytes - services.part_bytes(part)
+
     def sweep(self) -> None:
         """Drops ingests and journals that no pending pull would take up again."""
         services = self._services
-        wanted = {ingest for pull in services.registry.index.pending() for ingest in pull.ingests}
-        wanted |= {ingest_id for _, ingest_id in self._flights}
+        self.forget_parts()
+        wanted = self._wanted()
         for level in services.storage.levels:
             for ingest_id in set(services.storage.kept_ingests(level)) - wanted:
                 services.storage.discard(level, ingest_id)
         services.remove_journals(keep=wanted)
 
+    def _wanted(self) -> set[str]:
+        """The ingests that somebody would take up again, or maps."""
+        services = self._services
+        wanted = {ingest for pull in services.registry.index.pending() for ingest in pull.ingests}
+        wanted |= {ingest_id for _, ingest_id in self._flights}
+        return wanted | self._evictor.leased_parts() | services.part_ingests()
+
 
 async def _landed(flight: Flight) -> None:
     await flight.until_landed()
+
+
+def _chunk_bytes(order: BlobOrder, chunks: AbstractSet[int]) -> int:
+    return sum(chunk_length(order.size_bytes, index) for index in chunks)

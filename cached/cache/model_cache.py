@@ -12,17 +12,16 @@ from cached import __version__
 from cached.cache.attachment import Attachment
 from cached.cache.build import Parts, build_parts
 from cached.cache.hot_set import HotSet
-from cached.cache.load import Load
 from cached.cache.registry import Model
 from cached.cache.what_if import what_if
 from cached.catalog_file import Catalog
 from cached.clock import Clock, SystemClock
 from cached.config import Config
 from cached.errors import CachedError, InUseError, NotFoundError, UnavailableError
+from cached.index import PartRecord
 from cached.leases import check_keep_alive
 from cached.manifest import FileEntry, Manifest
 from cached.metrics import Metrics
-from cached.policy import Otherwise
 from cached.refs import Ref, artifact_digest, parse_ref
 from cached.types import (
     Artifact,
@@ -43,6 +42,7 @@ from cached.types import (
     PullPhase,
     PullProgress,
     PutOutcome,
+    Selection,
     Stats,
     Tier,
     TierChange,
@@ -176,70 +176,39 @@ class ModelCache:
         resume: bool = False,
         only_if_resident: bool = False,
         keep_alive_s: float = 0.0,
+        selection: Selection | None = None,
     ) -> Attachment:
         """A lease on a revision. Brings it to L1 first if need be: the attachment tells how that goes.
 
         ``resume`` (a worker that mapped it before this daemon started) and ``only_if_resident`` never bring anything.
         ``keep_alive_s``: when the lease ends, however it does, the model stays in L1 before others for so long.
+        ``selection``: only that of it is attached, and brought; or that is brought first.
         """
         self._require_running()
         parsed, keep_alive_s = parse_ref(ref), check_keep_alive(keep_alive_s)
-        content = await self._content(parsed, source, may_load=not (resume or only_if_resident))
-        while isinstance(content, Load) and content.finished:
-            # It ended before we could hold it, and what nobody holds may be gone already.
-            content = await self._content(parsed, source, may_load=not (resume or only_if_resident))
-        name, revision = (
-            (content.plan.name, content.plan.revision)
-            if isinstance(content, Load)
-            else (content.name, content.revision)
-        )
+        may_load = not (resume or only_if_resident)
+        content = await self._parts.contents.find(parsed, source, may_load=may_load, selection=selection)
+        while content.is_over:  # what nobody holds may be gone already
+            content = await self._parts.contents.find(parsed, source, may_load=may_load, selection=selection)
+        name, revision = content.name, content.revision
         clock, model = self._parts.services.clock, self._parts.services.registry.known(name)
         lease = self._parts.leases.open(
             name, revision, client or Client(), now_s=clock.monotonic_s(), wall_s=clock.wall_s()
         )
-        lease.size_bytes = content.plan.total_bytes if isinstance(content, Load) else content.total_bytes
+        lease.size_bytes, lease.holds = content.size_bytes, content.holds
         lease.keep_alive_s = keep_alive_s
         attachment = Attachment(self._parts.services, lease, content, self._released)
         self._attachments[lease.lease_id] = attachment
         model.lease_count += 1
         if not resume:
-            self._parts.trace.opened(lease)
+            if content.chosen is None:  # what a part costs says nothing of the model
+                self._parts.trace.opened(lease)
             self._tell_others(model)
         self._used(model, attaches=1)
         self._parts.services.events.emit(
             "lease.opened", f"{lease.holder} holds {name}", name=name, revision=revision, lease=lease.lease_id
         )
         return attachment
-
-    async def _content(self, ref: Ref, source: str, *, may_load: bool) -> Manifest | Load:
-        """What an attach gets: a resident revision, or the load that brings it."""
-        services, pulls = self._parts.services, self._parts.pulls
-        registry = services.registry
-        model = registry.find(ref)
-        manifest = registry.manifest_of(model, ref) if model else None
-        if manifest is not None and registry.whole_at(manifest, Level.L1):
-            registry.check_usable(manifest)
-            services.metrics.hits.labels(level="l1").inc()
-            if may_load:  # one that takes its lease up again asks for nothing new
-                services.history.asked(manifest.name, hit=True)
-            return manifest
-        services.metrics.misses.labels(level="l1").inc()
-        if manifest is not None and registry.resident(manifest, Level.L1):
-            return pulls.promote(manifest)  # only its checksums have to be confirmed
-        if not may_load:
-            raise NotFoundError(f"{ref} is not in L1", hint="attach it without resume to bring it there", ref=str(ref))
-        for load in self._parts.loader.active(ref.name):
-            if load.plan.level is Level.L1 and load.plan.revision.startswith(ref.revision):
-                services.history.asked(ref.name, hit=False)
-                return load
-        if manifest is not None and all(blob.l2 or blob.at(Level.L1) for blob in registry.blobs_of(manifest)):
-            services.metrics.hits.labels(level="l2").inc()
-            return pulls.promote(manifest, otherwise=Otherwise.TRANSIENT)
-        services.metrics.misses.labels(level="l2").inc()
-        run = pulls.begin(ref, source=source, level=Level.L1, otherwise=Otherwise.TRANSIENT)
-        load = await run.until_planned()
-        services.metrics.hits.labels(level="l3").inc()
-        return load
 
     def detach(self, lease_id: str, token: str) -> None:
         """Ends a lease early; the token proves that it is the caller's own."""
@@ -337,13 +306,24 @@ class ModelCache:
         for manifest in self._unused(ref, level):
             for each in (Level.L1, Level.L2) if level is None else (level,):
                 freed = _plus(freed, each, self._parts.evictor.evict(manifest, each, "operator"))
+        if level is not Level.L2:
+            for part in self._parts_of(ref):
+                freed = _plus(freed, Level.L1, self._parts.loader.drop_part(part))
         return freed
+
+    def _known_of(self, model: Model, ref: Ref) -> list[Manifest]:
+        return [manifest for revision, manifest in model.manifests.items() if revision.startswith(ref.revision)]
+
+    def _parts_of(self, ref: Ref) -> list[PartRecord]:
+        """What is remembered of revisions, those that a reference means, of which parts are in L1."""
+        parts = self._parts.services.registry.index.parts(ref.name)
+        return [part for part in parts if part.revision.startswith(ref.revision)]
 
     def _unused(self, ref: Ref, level: Level | None) -> list[Manifest]:
         """The revisions that a reference means, if nobody holds them."""
         registry = self._parts.services.registry
         model = registry.require(ref)
-        manifests = self._revisions(model, ref)
+        manifests = self._revisions(model, ref) if not self._parts_of(ref) else self._known_of(model, ref)
         if model.pinned:
             raise InUseError(f"{ref} is pinned", hint=f"first: cached unpin {model.name}", ref=str(ref), holders="pin")
         if model.tier[0] is Tier.HOT and level is not Level.L2:
@@ -353,7 +333,11 @@ class ModelCache:
                 ref=str(ref),
                 holders="tier hot",
             )
-        holders = [holder for item in manifests for holder in self._parts.leases.holders(item.name, item.revision)]
+        held = dict.fromkeys(
+            [(item.name, item.revision) for item in manifests]
+            + [(part.name, part.revision) for part in self._parts_of(ref)]
+        )
+        holders = [holder for name, revision in held for holder in self._parts.leases.holders(name, revision)]
         holders += [f"a load to {load.plan.level}" for load in self._parts.loader.active(model.name)]
         holders += ["the copy to l2" for item in manifests if self._parts.evictor.is_busy(item)]
         if holders:

@@ -1,53 +1,38 @@
-"""From a reference to a load: resolve the origin, choose the files, and say for each blob how it comes."""
+"""From a reference to a load: what the origin has, and for each blob how it comes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from cached.cache.artifact_key import Destination, choose, parse_archive
+from cached.cache.chooser import Chooser, chunks_of
 from cached.cache.flight import BlobOrder
 from cached.cache.hot_set import HotSet
-from cached.cache.load import Load, LoadFile, LoadPlan
+from cached.cache.load import Chosen, Load, LoadFile, LoadPlan
 from cached.cache.loader import Loader
 from cached.cache.registry import Blob, Model, Presence
+from cached.cache.resolver import Resolved, Resolver, vouched_sha256
 from cached.cache.services import Services
 from cached.errors import (
     CachedError,
-    InvalidRequestError,
-    MoverError,
     NoSourceError,
+    NotFoundError,
     ObjectChangedError,
     UnavailableError,
 )
-from cached.index import PendingPull
-from cached.manifest import BlobRecord, FileEntry, Manifest, revision_of
-from cached.origins.base import OriginObject, OriginSpec
-from cached.origins.registry import pinned_spec
-from cached.origins.selection import select
+from cached.index import PartFile, PartRecord, PendingPull
+from cached.manifest import BlobRecord, FileEntry, Manifest
+from cached.origins.base import OriginObject
 from cached.policy import Otherwise
-from cached.refs import Ref, artifact_digest
-from cached.signals import Signal, run_all
-from cached.singleflight import SingleFlight
+from cached.refs import Ref
+from cached.signals import Signal
 from cached.transfer.fill import OriginSource
-from cached.transfer.jobs import Listing, ListObjects, Prepare, ReadTexts, Result, StatObjects
-from cached.types import CheckedBy, Level, Tier
+from cached.types import ByteRange, CheckedBy, Level, Selected, Selection, Tier
 
 _RESTARTS_ON_CHANGE = 3
-_STATS_PER_JOB = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """What the origin has now, chosen and ordered."""
-
-    spec: OriginSpec
-    items: tuple[OriginObject, ...]
-    notes: tuple[str, ...]
-    sha256: Mapping[str, str]
-    revision: str
 
 
 class PullRun:
@@ -71,50 +56,78 @@ class PullRun:
 
 
 class Pulls:
-    """Plans and begins loads. ``defaults``: for each scheme, the options that the configuration has for it."""
+    """Plans and begins loads."""
 
     def __init__(
         self,
         services: Services,
         loader: Loader,
-        defaults: Mapping[str, Mapping[str, str]],
-        artifacts: Destination,
+        resolver: Resolver,
     ) -> None:
         self._services = services
         self._loader = loader
-        self._artifacts = artifacts
-        self._defaults = defaults
-        self._resolving: SingleFlight[tuple[str, str], Resolved] = SingleFlight()
+        self._resolver = resolver
+        self._chooser = Chooser(services, loader)
         self._runs: set[asyncio.Task[None]] = set()
 
     async def pull(
-        self, ref: Ref, *, source: str, level: Level, tier: Tier | None = None, otherwise: Otherwise = Otherwise.EVICT
+        self,
+        ref: Ref,
+        *,
+        source: str,
+        level: Level,
+        tier: Tier | None = None,
+        otherwise: Otherwise = Otherwise.EVICT,
+        selection: Selection | None = None,
     ) -> Load:
         """The load that brings what the origin has now to ``level``. Raises if it cannot be resolved or planned.
 
         ``otherwise``: what becomes of it in L1 if it is not worth what would have to go for it. ``TRANSIENT`` is for
-        workers: their asking counts as demand, before anything is decided.
+        workers: their asking counts as demand, before anything is decided. ``selection``: only that, or that first.
         """
-        model = self._model(ref, source)
+        model = self._resolver.model_of(ref, source)
         try:
-            resolved = await self._resolve(model, source or ref.uri or self._artifacts.source_of(model.name))
+            resolved = await self._resolver.resolve(model, source or ref.uri)
             self._check_revision(ref, resolved)
         except CachedError as error:
             error.fields.setdefault("name", model.name)
             self._services.failed(model, error)
             self._services.registry.forget_if_unknown(model)
             raise
+        chosen = await self._choose_new(model, self._plan(model, resolved, level), selection)
         await self._other_level(model.name, resolved.revision, level)
         plan = replace(self._plan(model, resolved, level), otherwise=otherwise)
+        if selection is not None and chosen is not None:
+            if not selection.rest_follows:
+                return self._begin_part(model, plan, selection, chosen)
+            plan = plan.preferring(chosen)
         if tier is Tier.HOT:
             HotSet(self._services).check(model, plan.total_bytes)
         self._remember(model, plan, tier)
-        return self._begin(plan)
+        return self._begin(plan, chosen)
 
-    def _begin(self, plan: LoadPlan) -> Load:
+    def _begin(self, plan: LoadPlan, first: Chosen | None = None) -> Load:
         if plan.otherwise is Otherwise.TRANSIENT:
             self._services.history.asked(plan.name, hit=False)
-        return self._loader.begin(plan)
+        load = self._loader.begin(plan)
+        if first is not None:
+            load.prefer(first.first)  # it may have been under way
+        return load
+
+    def _begin_part(self, model: Model, plan: LoadPlan, selection: Selection, chosen: Chosen) -> Load:
+        self._remember_part(model, plan)
+        self._services.history.asked(plan.name, hit=False)
+        return self._begin(plan.only(chosen, _part_key(selection)))
+
+    async def _choose_new(self, model: Model, plan: LoadPlan, selection: Selection | None) -> Chosen | None:
+        """A pattern that matches nothing is the caller's mistake: it is not remembered of the model."""
+        if selection is None:
+            return None
+        try:
+            return await self._chooser.choose(model.name, plan.files, selection)
+        except CachedError:
+            self._services.registry.forget_if_unknown(model)
+            raise
 
     async def _other_level(self, name: str, revision: str, level: Level) -> None:
         """Waits for a load of the same revision to another level: its bytes need not be fetched twice."""
@@ -131,11 +144,15 @@ class Pulls:
         level: Level = Level.L1,
         tier: Tier | None = None,
         otherwise: Otherwise = Otherwise.EVICT,
+        selection: Selection | None = None,
     ) -> PullRun:
         """Starts a pull that goes on whoever watches it, and is begun again when an object changes under way."""
         run = PullRun(ref.name)
         run.task = asyncio.get_running_loop().create_task(
-            self._run(run, lambda: self.pull(ref, source=source, level=level, tier=tier, otherwise=otherwise)),
+            self._run(
+                run,
+                lambda: self.pull(ref, source=source, level=level, tier=tier, otherwise=otherwise, selection=selection),
+            ),
             name=f"pull {ref.name}",
         )
         self._runs.add(run.task)
@@ -145,9 +162,9 @@ class Pulls:
     async def _run(self, run: PullRun, pull: Callable[[], Awaitable[Load]]) -> None:
         try:
             for restart in range(_RESTARTS_ON_CHANGE + 1):
-                run.load = load = await pull()
-                run.signal.notify()
                 try:
+                    run.load = load = await pull()
+                    run.signal.notify()
                     await load.until(lambda load=load: load.finished)  # type: ignore[misc]
                     break
                 except ObjectChangedError:
@@ -166,133 +183,66 @@ class Pulls:
         """The load that brings a known revision to L1 from wherever its blobs are; ``otherwise`` as of ``pull``."""
         return self._begin(replace(self._plan_known(manifest, Level.L1), otherwise=otherwise))
 
+    async def promote_chosen(self, manifest: Manifest, selection: Selection) -> Load:
+        """As ``promote``, for a selection. Raises what ``Chooser.choose`` does."""
+        model = self._services.registry.models[manifest.name]
+        chosen = await self.choose(manifest, selection)
+        plan = replace(self._plan_known(manifest, Level.L1), otherwise=Otherwise.TRANSIENT)
+        if not selection.rest_follows:
+            return self._begin_part(model, plan, selection, chosen)
+        return self._begin(plan.preferring(chosen), chosen)
+
+    async def choose(self, manifest: Manifest, selection: Selection) -> Chosen:
+        """What of a known revision a selection matches."""
+        return await self._chooser.choose(manifest.name, self._plan_known(manifest, Level.L1).files, selection)
+
+    async def choose_of(self, load: Load, selection: Selection) -> Chosen:
+        """What of a revision that is on its way a selection matches."""
+        return await self._chooser.choose(load.plan.name, load.plan.files, selection)
+
+    def take_up(self, part: PartRecord, held: Sequence[ByteRange]) -> Load:
+        """The load that confirms what an earlier daemon had of these ranges. NotFoundError if it is not all here."""
+        wanted: dict[int, set[int]] = {}
+        for item in held:
+            numbers = chunks_of(item.offset_bytes, item.offset_bytes + item.length_bytes)
+            wanted.setdefault(item.file_index, set()).update(numbers)
+        storage = self._services.storage
+        for index, chunks in wanted.items():
+            file = part.files[index] if index < len(part.files) else None
+            blob = self._services.registry.blobs.get(file.digest) if file else None
+            if blob is not None and blob.at(Level.L1):
+                continue
+            kept = file is not None and storage.kept_bytes(Level.L1, file.ingest_id)
+            there = self._services.journalled(file.ingest_id, Level.L1) if file and kept else frozenset()
+            if not chunks <= there:
+                raise NotFoundError(
+                    f"not all that was selected of {part.name} is here any more",
+                    hint="attach again: what lacks is fetched",
+                    ref=f"{part.name}@{part.revision}",
+                )
+        model = self._services.registry.known(part.name)
+        files = tuple(self._part_file(model, part, file) for file in part.files)
+        plan = LoadPlan(part.name, part.revision, Level.L1, files, source=part.source)
+        frozen = {index: frozenset(chunks) for index, chunks in wanted.items()}
+        chosen = Chosen(Selected(), frozen, frozen, sum(item.length_bytes for item in held))
+        return self._begin(plan.only(chosen, hashlib.sha256(repr(sorted(frozen.items())).encode()).hexdigest()))
+
+    def _part_file(self, model: Model, part: PartRecord, file: PartFile) -> LoadFile:
+        blob = self._services.registry.blobs.get(file.digest)
+        source = self._resolver.spec(model, part.source) if part.source else None
+        item = OriginObject(path=file.path, size_bytes=file.size_bytes, version=file.version)
+        origin = OriginSource(source, item) if source is not None else None
+        if blob is not None:
+            return self._known_file(part.name, file.path, blob, Level.L1, origin, None)
+        order = BlobOrder(
+            level=Level.L1, size_bytes=file.size_bytes, name=part.name, path=file.path, origin=origin,
+            sha256=file.digest,
+        )  # fmt: skip
+        return LoadFile(file.path, file.size_bytes, file.digest, order)
+
     def check(self, ref: Ref, source: str) -> None:
         """Raises what ``pull`` would, as far as that shows without an origin; the model is known from then on."""
-        self._model(ref, source)
-
-    def _model(self, ref: Ref, source: str) -> Model:
-        model = self._services.registry.find(ref)
-        if artifact_digest(ref.name):
-            return self._artifact(ref, source or ref.uri, model)
-        if not (source or ref.uri or (model and model.source)):
-            raise NoSourceError(
-                f"nothing says where to get {ref.name} from",
-                hint=f"add it to the catalog, or: cached pull {ref.name} --source s3://BUCKET/PREFIX",
-                ref=str(ref),
-            )
-        catalogued = model is not None and model.catalog is not None
-        if catalogued and source and model is not None and source != model.source:
-            raise InvalidRequestError(
-                f"the catalog says that {ref.name} comes from {model.source}, not from {source}",
-                hint="leave --source away, use another name, or change the catalog",
-                value=source,
-            )
-        return self._services.registry.known(ref.name)
-
-    def _artifact(self, ref: Ref, source: str, model: Model | None) -> Model:
-        """A compile artifact is code that workers run: it comes from nowhere but the configured destination."""
-        known = self._artifacts.source_of(ref.name) or (model.source if model else "")
-        if source and source != known:
-            raise InvalidRequestError(
-                f"{ref.name} is the name of a compile artifact, which does not come from {source}",
-                hint="call the model something else; artifacts come from artifacts.destination alone",
-                value=source,
-            )
-        if not known:
-            raise NoSourceError(
-                f"the compile artifact {ref.name} is not on this host, and there is no destination to look at",
-                hint="set artifacts.destination of the daemon, or save it here",
-                ref=str(ref),
-            )
-        return self._services.registry.known(ref.name)
-
-    def spec_of(self, uri: str) -> OriginSpec:
-        """An origin that no model is from, with the options of the configuration."""
-        return OriginSpec(uri, self._options(uri))
-
-    def _spec(self, model: Model, source: str) -> OriginSpec:
-        uri = source or model.source
-        return OriginSpec(
-            uri, self._options(uri) | dict(model.catalog.origin if model.catalog else model.record.origin_options)
-        )
-
-    def _options(self, uri: str) -> dict[str, str]:
-        return dict(self._defaults.get(uri.partition("://")[0].lower(), {}))
-
-    async def _resolve(self, model: Model, source: str) -> Resolved:
-        spec = self._spec(model, source)
-        return await self._resolving.do((model.name, spec.uri), lambda: self._look(model, spec))
-
-    async def _look(self, model: Model, spec: OriginSpec) -> Resolved:
-        catalog = model.catalog
-        if not model.manifests:
-            self._services.runner.prepare(Prepare(spec))
-        listing = await self.listed(ListObjects(spec))
-        if artifact_digest(model.name):
-            return await self._chosen_artifact(model, spec, listing)
-        chosen = select(
-            listing,
-            include=catalog.include if catalog else (),
-            exclude=catalog.exclude if catalog else (),
-            weights_format=(catalog.format if catalog else "") or "auto",
-            source=spec.uri,
-        )
-        items = await self._stat(pinned_spec(spec, chosen.files), tuple(item.path for item in chosen.files))
-        sha256 = dict(catalog.sha256) if catalog else {}
-        missing = sorted(set(sha256) - {item.path for item in items})
-        if missing:
-            raise InvalidRequestError(
-                f"the catalog has a sha256 for {missing[0]}, which {spec.uri} lacks or its patterns leave out",
-                hint="correct the path in the catalog's sha256 table",
-                value=missing[0],
-            )
-        return Resolved(
-            spec=spec,
-            items=items,
-            notes=chosen.notes,
-            sha256=sha256,
-            revision=revision_of((item.path, item.size_bytes, _identity(item, sha256)) for item in items),
-        )
-
-    async def _chosen_artifact(self, model: Model, spec: OriginSpec, listing: tuple[OriginObject, ...]) -> Resolved:
-        """Its objects are named by what they must hold, which counts as the catalog's word does."""
-        key, archive = choose(model.name, listing, self._artifacts.max_bytes)
-        parsed = parse_archive(archive.path)
-        assert parsed is not None  # noqa: S101 - chosen by it
-        sha256 = {key.path: artifact_digest(model.name), archive.path: parsed.sha256}
-        items = await self._stat(spec, (key.path, archive.path))
-        revision = revision_of((item.path, item.size_bytes, _identity(item, sha256)) for item in items)
-        return Resolved(spec=spec, items=items, notes=(), sha256=sha256, revision=revision)
-
-    async def _stat(self, spec: OriginSpec, paths: tuple[str, ...]) -> tuple[OriginObject, ...]:
-        """Of a model of many files, by several movers beside each other."""
-        found: dict[int, tuple[OriginObject, ...]] = {}
-
-        async def some(at: int) -> None:
-            found[at] = await self.listed(StatObjects(spec, paths[at : at + _STATS_PER_JOB]))
-
-        await run_all(*(some(at) for at in range(0, len(paths), _STATS_PER_JOB)))
-        return tuple(item for at in sorted(found) for item in found[at])
-
-    async def listed(self, job: ListObjects | StatObjects) -> tuple[OriginObject, ...]:
-        """Runs a listing job, with the retries that every request to an origin has."""
-        answer = await self.retried(job)
-        if not isinstance(answer, Listing):
-            raise MoverError("a mover answered a listing with something else")
-        return answer.items
-
-    async def retried(self, job: ListObjects | StatObjects | ReadTexts) -> Result:
-        """Runs a small job at an origin; what fails for a passing reason is tried again."""
-        retry, clock = self._services.retry, self._services.clock
-        for attempt in range(1, retry.max_attempts):
-            try:
-                return await self._services.runner.run(job)
-            except CachedError as error:
-                if not error.retryable:
-                    raise
-                self._services.metrics.retries.labels(reason=error.reason).inc()
-                await clock.sleep(retry.delay_s(attempt, error))
-        return await self._services.runner.run(job)
+        self._resolver.model_of(ref, source)
 
     def _check_revision(self, ref: Ref, resolved: Resolved) -> None:
         if ref.revision and not resolved.revision.startswith(ref.revision):
@@ -326,7 +276,7 @@ class Pulls:
         )  # fmt: skip
         checked_by = CheckedBy.CATALOG_SHA256 if sha256 else None
         # What the origin vouches for would be checked against this digest once it was fetched: it is that blob or none.
-        vouched = sha256 or _vouched_sha256(item)
+        vouched = sha256 or vouched_sha256(item)
         digest = vouched or self._services.journal_digest(order.ingest_id)
         blob = self._services.registry.blobs.get(digest)
         if blob is None or blob.record.size_bytes != item.size_bytes:
@@ -350,7 +300,7 @@ class Pulls:
         if not manifest.source:
             return None
         model = self._services.registry.models[manifest.name]
-        return OriginSource(self._spec(model, manifest.source), _object(entry))
+        return OriginSource(self._resolver.spec(model, manifest.source), _object(entry))
 
     def _known_file(
         self, name: str, path: str, blob: Blob, level: Level, origin: OriginSource | None, checked_by: CheckedBy | None
@@ -380,6 +330,16 @@ class Pulls:
             registry.write(lambda: registry.index.put_pending(pending))
         self._supersede(plan, earlier)
 
+    def _remember_part(self, model: Model, plan: LoadPlan) -> None:
+        """What a restarted daemon needs to keep what comes of this revision, and to find it again."""
+        registry = self._services.registry
+        if model.catalog is None and plan.source:
+            registry.update(model, source=plan.source, origin_options=plan.origin_options)
+        self._drop_old_parts(plan)
+        part = PartRecord(plan.name, plan.revision, plan.source, tuple(map(_part_file, plan.files)))
+        if part not in registry.index.parts(plan.name):
+            registry.write(lambda: registry.index.put_part(part))
+
     def _landed(self, plan: LoadPlan, earlier: list[PendingPull]) -> list[str]:
         """Ingests of earlier tries that became blobs of this plan: they stay known until the revision is recorded."""
         wanted = {file.digest for file in plan.files if file.digest}
@@ -394,25 +354,34 @@ class Pulls:
             if pull.revision != plan.revision and not loader.is_loading(pull.name, pull.revision):
                 registry.write(lambda pull=pull: registry.index.delete_pending(pull.name, pull.revision))  # type: ignore[misc]
                 loader.sweep()
+        self._drop_old_parts(plan)
+
+    def _drop_old_parts(self, plan: LoadPlan) -> None:
+        """Of what the origin had before: nobody who asks now gets that."""
+        old = [part for part in self._services.registry.index.parts(plan.name) if part.revision != plan.revision]
+        for part in old:
+            self._loader.drop_part(part)
 
     async def stop(self) -> None:
         """Ends every pull; what was verified stays resumable."""
         for task in self._runs:
             task.cancel()
         await asyncio.gather(*self._runs, return_exceptions=True)
-        await self._resolving.close()
-
-
-def _identity(item: OriginObject, sha256: Mapping[str, str]) -> str:
-    digest = sha256.get(item.path) or _vouched_sha256(item)
-    return f"sha256:{digest}" if digest else f"version:{item.version}"
-
-
-def _vouched_sha256(item: OriginObject) -> str:
-    """The SHA-256 of the whole content, if the origin tells it."""
-    whole = (check for check in item.checksums if check.algorithm == "sha256" and not check.part_sizes_bytes)
-    return next((check.value_hex for check in whole), "")
+        await self._resolver.close()
 
 
 def _object(entry: FileEntry) -> OriginObject:
     return OriginObject(path=entry.path, size_bytes=entry.size_bytes, version=entry.version)
+
+
+def _part_key(selection: Selection) -> str:
+    """Attaches that ask for the same share one load."""
+    return hashlib.sha256(repr((sorted(selection.tensors), sorted(selection.files))).encode()).hexdigest()
+
+
+def _part_file(file: LoadFile) -> PartFile:
+    order = file.order
+    if order is None:  # it is here whole
+        return PartFile(file.path, file.size_bytes, "", file.digest, file.digest[:32])
+    version = order.origin.item.version if order.origin else ""
+    return PartFile(file.path, file.size_bytes, version, order.digest, order.ingest_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 import structlog
 
 from cached.cache.loader import Loader
@@ -32,12 +34,13 @@ class Recovery:
         registry = self._services.registry
         registry.load()
         self._services.history.load()
-        pending = {ingest for pull in registry.index.pending() for ingest in pull.ingests}
+        whole = {ingest for pull in registry.index.pending() for ingest in pull.ingests}
+        pending = whole | self._services.part_ingests()
         wanted = {entry.digest for manifest in registry.manifests() for entry in manifest.files} | self._landed(pending)
         learned = self._learn_landed(pending)
         for level in self._services.storage.levels:
             try:
-                self._take_stock(level, wanted, pending)
+                self._take_stock(level, wanted, pending, whole)
             except LevelError as error:
                 self._services.degraded[level.value] = f"{level} could not be read: {error.message}"
                 _log.exception("recovery.level_failed", level=level.value, cause=error.message)
@@ -52,11 +55,11 @@ class Recovery:
         for manifest in registry.manifests():
             self._services.publish(manifest)
 
-    def _landed(self, pending: set[str]) -> set[str]:
+    def _landed(self, pending: AbstractSet[str]) -> set[str]:
         """Blobs of interrupted pulls that were committed before their revision could be recorded."""
         return {digest for ingest in pending if (digest := self._services.journal_digest(ingest))}
 
-    def _learn_landed(self, pending: set[str]) -> list[str]:
+    def _learn_landed(self, pending: AbstractSet[str]) -> list[str]:
         """Blobs that were committed within the moment that the index is behind: their journals know them."""
         registry = self._services.registry
         records = [record for ingest in sorted(pending) if (record := self._services.journal_record(ingest))]
@@ -65,7 +68,8 @@ class Recovery:
             registry.learn(record)
         return learned
 
-    def _take_stock(self, level: Level, wanted: set[str], pending: set[str]) -> None:
+    def _take_stock(self, level: Level, wanted: set[str], pending: AbstractSet[str], whole: AbstractSet[str]) -> None:
+        """``whole``: of the pending ingests those that are to become blobs, and keep their room for that."""
         services, storage = self._services, self._services.storage
         found: Found = storage.scan(level)
         for digest, size_bytes in found.blobs.items():
@@ -78,7 +82,7 @@ class Recovery:
             services.registry.found(digest, level)
         for ingest_id, size_bytes in found.ingests.items():
             if ingest_id in pending:
-                storage.keep_ingest(level, ingest_id, size_bytes)
+                storage.keep_ingest(level, ingest_id, size_bytes, sparse=ingest_id not in whole)
             else:
                 storage.discard_unknown(level, ingest_id)
         if found.failed:

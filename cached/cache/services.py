@@ -16,6 +16,7 @@ from cached.cache.registry import Blob, Model, Presence, Registry
 from cached.cache.storage import Storage
 from cached.clock import Clock
 from cached.errors import CachedError, LevelError
+from cached.index import PartRecord
 from cached.levels.journal import read_journal
 from cached.manifest import BlobRecord, Manifest
 from cached.metrics import Metrics
@@ -66,6 +67,20 @@ class Services:
             return None
         crc64 = tuple(state.chunks[index].crc64 for index in range(len(state.chunks)))
         return BlobRecord(state.landed_digest, state.size_bytes, crc64)
+
+    def journalled(self, ingest_id: str, level: Level) -> frozenset[int]:
+        """The chunks of an ingest that were verified at a level, as far as its journal says."""
+        state = read_journal(self.journal_dir / ingest_id)
+        chunks = state.chunks.items() if state else ()
+        return frozenset(index for index, chunk in chunks if level in chunk.levels)
+
+    def part_ingests(self) -> frozenset[str]:
+        """The ingests of revisions of which only a part was asked for."""
+        return frozenset().union(*(part.ingests for part in self.registry.index.parts()))
+
+    def part_bytes(self, part: PartRecord) -> int:
+        """How much of a revision waits in L1 in parts of files."""
+        return sum(self.storage.kept_bytes(Level.L1, ingest_id) for ingest_id in part.ingests)
 
     def remove_journals(self, *, keep: AbstractSet[str]) -> None:
         """Removes the journals of all other ingests. One that cannot be removed costs nothing but its place."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -13,7 +13,7 @@ import structlog
 from cached.cache.capacity import Allocated, Limit, Pressure, l1_budget, l1_host_limit, l2_limit
 from cached.config import Config, resolve_capacity
 from cached.errors import CachedError, NotFoundError
-from cached.ledger import Ledger
+from cached.ledger import Ledger, whatever_fits
 from cached.levels.base import FileRef, Found, LocalLevel
 from cached.levels.shm import ShmLevel
 from cached.manifest import BlobRecord
@@ -206,9 +206,10 @@ class Storage:
         finally:
             self._settle()
 
-    async def open(self, level: Level, sizes: Mapping[str, int]) -> None:
+    async def open(self, level: Level, sizes: Mapping[str, int], lengths: Mapping[str, int] | None = None) -> None:
         """Reserves and creates these ingests, all or none; kept ones are taken up again.
 
+        ``lengths``: of those of L1 that are longer than what is reserved for them, since most of them stays a hole.
         Raises NoRoomError when they do not fit (nothing is evicted here), LevelError when they cannot be created.
         Cancelled, it leaves none.
         """
@@ -218,15 +219,19 @@ class Storage:
         new: dict[str, int] = {}
         try:
             for ingest_id, size_bytes in sizes.items():
-                kept = self._is_whole(level, ingest_id, size_bytes)
+                length_bytes = (lengths or {}).get(ingest_id, size_bytes)
+                kept = self._is_whole(level, ingest_id, length_bytes)
                 if kept:
                     ledger.remove(_kept(ingest_id))
                 ledger.reserve(ingest_id, size_bytes)
                 opened.append(ingest_id)
                 if kept:
                     self._resumed[level].add(ingest_id)
+                    continue
+                self._resumed[level].discard(ingest_id)
+                if lengths and ingest_id in lengths:
+                    self.l1.create_sparse(ingest_id, length_bytes)
                 else:
-                    self._resumed[level].discard(ingest_id)
                     new[ingest_id] = size_bytes
             if level is Level.L1:
                 _create(self.l1, new)
@@ -294,10 +299,20 @@ class Storage:
                     store.remove(digest)
             raise
 
-    def suspend(self, level: Level, ingest_id: str) -> None:
-        """Keeps an open ingest for later: its bytes are used, no longer reserved."""
+    def suspend(self, level: Level, ingest_id: str, *, sparse: bool = False) -> None:
+        """Keeps an open ingest for later: its bytes are used, no longer reserved.
+
+        ``sparse``: only its pages count. Otherwise all of it does, so that whoever takes it up has room for the rest.
+        """
         if self.is_open(level, ingest_id):
-            self._ledgers[level].commit(ingest_id, _kept(ingest_id))
+            ledger, key = self._ledgers[level], _kept(ingest_id)
+            ledger.commit(ingest_id, key)
+            if sparse:
+                ledger.resize(key, min(ledger.used[key], self.l1.allocated_bytes(ingest_id)))
+
+    def kept_bytes(self, level: Level, ingest_id: str) -> int:
+        """What an ingest that waits to be taken up again counts for; 0 if there is none."""
+        return self._ledgers[level].used.get(_kept(ingest_id), 0)
 
     def discard(self, level: Level, ingest_id: str) -> None:
         """Drops an ingest, open or kept; unknown ones are ignored."""
@@ -305,12 +320,16 @@ class Storage:
             return
         ledger = self._ledgers[level]
         if ingest_id in ledger.reservations:
-            ledger.release(ingest_id)
+            counted_bytes = ledger.release(ingest_id)
         elif _kept(ingest_id) in ledger.used:
-            ledger.remove(_kept(ingest_id))
+            counted_bytes = ledger.remove(_kept(ingest_id))
         else:
             return
-        self._levels[level].discard(ingest_id)
+        if level is Level.L1:
+            with suppress(NotFoundError):
+                self.l1.discard(ingest_id, sparse=counted_bytes < self.l1.ingest(ingest_id).size_bytes)
+        else:
+            self._levels[level].discard(ingest_id)
         self._settle()
 
     def kept_ingests(self, level: Level) -> list[str]:
@@ -411,7 +430,7 @@ class Storage:
         """
         ledger = self._ledgers[Level.L1]
         withdrawn_bytes = self.l1.withdrawn_bytes
-        with _whatever_fits(ledger, withdrawn_bytes):
+        with whatever_fits(ledger, withdrawn_bytes):
             ledger.resize(_WITHDRAWN, withdrawn_bytes)
         self._leaving_bytes = min(self._leaving_bytes, withdrawn_bytes)
         ledger.resize(_POOL, 0)
@@ -435,13 +454,15 @@ class Storage:
     def adopt(self, level: Level, digest: str, size_bytes: int) -> None:
         """Accounts for a blob that was found, even where the level may hold less now: the policy trims it."""
         ledger = self._ledgers[level]
-        with _whatever_fits(ledger, size_bytes):
+        with whatever_fits(ledger, size_bytes):
             ledger.add(_blob(digest), size_bytes)
 
-    def keep_ingest(self, level: Level, ingest_id: str, size_bytes: int) -> None:
-        """Accounts for an ingest that was found and may be taken up again."""
+    def keep_ingest(self, level: Level, ingest_id: str, size_bytes: int, *, sparse: bool = False) -> None:
+        """Accounts for an ingest that was found and may be taken up again; ``sparse`` as of ``suspend``."""
         ledger = self._ledgers[level]
-        with _whatever_fits(ledger, size_bytes):
+        if sparse and level is Level.L1:
+            size_bytes = min(size_bytes, self.l1.allocated_bytes(ingest_id))
+        with whatever_fits(ledger, size_bytes):
             ledger.add(_kept(ingest_id), size_bytes)
 
     def remove_unknown(self, level: Level, digest: str) -> None:
@@ -476,14 +497,3 @@ def _blob(digest: str) -> str:
 
 def _kept(ingest_id: str) -> str:
     return f"ingest:{ingest_id}"
-
-
-@contextmanager
-def _whatever_fits(ledger: Ledger, size_bytes: int) -> Iterator[None]:
-    """Lets the accounts take in what is really there, though it be more than the capacity."""
-    capacity = ledger.capacity_bytes
-    ledger.capacity_bytes = max(capacity, ledger.used_bytes + ledger.reserved_bytes + size_bytes)
-    try:
-        yield
-    finally:
-        ledger.capacity_bytes = capacity

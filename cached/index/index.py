@@ -16,12 +16,14 @@ from cached.index.records import (
     KINDS,
     MANIFESTS,
     MODELS,
+    PARTS,
     PENDING,
     POLICY,
     TIMED,
     ColdStartsRecord,
     Kind,
     ModelRecord,
+    PartRecord,
     PendingPull,
     PolicyRecord,
     TimedPull,
@@ -103,6 +105,19 @@ class Index:
     def delete_pending(self, name: str, revision: str) -> None:
         """The pull ended, well or not."""
         self._delete(PENDING, f"{name}/{revision}")
+
+    def put_part(self, part: PartRecord) -> None:
+        """Adds or replaces. Raises LevelError when not durable."""
+        self._put(PARTS, part)
+
+    def parts(self, name: str | None = None) -> list[PartRecord]:
+        """The revisions of which only a part is here, all or those of one model."""
+        found: list[PartRecord] = self._all(PARTS)
+        return [part for part in found if name is None or part.name == name]
+
+    def delete_part(self, name: str, revision: str) -> None:
+        """It is here whole, or not at all any more."""
+        self._delete(PARTS, f"{name}/{revision}")
 
     def put_timed(self, pull: TimedPull) -> None:
         """Adds or replaces. Raises LevelError when not durable."""

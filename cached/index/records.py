@@ -49,6 +49,40 @@ class PendingPull:
 
 
 @dataclass(frozen=True, slots=True)
+class PartFile:
+    """A file of a revision of which only a part is here. ``digest`` is empty while it is not known."""
+
+    path: str
+    size_bytes: int
+    version: str
+    digest: str
+    ingest_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartRecord:
+    """A revision of which only a part was asked for: what is here of it is kept, and never brought by itself."""
+
+    name: str
+    revision: str
+    source: str
+    files: tuple[PartFile, ...]
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+    @property
+    def ingests(self) -> frozenset[str]:
+        """Ids of the ingests that there may be."""
+        return frozenset(file.ingest_id for file in self.files)
+
+    @property
+    def total_bytes(self) -> int:
+        """Of the whole revision."""
+        return sum(file.size_bytes for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
 class TimedPull:
     """A pull that begins later. ``ref`` is what was asked for, whose model is ``name``; ``tier``: to be set then."""
 
@@ -186,6 +220,34 @@ def _pending_from_dict(data: object) -> PendingPull:
     return pull
 
 
+def _part_to_dict(part: PartRecord) -> dict[str, Any]:
+    return {
+        "name": part.name,
+        "revision": part.revision,
+        "source": part.source,
+        "files": [[file.path, file.size_bytes, file.version, file.digest, file.ingest_id] for file in part.files],
+    }
+
+
+def _part_from_dict(data: object) -> PartRecord:
+    match data:
+        case {"name": str(name), "revision": str(revision), "source": str(source), "files": list(rows), **rest} if (
+            not rest
+        ):
+            try:
+                return PartRecord(name, revision, source, tuple(_part_file(row) for row in rows))
+            except InvalidRequestError as error:
+                raise ValueError(error.message) from error
+    raise ValueError("not a record of a part")
+
+
+def _part_file(row: object) -> PartFile:
+    match row:
+        case [str(path), int(size_bytes), str(version), str(digest), str(ingest_id)] if size_bytes >= 0:
+            return PartFile(path, size_bytes, version, digest, ingest_id)
+    raise ValueError("not a file of a part")
+
+
 def _timed_to_dict(pull: TimedPull) -> dict[str, Any]:
     return {
         "name": pull.name,
@@ -287,6 +349,7 @@ BLOBS: Kind[BlobRecord] = Kind(
 PENDING: Kind[PendingPull] = Kind(
     "pending", lambda pull: f"{pull.name}/{pull.revision}", _pending_to_dict, _pending_from_dict
 )
+PARTS: Kind[PartRecord] = Kind("part", lambda part: f"{part.name}/{part.revision}", _part_to_dict, _part_from_dict)
 POLICY: Kind[PolicyRecord] = Kind(
     "policy", lambda record: record.name, lambda record: {"name": record.name, "data": record.data}, _policy_from_dict
 )
@@ -294,4 +357,4 @@ TIMED: Kind[TimedPull] = Kind("timed", lambda pull: pull.key, _timed_to_dict, _t
 COLD_STARTS: Kind[ColdStartsRecord] = Kind(
     "coldstarts", lambda record: record.name, _cold_starts_to_dict, _cold_starts_from_dict
 )
-KINDS: tuple[Kind[Any], ...] = (MODELS, MANIFESTS, BLOBS, PENDING, POLICY, TIMED, COLD_STARTS)
+KINDS: tuple[Kind[Any], ...] = (MODELS, MANIFESTS, BLOBS, PENDING, PARTS, POLICY, TIMED, COLD_STARTS)

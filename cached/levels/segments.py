@@ -28,11 +28,18 @@ class Segment:
 
     segment_id: str
     ref: FileRef
+    pages_bytes: int | None = None
+    """What its pages take up, where that is less than its length: a part of a blob, or a pull that was given up."""
 
     @property
     def size_bytes(self) -> int:
-        """Its length, and what it counts for."""
-        return self.ref.size_bytes
+        """What it counts for: its length, as far as it has pages."""
+        return self.ref.size_bytes if self.pages_bytes is None else self.pages_bytes
+
+    @property
+    def is_sparse(self) -> bool:
+        """It has holes."""
+        return self.pages_bytes is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,8 @@ _log = structlog.get_logger(__name__)
 SHM_FOLDER = "/dev/shm"  # noqa: S108 - where shm_open(3) keeps its objects; ours are made with O_EXCL
 _INSTANCE = re.compile(r"[0-9A-Za-z_-]{1,32}")
 _PRIVATE = 0o600
+_BLOCK_BYTES = 512
+"""What st_blocks counts, whatever the file system. stat(3type)."""
 
 
 class ShmLevel:
@@ -133,6 +135,19 @@ class ShmLevel:
         self._lengths[ingest_id] = size_bytes
         return ref
 
+    def create_sparse(self, ingest_id: str, size_bytes: int) -> FileRef:
+        """As ``create``, for one of which only a part will come: never from the pool, whose segments have all pages."""
+        path = self._path("ingest", checked_ingest_id(ingest_id))
+        ref = self._create_fresh(path, size_bytes)
+        self._lengths[ingest_id] = size_bytes
+        return ref
+
+    def allocated_bytes(self, ingest_id: str) -> int:
+        """What an ingest's pages take up; it may be much shorter than the ingest. Raises NotFoundError, LevelError."""
+        path = self._path("ingest", checked_ingest_id(ingest_id))
+        with level_errors(Level.L1, path, "stat"):
+            return os.lstat(path).st_blocks * _BLOCK_BYTES
+
     def fit_pool(self, sizes: Mapping[str, int]) -> bool:
         """Sets aside what ``create`` will take for these ingests, until ``unfit_pool``. True: ``cut_pool`` has work.
 
@@ -199,12 +214,15 @@ class ShmLevel:
         self._lengths.pop(ingest_id, None)
         return FileRef(path=target, inode=ref.inode, size_bytes=ref.size_bytes, memory=True)
 
-    def discard(self, ingest_id: str) -> None:
-        """See LocalLevel. Its bytes are withdrawn: a mover or a worker may still map them."""
+    def discard(self, ingest_id: str, *, sparse: bool = False) -> None:
+        """See LocalLevel. Its bytes are withdrawn: a mover or a worker may still map them.
+
+        ``sparse``: only its pages count, and it never becomes part of the pool.
+        """
         self._lengths.pop(checked_ingest_id(ingest_id), None)
         path = self._path("ingest", ingest_id)
         if os.path.lexists(path):
-            self._withdraw(path)
+            self._withdraw(path, sparse=sparse)
 
     def remove(self, digest: str, *, later: Later = at_once) -> None:  # noqa: ARG002 - of L2
         """See LocalLevel."""
@@ -279,7 +297,7 @@ class ShmLevel:
         use = probe(segment)
         if use is Use.IN_USE:
             return None
-        kept = use is Use.FREE and keep(segment.size_bytes)
+        kept = use is Use.FREE and not segment.is_sparse and keep(segment.size_bytes)
         if kept:
             path = self._path("pool", segment.segment_id)
             with level_errors(Level.L1, path, "rename to"):
@@ -303,14 +321,14 @@ class ShmLevel:
         finally:
             self._leaving.pop(segment.segment_id, None)
 
-    def _withdraw(self, path: str) -> None:
+    def _withdraw(self, path: str, *, sparse: bool = False) -> None:
         ref = stat_ref(Level.L1, path)
         segment_id = secrets.token_hex(8)
         target = self._path("withdrawn", segment_id)
         with level_errors(Level.L1, path, "withdraw"):
             rename_new(path, target)
-            segment = Segment(segment_id, FileRef(target, ref.inode, ref.size_bytes, memory=True))
-            self._withdrawn[segment_id] = segment
+            moved = FileRef(target, ref.inode, ref.size_bytes, memory=True)
+            self._withdrawn[segment_id] = _by_pages(segment_id, moved) if sparse else Segment(segment_id, moved)
             os.chmod(target, _PRIVATE)
 
     def _reuse(self, path: str, ingest_id: str, size_bytes: int) -> FileRef | None:
@@ -384,7 +402,7 @@ class ShmLevel:
         elif kind == "ingest" and is_ingest_id(own_id):
             found.ingests[own_id] = self._lengths[own_id] = ref.size_bytes
         elif kind == "withdrawn" and is_ingest_id(own_id):
-            self._withdrawn[own_id] = Segment(own_id, ref)
+            self._withdrawn[own_id] = _by_pages(own_id, ref)
         elif kind == "pool" and is_ingest_id(own_id):
             _unlink(path)
         else:
@@ -403,6 +421,12 @@ def huge_pages_allowed(mounts: str) -> bool:
         if len(fields) > 3 and fields[1] == SHM_FOLDER:
             options = fields[3]  # the last mount on a folder is the one that is seen
     return bool({"huge=always", "huge=within_size", "huge=advise"} & set(options.split(",")))
+
+
+def _by_pages(segment_id: str, ref: FileRef) -> Segment:
+    """A withdrawn segment that counts for its pages, if it has not all of them."""
+    allocated_bytes = os.lstat(ref.path).st_blocks * _BLOCK_BYTES
+    return Segment(segment_id, ref, pages_bytes=allocated_bytes if allocated_bytes < ref.size_bytes else None)
 
 
 def _cut(ref: FileRef, size_bytes: int) -> None:

@@ -29,6 +29,7 @@ STATES: dict[types.RevisionState, pb.RevisionState] = {
     types.RevisionState.READY: pb.REVISION_STATE_READY,
     types.RevisionState.QUARANTINED: pb.REVISION_STATE_QUARANTINED,
     types.RevisionState.ABSENT: pb.REVISION_STATE_ABSENT,
+    types.RevisionState.PARTIAL: pb.REVISION_STATE_PARTIAL,
 }
 PHASES: dict[types.PullPhase, pb.PullProgress.Phase] = {
     types.PullPhase.RESOLVING: pb.PullProgress.PHASE_RESOLVING,
@@ -46,6 +47,8 @@ OUTCOMES: dict[types.PutOutcome, pb.PutArtifactResponse.Outcome] = {
 }
 _LEVEL_OF = {number: level for level, number in LEVELS.items()}
 _TIER_OF = {number: tier for tier, number in TIERS.items()}
+_MAX_PATTERNS = 10_000
+_MAX_PATTERN = 1024
 _NAMED_BEFORE = 20
 """Of the models that would go before one: all of them would be a list of the whole host."""
 
@@ -80,6 +83,23 @@ def time_of(what: str, value: float) -> float:
         msg = f"{what} is {value:g}; it must be a time in seconds since 1970"
         raise InvalidRequestError(msg, hint="leave it out for now", value=value)
     return value
+
+
+def selection_of(message: pb.Selection) -> types.Selection:
+    """What a request selects."""
+    patterns = [*message.tensors, *message.files]
+    if not patterns and not message.held:
+        msg = "the selection has no pattern"
+        raise InvalidRequestError(msg, hint="give a pattern of tensor names or of file paths, or no selection")
+    if len(patterns) > _MAX_PATTERNS or any(len(pattern) > _MAX_PATTERN for pattern in patterns):
+        msg = f"a selection has at most {_MAX_PATTERNS} patterns of {_MAX_PATTERN} characters each"
+        raise InvalidRequestError(msg, hint="use wildcards: model.layers.[0-9].*", value=len(patterns))
+    return types.Selection(
+        tensors=tuple(message.tensors),
+        files=tuple(message.files),
+        rest_follows=message.rest_follows,
+        held=tuple(types.ByteRange(item.file_index, item.offset_bytes, item.length_bytes) for item in message.held),
+    )
 
 
 def _enum_of(what: str, number: int, known: dict[int, _E]) -> _E | None:
@@ -152,7 +172,19 @@ def _opened_message(value: types.Opened, descriptor_socket: str) -> pb.Opened:
         files=files,
         descriptor_socket=descriptor_socket,
         complete=None if value.complete is None else _complete_message(value.complete),
+        selected=None if value.selected is None else _selected_message(value.selected),
     )
+
+
+def _selected_message(value: types.Selected) -> pb.Selected:
+    tensors = [
+        pb.Selected.Tensor(
+            file_index=item.file_index, name=item.name, dtype=item.dtype, shape=item.shape, begin=item.begin,
+            end=item.end,
+        )
+        for item in value.tensors
+    ]  # fmt: skip
+    return pb.Selected(tensors=tensors, files=value.files)
 
 
 def _complete_message(value: types.Complete) -> pb.Complete:
@@ -163,6 +195,7 @@ def _complete_message(value: types.Complete) -> pb.Complete:
         reused_bytes=value.reused_bytes,
         load_s=value.load_s,
         checked_by=value.checked_by,
+        partial=value.partial,
     )
 
 

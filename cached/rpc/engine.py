@@ -23,6 +23,7 @@ from cached.types import (
     Peer,
     PullProgress,
     PutOutcome,
+    Selection,
     Stats,
     Tier,
     TierChange,
@@ -72,6 +73,7 @@ class Engine(Protocol):
         resume: bool = False,
         only_if_resident: bool = False,
         keep_alive_s: float = 0.0,
+        selection: Selection | None = None,
     ) -> Attachment: ...
 
     def detach(self, lease_id: str, token: str) -> None: ...

@@ -24,6 +24,7 @@ STATUS: dict[type[errors.CachedError], grpc.StatusCode] = {
     errors.ConfigError: _Code.FAILED_PRECONDITION,
     errors.NotFoundError: _Code.NOT_FOUND,
     errors.NoSourceError: _Code.NOT_FOUND,
+    errors.BadFormatError: _Code.FAILED_PRECONDITION,
     errors.NoRoomError: _Code.RESOURCE_EXHAUSTED,
     errors.InUseError: _Code.FAILED_PRECONDITION,
     errors.IntegrityError: _Code.DATA_LOSS,

@@ -92,7 +92,7 @@ class _TakenUp:
     async def __aexit__(self, *exc: object) -> None:
         self._timer.cancel()
         if self._sending is not None:
-            self._sending.cancel()
+            # To its end: gRPC refuses to tell an error while this is on its way, and the caller would wait for ever.
             await asyncio.gather(self._sending, return_exceptions=True)
 
     async def settle(self) -> None:

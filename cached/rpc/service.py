@@ -64,6 +64,7 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
             resume=request.resume,
             only_if_resident=request.only_if_resident,
             keep_alive_s=convert.seconds_of("keep_alive_s", request.keep_alive_s),
+            selection=convert.selection_of(request.selection) if request.HasField("selection") else None,
         )
         async with attachment:
             # Each at its own pace: a thousand leases that were opened together are not to speak in one moment.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from cached.transfer.fill import Runner
 from cached.transfer.jobs import Checksum, Copy, Job, Prepare, Result
@@ -38,6 +38,10 @@ class Drives:
     def prepare(self, job: Prepare) -> None:
         """See Runner."""
         self._runner.prepare(job)
+
+    def prefer(self, path: str, offsets: Collection[int], by: int) -> None:
+        """See Runner."""
+        self._runner.prefer(path, offsets, by)
 
     async def settled(self, path: str) -> None:
         """See Runner."""

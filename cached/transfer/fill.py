@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -32,6 +34,8 @@ _HASH_RESTARTS = 3
 _HASH_PRIORITY = -1
 _HASH_BEHIND_PRIORITY = 500_000_000
 """After every range that somebody waits for, before what only writes to L2."""
+_AHEAD = 50_000
+"""By so much a chunk that is preferred goes before the others of its load, and not before those of earlier loads."""
 _PIECES = 8
 """Of the first chunk where it is urgent: so many connections bring it together."""
 
@@ -45,6 +49,10 @@ class Runner(Protocol):
 
     def prepare(self, job: Prepare) -> None:
         """Has every mover open an origin that is about to be read from; nobody waits for that."""
+        ...
+
+    def prefer(self, path: str, offsets: Collection[int], by: int) -> None:
+        """Lowers the priority of ranges at these offsets of a target, as far as they wait for their turn."""
         ...
 
     async def settled(self, path: str) -> None:
@@ -113,8 +121,27 @@ class _Piece:
     crc64: asyncio.Future[int | None] = field(default_factory=asyncio.Future)
 
 
+class HeadStart:
+    """Chunks of several fills that go before everything else: others begin once all of these were asked for."""
+
+    def __init__(self, chunk_count: int) -> None:
+        self._left = chunk_count
+        self._signal = Signal()
+
+    def asked(self, chunk_count: int = 1) -> None:
+        """So many more are under way, or will never be."""
+        self._left -= chunk_count
+        if self._left <= 0:
+            self._signal.notify()
+
+    async def over(self) -> None:
+        """Until the others may begin."""
+        while self._left > 0:
+            await self._signal.wait()
+
+
 class Fill:
-    """Brings ``size_bytes`` of one blob to ``target``. Construct, then ``await run()`` once.
+    """Brings ``size_bytes`` of one blob to ``target``, or only some ``chunks``. Construct, then ``await run()`` once.
 
     While it runs, ``order`` grows by each verified chunk, ``crc64`` holds their checksums, and ``signal`` fires.
     Cancelling ``run`` leaves the verified chunks in place, to be resumed by a later fill.
@@ -134,16 +161,21 @@ class Fill:
         with_sha256: bool = False,
         sha256_behind: bool = False,
         urgent: bool = False,
+        chunks: frozenset[int] | None = None,
+        first: frozenset[int] = frozenset(),
+        head_start: HeadStart | None = None,
         observer: Observer | None = None,
     ) -> None:
         """``urgent``: somebody waits for the first chunk more than for the others.
 
+        ``first``: chunks that go before the others, and with ``head_start`` before those of other fills.
         ``sha256_behind``: the SHA-256 is not begun before ``want_sha256``.
         """
         self.key = key
         self.target = target
         self.size_bytes = target.size_bytes
         self.chunk_count = chunk_count(target.size_bytes)
+        self.wanted = frozenset(range(self.chunk_count)) if chunks is None else chunks
         self.crc64: dict[int, int] = {}
         self.order: list[int] = []
         self.bytes_from: dict[Level, int] = dict.fromkeys(Level, 0)
@@ -160,6 +192,10 @@ class Fill:
         self._sha256_priority = _HASH_BEHIND_PRIORITY if sha256_behind else _HASH_PRIORITY
         self._urgent = urgent
         self._pieces: list[_Piece] = []
+        self._first = set(first & self.wanted)
+        self._pending = deque(sorted(self.wanted, key=lambda index: (index not in self._first, index)))
+        self._head_start = head_start
+        self._unasked = len(self._first)
         self._observer = observer or Observer()
         self._restat = asyncio.Lock()
         self._followed = False
@@ -171,18 +207,29 @@ class Fill:
 
     @property
     def chunks_done(self) -> bool:
-        """All chunks are verified (the SHA-256 may still be running)."""
-        return len(self.order) == self.chunk_count
+        """All that are wanted are verified (the SHA-256 may still be running)."""
+        return len(self.order) == len(self.wanted)
 
     async def run(self) -> None:
         """Until every chunk is verified and, if asked for, ``sha256`` is known. Raises the first typed error."""
-        pending = iter(range(self.chunk_count))
         self._pieces = self._first_pieces() if self._urgent else []
         works = [self._fetch_piece(piece) for piece in self._pieces]
-        works += [self._work(pending) for _ in range(min(self._width, self.chunk_count))]
+        works += [self._work() for _ in range(min(self._width, len(self._pending)))]
         if self._with_sha256:
             works.append(self._hash())
-        await run_all(*works)
+        try:
+            await run_all(*works)
+        finally:
+            if self._head_start is not None:
+                self._head_start.asked(self._unasked)  # nobody may wait for what is not going to be
+                self._unasked = 0
+
+    def prefer(self, chunks: AbstractSet[int]) -> None:
+        """Somebody waits for these more than for the others: of what was not begun yet they go first."""
+        new = (chunks & self.wanted) - self._first
+        self._first |= new
+        self._runner.prefer(self.target.path, [index * CHUNK_BYTES for index in new - self.crc64.keys()], _AHEAD)
+        self._pending = deque(sorted(self._pending, key=lambda index: (index not in self._first, index)))
 
     def want_sha256(self) -> None:
         """Somebody waits for it now."""
@@ -193,14 +240,27 @@ class Fill:
         """Brings a single chunk again, whatever is in place. Raises its typed error."""
         await self._bring(index)
 
-    async def _work(self, pending: Iterator[int]) -> None:
-        for index in pending:
+    async def _work(self) -> None:
+        while (index := await self._next()) is not None:
             crc64, level = await self._bring(index)
             self.crc64[index] = crc64
             self.order.append(index)
             self.bytes_from[level] += chunk_length(self.size_bytes, index)
             self._observer.on_chunk(index, crc64, level)
             self.signal.notify()
+
+    async def _next(self) -> int | None:
+        """The chunk to bring now, at its turn; None when there is none left."""
+        head_start = self._head_start
+        if head_start is not None and self._pending and self._pending[0] not in self._first:
+            await head_start.over()
+        if not self._pending:
+            return None
+        index = self._pending.popleft()
+        if head_start is not None and self._unasked and index in self._first:
+            self._unasked -= 1
+            head_start.asked()
+        return index
 
     async def _bring(self, index: int) -> tuple[int, Level]:
         sources = self._sources
@@ -340,7 +400,8 @@ class Fill:
             return True
 
     async def _moved(self, job: Fetch | Copy | Checksum, level: Level) -> Moved:
-        answer = await self._runner.run(job, priority=self._priority)
+        first = job.offset_bytes // CHUNK_BYTES in self._first
+        answer = await self._runner.run(job, priority=self._priority - _AHEAD if first else self._priority)
         if not isinstance(answer, Moved):
             raise MoverError("a mover answered a move with something else")
         self._observer.on_moved(level, answer)

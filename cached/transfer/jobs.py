@@ -32,6 +32,22 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True)
+class FindTensors:
+    """Look for tensors by name in the head of a weight file, at the origin or in a local file. Answer: Found.
+
+    ``patterns`` are those of ``cached_client.patterns``. ``listing``: the file is no weight file, but the index that
+    says which of them has which tensor. ``limit_bytes``: only so much of the file's beginning may be read; 0: all.
+    """
+
+    patterns: tuple[str, ...]
+    origin: OriginSpec | None = None
+    item: OriginObject | None = None
+    source: FileRef | None = None
+    listing: bool = False
+    limit_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Fetch:
     """Origin range → ``target`` at the same offset, checksummed after it landed. Answer: Moved.
 
@@ -139,7 +155,7 @@ class ReadTexts:
 
 
 Job = (
-    ListObjects | StatObjects | Prepare | Fetch | Hedge | Copy | Checksum | Hash | PartDigests | Clear
+    ListObjects | StatObjects | Prepare | FindTensors | Fetch | Hedge | Copy | Checksum | Hash | PartDigests | Clear
     | Upload | ReadTexts
 )  # fmt: skip
 
@@ -167,6 +183,8 @@ def group_of(job: Job) -> Group:
     """The group of a job."""
     if isinstance(job, Hedge):
         return Group.HEDGE
+    if isinstance(job, FindTensors):
+        return Group.LOCAL if job.origin is None else Group.ORIGIN
     at_origin = isinstance(job, Fetch | ListObjects | StatObjects | Prepare | Upload | ReadTexts)
     return Group.ORIGIN if at_origin else Group.LOCAL
 
@@ -189,6 +207,27 @@ class Listing:
     """Objects of an origin."""
 
     items: tuple[OriginObject, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Tensors whose names some pattern matches, as columns, in the order of their bytes.
+
+    ``paths``: of a listing, the file of each; of a weight file dtype, shape and bytes ``[begin, end)`` in it, and how
+    long its head is. ``weights``: all files of a listing. ``unmatched``: numbers of the patterns that match nothing
+    here, with the names that come nearest to each.
+    """
+
+    names: tuple[str, ...]
+    paths: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
+    begins: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    weights: tuple[str, ...] = ()
+    unmatched: tuple[int, ...] = ()
+    near: tuple[tuple[str, ...], ...] = ()
+    head_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,4 +263,4 @@ class Texts:
     values: tuple[str, ...]
 
 
-Result = Listing | Moved | Hashed | Digests | Texts
+Result = Listing | Found | Moved | Hashed | Digests | Texts

@@ -6,7 +6,7 @@ Every other job goes to the movers at once. Runs in the loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -78,6 +78,11 @@ class Lanes:
         """See MoverPool."""
         self._pool.prepare(job)
 
+    def prefer(self, path: str, offsets: Collection[int], by: int) -> None:
+        """See Runner: of what waits for its turn."""
+        for lane in self._lanes.values():
+            lane.prefer(path, offsets, by)
+
     async def settled(self, path: str) -> None:
         """See MoverPool."""
         await self._pool.settled(path)
@@ -120,6 +125,8 @@ class Lane:
         self._on_hedge = on_hedge
         self._in_flight = 0
         self._waiting = Turns()
+        self._turns: dict[tuple[str, int], asyncio.Future[None]] = {}
+        """Of those that wait, by target and offset."""
         self._flights: set[_Flight] = set()
         self._look_later: asyncio.TimerHandle | None = None
 
@@ -130,7 +137,7 @@ class Lane:
 
     async def fetch(self, job: Fetch, priority: int) -> Result:
         """The result of a Fetch. Cancellation ends it where it is."""
-        await self._enter(priority)
+        await self._enter((job.target.path, job.offset_bytes), priority)
         era = self._width.started()
         moved_bytes = 0
         try:
@@ -148,8 +155,15 @@ class Lane:
             self._admit()
         return result
 
-    async def _enter(self, priority: int) -> None:
-        turn = self._waiting.add(priority)
+    def prefer(self, path: str, offsets: Collection[int], by: int) -> None:
+        """Lowers the priority of these ranges, as far as they wait."""
+        for offset_bytes in offsets:
+            turn = self._turns.get((path, offset_bytes))
+            if turn is not None:
+                self._waiting.sooner(turn, by)
+
+    async def _enter(self, place: tuple[str, int], priority: int) -> None:
+        turn = self._turns[place] = self._waiting.add(priority)
         self._admit()
         try:
             await turn
@@ -158,6 +172,8 @@ class Lane:
                 self._in_flight -= 1
                 self._admit()
             raise
+        finally:
+            self._turns.pop(place, None)
 
     def _admit(self) -> None:
         while self._in_flight < self._width.limit and self._waiting.first is not None:

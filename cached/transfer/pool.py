@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 import structlog
@@ -203,6 +203,9 @@ class MoverPool:
             ticket.future.cancel()
         elif ticket.mover is not None and ticket.group is not Group.LOCAL:
             ticket.mover.say(ticket, Word.ABORT)
+
+    def prefer(self, path: str, offsets: Collection[int], by: int) -> None:
+        """See Runner. What waits for a mover here has its turn at once."""
 
     async def settled(self, path: str) -> None:
         """Returns when no mover writes to ``path``, not even for a caller that was cancelled."""

@@ -34,6 +34,14 @@ class Turns:
         heapq.heappush(self._heap, (priority, next(_arrivals), turn))
         return turn
 
+    def sooner(self, turn: asyncio.Future[None], by: int) -> None:
+        """Lowers the priority of one that waits; of one that does not wait any more nothing changes."""
+        for at, (priority, arrival, waiting) in enumerate(self._heap):
+            if waiting is turn:
+                self._heap[at] = (priority - by, arrival, waiting)
+                heapq.heapify(self._heap)
+                return
+
     def give(self) -> None:
         """It is the turn of ``first``, which is not None."""
         heapq.heappop(self._heap)[2].set_result(None)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cached.checksum import RunningDigest, new_digest
@@ -16,12 +17,15 @@ from cached.errors import InvalidRequestError, MoverError, NotFoundError, Object
 from cached.origins.base import Abort, Origin, OriginObject, OriginSpec, ReadInto
 from cached.transfer import ranges
 from cached.transfer.control import Control
+from cached.transfer.heads import find_tensors
 from cached.transfer.jobs import (
     Checksum,
     Clear,
     Copy,
     Digests,
     Fetch,
+    FindTensors,
+    Found,
     Hash,
     Hashed,
     Hedge,
@@ -65,6 +69,8 @@ class Worker:
                 return self._ask(job)
             case Upload():
                 return Listing((_upload(job),))
+            case FindTensors():
+                return self._find_tensors(job)
             case Hash():
                 digest = self._hashes.feed(job, self._slabs.view())
                 return Hashed(digest, job.length_bytes, time.perf_counter() - started_s)
@@ -165,6 +171,21 @@ class Worker:
         ):
             return tuple(executor.map(lambda item: _read_text(origin, item, job.max_bytes), job.items))
 
+    def _find_tensors(self, job: FindTensors) -> Found:
+        if job.source is not None:
+            with ranges.LocalFile(job.source) as file:
+                return find_tensors(job, job.source.path, job.source.size_bytes, partial(_read, file.read))
+        if job.origin is None or job.item is None:
+            raise InvalidRequestError("neither a local file nor an object of an origin is named", value="FindTensors")
+        with self._origins.use(job.origin) as origin:
+
+            def read(offset_bytes: int, length_bytes: int) -> bytes:
+                assert job.item is not None  # noqa: S101 - looked at above
+                with origin.open_range(job.item, offset_bytes, length_bytes) as read_into:
+                    return _read(lambda _offset, view: read_into(view), offset_bytes, length_bytes)
+
+            return find_tensors(job, job.item.path, job.item.size_bytes, read)
+
     def _part_digests(self, job: PartDigests) -> tuple[str, ...]:
         values_hex: list[str] = []
         at = 0
@@ -202,6 +223,13 @@ def _read_text(origin: Origin, item: OriginObject, max_bytes: int) -> str:
         return content.decode("utf-8")
     except (NotFoundError, ObjectChangedError, UnicodeDecodeError):
         return ""
+
+
+def _read(fill: Callable[[int, memoryview], None], offset_bytes: int, length_bytes: int) -> bytes:
+    buffer = bytearray(length_bytes)
+    with memoryview(buffer) as view:
+        fill(offset_bytes, view)
+    return bytes(buffer)
 
 
 class OpenOrigins:

@@ -79,11 +79,13 @@ class Arrivals:
             self._mark("first_range")
             self._timings["last_range"] = time.monotonic() - self._started_s
 
-    def completed(self, report: LoadReport) -> None:
-        """Everything is there, and the strongest check has passed."""
+    def completed(self, report: LoadReport, only: Sequence[tuple[int, int, int]] | None = None) -> None:
+        """Everything is there, and the strongest check has passed. ``only``: of a selection, what there is."""
         with self._changed:
-            for file in self._files or ():
+            for file in (self._files or ()) if only is None else ():
                 file.announced.add(0, file.info.size_bytes)
+            for index, offset_bytes, length_bytes in only or ():
+                self._file(index).announced.add(offset_bytes, offset_bytes + length_bytes)
             self._report = report
             self._mark("complete")
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from typing import TYPE_CHECKING
 
+from cached_client._selected import left_out
 from cached_client.errors import FormatError, NotFoundError
+from cached_client.patterns import INDEX_PATH, WEIGHTS_SUFFIX, weight_files
 from cached_client.safetensors_header import LENGTH_BYTES, Header, TensorInfo, header_length, parse_header
+from cached_client.weight_map import files_named_by
 
 if TYPE_CHECKING:
     from cached_client._arrivals import Arrivals, Deadline
-
-_INDEX_PATH = "model.safetensors.index.json"
-_SUFFIX = ".safetensors"
+    from cached_client._selected import Selected
 
 
 class TensorIndex:
@@ -24,8 +24,10 @@ class TensorIndex:
     maker's own layout too) is read once. Any thread may use it.
     """
 
-    def __init__(self, arrivals: Arrivals) -> None:
+    def __init__(self, arrivals: Arrivals, selected: Selected | None = None) -> None:
+        """``selected``: the model has these tensors and no others; nothing has to be read for that."""
         self._arrivals = arrivals
+        self._selected = selected
         self._paths = [info.path for info in arrivals.infos()]
         self._lock = threading.Lock()
         self._weight_files: list[int] | None = None
@@ -35,7 +37,7 @@ class TensorIndex:
     def weight_files(self) -> list[int] | None:
         """Indices of the weight files in the order of their paths; None while the model's index has not arrived."""
         if self._weight_files is None:
-            self._weight_files = self._choose()
+            self._weight_files = self._choose() if self._selected is None else list(self._selected.headers)
         return self._weight_files
 
     def header(self, file_index: int) -> Header | None:
@@ -63,6 +65,8 @@ class TensorIndex:
 
     def _try_find(self, name: str) -> tuple[int, TensorInfo] | None:
         if name not in self._file_of and self._all_headers() is not None and name not in self._file_of:
+            if self._selected is not None:
+                raise left_out("tensor", name)
             raise NotFoundError(f"the model has no tensor {name!r}", hint="names() lists its tensors", tensor=name)
         index = self._file_of.get(name)
         return None if index is None else (index, self._headers[index].tensors[name])
@@ -76,6 +80,8 @@ class TensorIndex:
         return headers if len(headers) == len(files) else None
 
     def _read(self, file_index: int) -> Header | None:
+        if self._selected is not None:
+            return self._selected.headers[file_index]
         size_bytes = self._arrivals.infos()[file_index].size_bytes
         path = self._paths[file_index]
         first = self._arrivals.view(file_index, 0, min(LENGTH_BYTES, size_bytes))
@@ -102,36 +108,19 @@ class TensorIndex:
             self._file_of.update(dict.fromkeys(header.tensors, file_index))
 
     def _choose(self) -> list[int] | None:
-        weights = {path: index for index, path in enumerate(self._paths) if path.endswith(_SUFFIX)}
-        top = {path: index for path, index in weights.items() if "/" not in path} or weights
-        if _INDEX_PATH in self._paths and top:
-            file_index = self._paths.index(_INDEX_PATH)
+        named: set[str] = set()
+        weights = {path for path in self._paths if path.endswith(WEIGHTS_SUFFIX)}
+        if INDEX_PATH in self._paths and weights:
+            file_index = self._paths.index(INDEX_PATH)
             content = self._arrivals.view(file_index, 0, self._arrivals.infos()[file_index].size_bytes)
             if content is None:
                 return None
-            named = _files_named_by(bytes(content))
-            missing = sorted(named - weights.keys())
-            if missing and named & weights.keys():
+            named = files_named_by(bytes(content))
+            missing = sorted(named - weights)
+            if missing and named & weights:
                 raise FormatError(
-                    f"{_INDEX_PATH} names {missing[0]!r}, which the model does not have",
+                    f"{INDEX_PATH} names {missing[0]!r}, which the model does not have",
                     hint="the model is incomplete at its origin, or its selection leaves the file out",
-                    path=_INDEX_PATH,
+                    path=INDEX_PATH,
                 )
-            top = {path: weights[path] for path in named if path in weights} or top
-        return [top[path] for path in sorted(top)]
-
-
-def _files_named_by(content: bytes) -> set[str]:
-    """The weight files of an index. Raises FormatError."""
-    try:
-        weight_map = json.loads(content)["weight_map"]
-        named = set(weight_map.values())
-        if all(isinstance(path, str) for path in named):
-            return named
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        pass
-    raise FormatError(
-        f"{_INDEX_PATH} has no weight_map of tensor names to files",
-        hint="the file is damaged at its origin; without it, every *.safetensors at the top of the model is read",
-        path=_INDEX_PATH,
-    )
+        return [self._paths.index(path) for path in weight_files(self._paths, named)]

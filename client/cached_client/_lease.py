@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from cached_client._proto import cached_pb2 as pb
+from cached_client._selected import Selected
 from cached_client.descriptors import DescriptorClient, locate
 from cached_client.errors import (
     CacheError,
@@ -73,6 +74,7 @@ class Lease:
         self._replaced: list[tuple[str, weakref.ref[mmap.mmap]]] = []
         self.opened: pb.Opened | None = None
         self.lost: LeaseLostError | None = None
+        self.selected: Selected | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -198,6 +200,11 @@ class Lease:
         request.CopyFrom(self._request)
         request.ref = self._ref()
         request.resume = self._arrivals.report is not None
+        if request.resume:
+            request.ClearField("selection")
+        if request.resume and self.selected is not None:
+            for index, offset_bytes, length_bytes in self.selected.ranges():
+                request.selection.held.add(file_index=index, offset_bytes=offset_bytes, length_bytes=length_bytes)
         return request
 
     def _ref(self) -> str:
@@ -225,6 +232,8 @@ class Lease:
                     f"the files of {self._ref()} are not what they were before the daemon was restarted",
                     hint="attach again",
                 )
+            if opened.HasField("selected"):
+                self.selected = Selected(opened.selected, [file.size_bytes for file in files])
             mapped = self._map(opened)
             self._take_up(opened)
             self._arrivals.opened(files, mapped)
@@ -240,7 +249,8 @@ class Lease:
 
     def _handle_complete(self, complete: pb.Complete) -> None:
         if self._arrivals.report is None:
-            self._arrivals.completed(load_report(complete))
+            only = None if self.selected is None else self.selected.ranges()
+            self._arrivals.completed(load_report(complete), only)
 
     def _handle_damaged(self, message: pb.Damaged) -> None:
         damage = self._arrivals.damaged(message.file_index, message.offset_bytes, message.length_bytes)
@@ -265,7 +275,12 @@ class Lease:
         return mapped
 
     def _fetch(self, opened: pb.Opened) -> Iterator[tuple[int, MappedFile]]:
-        sizes_bytes = {file.index: file.size_bytes for file in opened.files if file.size_bytes}
+        chosen = None if self.selected is None else self.selected.indices
+        sizes_bytes = {
+            file.index: file.size_bytes
+            for file in opened.files
+            if file.size_bytes and (chosen is None or file.index in chosen)
+        }
         if not sizes_bytes:
             return
         with DescriptorClient(locate(opened.descriptor_socket, self._connection.path)) as client:

@@ -16,6 +16,7 @@ from cached_client._arrivals import Arrivals, Deadline
 from cached_client._index import TensorIndex
 from cached_client._lease import Lease
 from cached_client._proto import cached_pb2 as pb
+from cached_client._selected import left_out
 from cached_client._suspendable import Suspendable
 from cached_client._tensors import all_tensors, tensors
 from cached_client.errors import CacheError, LeaseLostError, NotFoundError
@@ -86,10 +87,11 @@ class Model(Suspendable):
         """From now on the model is held by this lease."""
         self._lease = lease
         self._arrivals = arrivals
-        self._described = pb.DescribeResponse()
-        self._index = TensorIndex(arrivals)
+        self._selected = lease.selected
+        self._index = TensorIndex(arrivals, lease.selected)
         self._file_indices = {info.path: index for index, info in enumerate(arrivals.infos())}
-        self._device_loads = DeviceLoads(arrivals, self._index, lease.descriptors)
+        self._described = pb.DescribeResponse()
+        self._device_loads = DeviceLoads(arrivals, self._index, lease.descriptors, may_register=lease.selected is None)
         weakref.finalize(self, self._device_loads.close)
         # A model that is dropped without close() must not hold its lease until the process ends.
         self._finalizer = weakref.finalize(self, lease.cancel)
@@ -118,8 +120,13 @@ class Model(Suspendable):
 
     @property
     def complete(self) -> bool:
-        """Whether all of it is in memory and its strongest check has passed."""
+        """Whether all of it, or of the selection, is in memory and its strongest check has passed."""
         return self._arrivals.report is not None
+
+    @property
+    def partial(self) -> bool:
+        """Whether only a selection was attached (``only=``): what it left out is not there, whatever this host has."""
+        return self._selected is not None
 
     @property
     def report(self) -> LoadReport | None:
@@ -169,8 +176,16 @@ class Model(Suspendable):
 
     @property
     def files(self) -> Mapping[str, FileInfo]:
-        """The files by path: size, SHA-256, and where the directory view shows them (see `directory`)."""
-        infos = {info.path: info for info in self._arrivals.infos()}
+        """The files by path: size, SHA-256, and where the directory view shows them (see `directory`).
+
+        Of a selection those that are selected whole.
+        """
+        selected = self._selected
+        infos = {
+            info.path: info
+            for index, info in enumerate(self._arrivals.infos())
+            if selected is None or index in selected.files
+        }
         described = self._describe()
         directory = _visible(described.path)
         for file in described.files:
@@ -184,16 +199,18 @@ class Model(Suspendable):
     def directory(self) -> Path | None:
         """The model as an ordinary directory of links, for code that wants files. It stays for as long as the lease.
 
-        None until the model is complete, while the daemon does not answer, and where this process does not see the
-        directory (a container without the mount).
+        None until the model is complete, while the daemon does not answer, where this process does not see the
+        directory (a container without the mount), and for a selection.
         """
         return _visible(self._describe().path)
 
     def view(self, path: str, timeout_s: float | None = None) -> memoryview:
-        """All bytes of a file, zero-copy and read-only. Raises NotFoundError for an unknown path."""
+        """All bytes of a file, zero-copy and read-only. Raises NotFoundError for a path that is unknown or left out."""
         index = self._file_indices.get(path)
         if index is None:
             raise NotFoundError(f"the model has no file {path!r}", hint="files lists its files", path=path)
+        if self._selected is not None and index not in self._selected.files:
+            raise left_out("file", path)
         size_bytes = self._arrivals.infos()[index].size_bytes
         return self._wait_view(index, 0, size_bytes, Deadline(timeout_s), path).toreadonly()
 
@@ -209,6 +226,8 @@ class Model(Suspendable):
 
     def names(self, timeout_s: float | None = None) -> list[str]:
         """All tensor names, in the order of files and bytes. Waits for the headers of all weight files.
+
+        Of a selection (``only=``) the names that it matches; nothing is waited for then.
 
         Raises FormatError if a header is not valid, or if two weight files hold a tensor of the same name.
         """
@@ -356,7 +375,7 @@ class Model(Suspendable):
 
     def _describe(self) -> pb.DescribeResponse:
         """What the daemon knows of the complete model; asked until it knows all, for some digests come late."""
-        if self.complete and not self._described.path:
+        if self.complete and not self.partial and not self._described.path:
             request = pb.DescribeRequest(ref=f"{self.name}@{self.revision}" if self.revision else self.name)
             try:
                 described = self._connection.call(

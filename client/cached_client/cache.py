@@ -9,6 +9,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from cached_client._proto import cached_pb2 as pb
+from cached_client._selected import patterns
 from cached_client._suspend import disconnect
 from cached_client.attach import Model, attach
 from cached_client.connection import Connection
@@ -16,7 +17,7 @@ from cached_client.errors import CacheError, InvalidRequestError
 from cached_client.types import DamagedRange, ModelSummary, PullProgress, model_summary, pull_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -57,6 +58,9 @@ class Cache:
         only_if_resident: bool = False,
         keep_alive_s: float = 0.0,
         on_damaged: Callable[[DamagedRange], None] | None = None,
+        only: Iterable[str] | None = None,
+        first: Iterable[str] | None = None,
+        files: Iterable[str] = (),
     ) -> Model:
         """Takes a lease on a model, which is pulled or promoted if it is not in memory, and maps it.
 
@@ -69,6 +73,13 @@ class Cache:
         once the lease has ended, however it did, the model stays in memory before others for so long (a day at most,
         else InvalidRequestError), for a replica that comes back. ``on_damaged`` is called in the lease's thread when
         bytes of the model are found damaged in memory.
+
+        ``only`` fetches and maps only the tensors whose names one of these patterns matches (as a shell does it:
+        ``model.layers.0.*``), in whole chunks of 16 MiB; ``names``, ``state_dict``, ``stream`` and ``load_into`` then
+        give those, and anything else raises NotFoundError. ``first`` fetches them before everything else of the model.
+        ``files`` are patterns of paths of files that belong to the selection whole (``config.json``, ``tokenizer*``);
+        without them ``only`` fetches none. NotFoundError for a pattern that matches nothing, BadFormatError's kind
+        FormatError for weight files that cannot be read. InvalidRequestError for both ``only`` and ``first``.
         """
         request = pb.AttachRequest(
             ref=ref,
@@ -77,6 +88,7 @@ class Cache:
             client_pid=os.getpid(),
             only_if_resident=only_if_resident,
             keep_alive_s=keep_alive_s,
+            selection=_selection(only, first, files),
         )
         model = attach(self.connection, request, timeout_s=timeout_s, wait=wait, on_damaged=on_damaged)
         self._models.add(model)
@@ -168,6 +180,22 @@ class Cache:
 
 def _program_name() -> str:
     return os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python"
+
+
+def _selection(only: Iterable[str] | None, first: Iterable[str] | None, files: Iterable[str]) -> pb.Selection | None:
+    paths = patterns("files", files)
+    if only is None and first is None:
+        if paths:
+            raise InvalidRequestError("files were selected, but neither only nor first", hint="give only=[] with files")
+        return None
+    if only is not None and first is not None:
+        raise InvalidRequestError(
+            "only and first exclude each other", hint="first brings the rest after it, only does not"
+        )
+    tensors = patterns("only", only) if only is not None else patterns("first", first or ())
+    if not tensors and not paths:
+        raise InvalidRequestError("nothing was selected", hint="give patterns of tensor names, or of files")
+    return pb.Selection(tensors=tensors, files=paths, rest_follows=first is not None)
 
 
 def _chosen(what: str, word: str, words: tuple[str, ...]) -> str:

@@ -31,6 +31,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from cached_client._proto import cached_pb2 as pb
 from cached_client.errors import CacheError, NotFoundError
+from cached_client.patterns import WEIGHTS_SUFFIX, matched
+from cached_client.safetensors_header import parse_header
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -236,14 +238,24 @@ class FakeDaemon:
     def _attach(self, request: pb.AttachRequest, context: grpc.ServicerContext) -> Iterator[pb.AttachResponse]:
         """One attach, from the lease's begin to its end."""
         model = self._find(request.ref)
+        selected = _selected(model, request.selection)
         token = secrets.token_hex(16)
         with self._changed:
             self.attach_requests.append(request)
             self._leases[token] = model
         context.add_callback(self._wake)
         try:
-            yield pb.AttachResponse(opened=self._opened(model, token))
-            yield from self._news(model, token, context)
+            opened = self._opened(model, token)
+            opened.selected.MergeFrom(selected or pb.Selected())
+            if selected is None:
+                opened.ClearField("selected")
+            yield pb.AttachResponse(opened=opened)
+            for news in self._news(model, token, context):
+                answer = pb.AttachResponse()
+                answer.CopyFrom(news)
+                if news.HasField("complete"):
+                    answer.complete.partial = selected is not None
+                yield answer
         finally:
             with self._changed:
                 self._leases.pop(token, None)
@@ -308,6 +320,28 @@ class FakeDaemon:
         finally:
             for descriptor in opened:
                 os.close(descriptor)
+
+
+def _selected(model: _Model, selection: pb.Selection) -> pb.Selected | None:
+    """What a selection matches, if only that is to be there."""
+    if selection.rest_follows or not (selection.tensors or selection.files):
+        return None
+    paths = list(model.contents)
+    files, missing = matched(selection.files, paths)
+    found = [
+        (paths.index(path), parse_header(content, len(content), path=path).tensors)
+        for path, content in model.contents.items()
+        if selection.tensors and path.endswith(WEIGHTS_SUFFIX)
+    ]
+    names, unmatched = matched(selection.tensors, [name for _, tensors in found for name in tensors])
+    if missing or unmatched:
+        pattern = selection.files[missing[0]] if missing else selection.tensors[unmatched[0]]
+        raise NotFoundError(f"nothing of {model.name} matches {pattern!r}", pattern=pattern)
+    chosen = [(index, info) for index, tensors in found for info in tensors.values() if info.name in set(names)]
+    return pb.Selected(
+        tensors=[pb.Selected.Tensor(file_index=index, **info._asdict()) for index, info in chosen],
+        files=[paths.index(path) for path in files],
+    )
 
 
 def _summary(model: _Model) -> pb.ModelSummary:

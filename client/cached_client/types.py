@@ -45,6 +45,8 @@ class LoadReport:
     reused_bytes: int
     load_s: float
     checked_by: str
+    partial: bool = False
+    """Only what was selected is meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,9 @@ class PullProgress:
 class ModelSummary:
     """A model that the daemon knows.
 
-    ``state``: ``pulling``, ``ready``, ``quarantined`` or ``absent``. ``tier``: ``hot``, ``warm``, ``cold`` or ``auto``.
-    ``progress``: 0 to 1 while it is pulled or promoted.
+    ``state``: ``pulling``, ``ready``, ``quarantined``, ``partial`` or ``absent``.
+    ``tier``: ``hot``, ``warm``, ``cold`` or ``auto``.
+    ``progress``: 0 to 1 while it is pulled, promoted, or only partly here.
     """
 
     name: str
@@ -101,6 +104,7 @@ def load_report(message: pb.Complete) -> LoadReport:
         reused_bytes=message.reused_bytes,
         load_s=message.load_s,
         checked_by=message.checked_by,
+        partial=message.partial,
     )
 
 

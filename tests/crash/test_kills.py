@@ -54,7 +54,7 @@ def ask(site: Site, action: Callable[[], object]) -> None:
 def live(site: Site, chance: random.Random) -> None:
     """One random request."""
     name = chance.choice("abc")
-    match chance.randrange(8):
+    match chance.randrange(9):
         case 0 | 1 | 2:
             ask(site, lambda: site.pull(name))
         case 3:
@@ -65,6 +65,8 @@ def live(site: Site, chance: random.Random) -> None:
             ask(site, lambda: site.verify(name, repair=True))
         case 6:
             ask(site, lambda: site.begin(name))
+        case 7:
+            ask(site, lambda: attach_part(site, name, chance.choice(["t0.weight", "t2.weight"])))
         case _:
             ask(site, lambda: set_tier(site, name, chance.choice([pb.TIER_COLD, pb.TIER_WARM])))
 
@@ -74,6 +76,11 @@ def live_until(site: Site, chance: random.Random, ended: threading.Event) -> Non
         live(site, chance)
 
 
+def attach_part(site: Site, name: str, pattern: str) -> None:
+    with site.cache() as cache, cache.attach(name, only=[pattern], timeout_s=60, wait=True):
+        pass
+
+
 def set_tier(site: Site, name: str, tier: pb.Tier) -> None:
     with site.rpc() as stub:
         stub.SetTier(pb.SetTierRequest(ref=name, tier=tier))
@@ -81,9 +88,10 @@ def set_tier(site: Site, name: str, tier: pb.Tier) -> None:
 
 def check_after_crash(site: Site, *, content: bool = False) -> None:
     """Ready again, at rest by itself, nothing left over, and each model is served as its source is."""
-    check_at_rest(site.daemon, content=content)
+    check_at_rest(site.daemon, content=content, kept_ingests=True)  # parts of models, perhaps
     for name in "abc":
         site.check_served(name)
+    check_at_rest(site.daemon, content=False)
     assert not sum(
         value for key, value in site.daemon.stats().counters.items() if key.startswith("cached_checksum_failures_total")
     ), "a crash damages nothing"
@@ -176,6 +184,7 @@ _LIFE: tuple[Callable[[Site], object], ...] = (
     lambda site: site.evict("a", "l1"),
     lambda site: site.pull("a"),
     lambda site: site.evict("b", "all"),
+    lambda site: attach_part(site, "b", "t0.weight"),
     lambda site: site.pull("c", level="l2"),
     lambda site: site.pull("c"),
 )

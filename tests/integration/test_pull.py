@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,6 +171,9 @@ async def test_composite_checksums_vouch_part_by_part(tmp_path: Path, algorithm:
 
         def prepare(self, job: Prepare) -> None:
             """There is nobody to prepare."""
+
+        def prefer(self, path: str, offsets: Collection[int], by: int) -> None:
+            """Nothing ever waits."""
 
         async def settled(self, path: str) -> None:
             """Nothing is ever under way."""

@@ -39,6 +39,7 @@ from cached.types import (
     PlannedEviction,
     PullProgress,
     RevisionState,
+    Selection,
     Stats,
     Tier,
     TierChange,
@@ -156,9 +157,11 @@ class FakeEngine:
         resume: bool = False,
         only_if_resident: bool = False,
         keep_alive_s: float = 0.0,
+        selection: Selection | None = None,
     ) -> FakeAttachment:
         kept = [keep_alive_s] if keep_alive_s else []
-        self._called("attach", ref, source, client, resume, only_if_resident, *kept)
+        chosen = [selection] if selection else []
+        self._called("attach", ref, source, client, resume, only_if_resident, *kept, *chosen)
         return FakeAttachment(self)
 
     def detach(self, lease_id: str, token: str) -> None:

@@ -53,9 +53,16 @@ def test_a_full_value_fills_every_field(message: Message) -> None:
 
 
 def test_attach_events() -> None:
-    opened = convert.attach_message(dataclasses.replace(OPENED, complete=COMPLETE), "/run/fd.sock").opened
+    selected = types.Selected((types.SelectedTensor(1, "t", "BF16", (2, 3), 8, 20),), (0, 2))
+    complete = dataclasses.replace(COMPLETE, partial=True)
+    opened = convert.attach_message(
+        dataclasses.replace(OPENED, complete=complete, selected=selected), "/run/fd.sock"
+    ).opened
     assert unset(opened) == {"files.index"}
-    assert opened.complete == convert.attach_message(COMPLETE, "").complete
+    assert opened.complete == convert.attach_message(complete, "").complete
+    tensor = pb.Selected.Tensor(file_index=1, name="t", dtype="BF16", shape=[2, 3], begin=8, end=20)
+    assert opened.selected == pb.Selected(tensors=[tensor], files=[0, 2])
+    assert unset(convert.attach_message(OPENED, "x").opened) == {"files.index", "complete", "selected"}
     ranges = convert.attach_message(RangesReady((ByteRange(1, 2, 3),)), "").ranges_ready.ranges
     assert [(item.file_index, item.offset_bytes, item.length_bytes) for item in ranges] == [(1, 2, 3)]
     damaged = convert.attach_message(Damaged(1, 2, 3), "").damaged
@@ -105,6 +112,17 @@ def test_numbers_that_are_no_time_are_refused(converted: Any, value: float) -> N
     with pytest.raises(InvalidRequestError, match=f"number is {value:g}") as caught:
         converted("number", value)
     assert caught.value.hint
+
+
+def test_a_selection_is_passed_on_and_an_empty_or_endless_one_is_refused() -> None:
+    held = pb.RangesReady.Range(file_index=1, offset_bytes=2, length_bytes=3)
+    message = pb.Selection(tensors=["a.*"], files=["b"], rest_follows=True, held=[held])
+    assert convert.selection_of(message) == types.Selection(("a.*",), ("b",), True, (ByteRange(1, 2, 3),))
+    assert convert.selection_of(pb.Selection(held=[held])).held
+    for wrong in (pb.Selection(), pb.Selection(tensors=["x"] * 10_001), pb.Selection(files=["x" * 1025])):
+        with pytest.raises(InvalidRequestError) as caught:
+            convert.selection_of(wrong)
+        assert caught.value.hint
 
 
 def test_times_are_passed_and_infinity_is_one() -> None:

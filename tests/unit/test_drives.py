@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from contextlib import suppress
 
 from cached.levels.base import FileRef
@@ -28,6 +29,8 @@ class Recorder:
         self._ends[id(job)].set_result(Moved(0, 0, 0.0, 0.0))
 
     def prepare(self, job: Prepare) -> None: ...
+
+    def prefer(self, path: str, offsets: Collection[int], by: int) -> None: ...
 
     async def settled(self, path: str) -> None: ...
 

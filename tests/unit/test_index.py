@@ -13,7 +13,7 @@ import diskcache
 import pytest
 
 from cached.errors import LevelError
-from cached.index import Index, ModelRecord, PendingPull, TimedPull
+from cached.index import Index, ModelRecord, PartFile, PartRecord, PendingPull, TimedPull
 from cached.manifest import BlobRecord, FileEntry, Manifest
 from cached.types import CheckedBy, Level, Tier
 from cached.units import CHUNK_BYTES
@@ -333,3 +333,18 @@ def test_a_timed_pull_that_makes_no_sense_is_forgotten(path: Path, old: str, new
     with closing(Index(path)) as index:
         assert index.timed() == []
         assert "timed/m/30.000" in index.warnings[0]
+
+
+def test_what_is_here_of_parts_is_known_over_restarts_until_it_is_forgotten(path: Path) -> None:
+    files = (PartFile("a.safetensors", 7, "etag", A, "0123"), PartFile("b.safetensors", 5, "", "", "4567"))
+    parts = [PartRecord("llama", "abcd", "s3://bucket/llama", files), PartRecord("other", "ef", "", files[:1])]
+    assert (parts[0].total_bytes, parts[0].ingests) == (12, {"0123", "4567"})
+    with closing(Index(path)) as index:
+        for part in parts:
+            index.put_part(part)
+    with closing(Index(path)) as index:
+        assert (index.parts(), index.parts("other"), index.warnings) == (parts, parts[1:], [])
+        index.delete_part("llama", "abcd")
+        index.delete_part("llama", "of which nothing is known")
+    with closing(Index(path)) as index:
+        assert index.parts() == parts[1:]

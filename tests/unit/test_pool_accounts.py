@@ -86,3 +86,38 @@ async def test_a_cancelled_cut_ends_before_anybody_else_gets_the_memory(storage:
     assert storage.l1.pool_bytes == 0
     storage.discard(Level.L1, "b")
     await storage.collect()
+
+
+async def test_a_part_counts_for_its_pages_and_never_takes_or_becomes_a_segment_of_the_pool(storage: Storage) -> None:
+    await pooled(storage, 8 * MIB)
+    ledger, length_bytes = storage.ledger(Level.L1), 200 * MIB
+    await storage.open(Level.L1, {"a": 2 * MIB}, {"a": length_bytes})
+    assert (ledger.reserved_bytes, storage.pool_bytes(Level.L1)) == (2 * MIB, 8 * MIB)
+    with open(storage.l1.ingest("a").path, "r+b") as file:
+        file.seek(100 * MIB)
+        file.write(bytes(MIB))
+    storage.suspend(Level.L1, "a", sparse=True)
+    assert (ledger.reserved_bytes, storage.kept_bytes(Level.L1, "a")) == (0, MIB)
+    assert storage.missing_bytes(Level.L1, {"a": CAPACITY_BYTES}) == 0
+    await storage.open(Level.L1, {"a": 3 * MIB}, {"a": length_bytes})
+    assert storage.is_resumed(Level.L1, "a")
+    assert (ledger.reserved_bytes, storage.l1.ingest("a").size_bytes) == (3 * MIB, length_bytes)
+    with open(storage.l1.ingest("a").path, "rb"):
+        storage.discard(Level.L1, "a")
+        assert storage.withdrawn_bytes(Level.L1) == MIB
+        await storage.collect()
+        assert storage.withdrawn_bytes(Level.L1) == MIB, "somebody has it open"
+    await storage.collect()
+    assert (storage.withdrawn_bytes(Level.L1), storage.pool_bytes(Level.L1)) == (0, 8 * MIB)
+
+
+async def test_what_an_earlier_daemon_left_of_a_part_counts_for_its_pages(storage: Storage) -> None:
+    await storage.open(Level.L1, {"a": MIB}, {"a": 300 * MIB})
+    with open(storage.l1.ingest("a").path, "r+b") as file:
+        file.write(bytes(MIB // 2))
+    storage.suspend(Level.L1, "a")
+    later = Storage(load_config(None, {}, {"l1.capacity": "1MiB"}).config, ShmLevel(storage.l1.instance), None)
+    assert later.scan(Level.L1).ingests == {"a": 300 * MIB}
+    later.keep_ingest(Level.L1, "a", 300 * MIB, sparse=True)
+    assert later.kept_bytes(Level.L1, "a") == MIB // 2
+    later.check()

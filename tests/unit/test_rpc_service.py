@@ -331,3 +331,16 @@ async def test_reflection_only_where_asked_for(tmp_path: Path) -> None:
                 continue
             answer = await call.read()
             assert SERVICE in {item.name for item in answer.list_services_response.service}
+
+
+async def test_an_error_that_comes_while_the_stream_is_being_taken_up_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cached.rpc.interceptor._SILENT_S", 0.0)
+    async with served(tmp_path) as it:
+        for _ in range(20):
+            call = it.stub.Attach(pb.AttachRequest(ref="tiny"), timeout=20)
+            it.engine.attach_events.put_nowait(NoRoomError("no room", level="l1"))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -29,6 +29,7 @@ class RevisionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REVISION_STATE_READY: _ClassVar[RevisionState]
     REVISION_STATE_QUARANTINED: _ClassVar[RevisionState]
     REVISION_STATE_ABSENT: _ClassVar[RevisionState]
+    REVISION_STATE_PARTIAL: _ClassVar[RevisionState]
 LEVEL_UNSPECIFIED: Level
 LEVEL_L1: Level
 LEVEL_L2: Level
@@ -43,6 +44,7 @@ REVISION_STATE_PULLING: RevisionState
 REVISION_STATE_READY: RevisionState
 REVISION_STATE_QUARANTINED: RevisionState
 REVISION_STATE_ABSENT: RevisionState
+REVISION_STATE_PARTIAL: RevisionState
 
 class PullRequest(_message.Message):
     __slots__ = ("ref", "source", "tier", "level", "no_wait", "at_time_s")
@@ -111,7 +113,7 @@ class PullProgress(_message.Message):
     def __init__(self, phase: _Optional[_Union[PullProgress.Phase, str]] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., total_bytes: _Optional[int] = ..., done_bytes: _Optional[int] = ..., origin_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., reused_bytes: _Optional[int] = ..., elapsed_s: _Optional[float] = ..., notes: _Optional[_Iterable[str]] = ..., from_level: _Optional[_Union[Level, str]] = ..., checked_by: _Optional[str] = ...) -> None: ...
 
 class AttachRequest(_message.Message):
-    __slots__ = ("ref", "source", "client_name", "client_pid", "resume", "only_if_resident", "keep_alive_s")
+    __slots__ = ("ref", "source", "client_name", "client_pid", "resume", "only_if_resident", "keep_alive_s", "selection")
     REF_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +121,7 @@ class AttachRequest(_message.Message):
     RESUME_FIELD_NUMBER: _ClassVar[int]
     ONLY_IF_RESIDENT_FIELD_NUMBER: _ClassVar[int]
     KEEP_ALIVE_S_FIELD_NUMBER: _ClassVar[int]
+    SELECTION_FIELD_NUMBER: _ClassVar[int]
     ref: str
     source: str
     client_name: str
@@ -126,7 +129,20 @@ class AttachRequest(_message.Message):
     resume: bool
     only_if_resident: bool
     keep_alive_s: float
-    def __init__(self, ref: _Optional[str] = ..., source: _Optional[str] = ..., client_name: _Optional[str] = ..., client_pid: _Optional[int] = ..., resume: bool = ..., only_if_resident: bool = ..., keep_alive_s: _Optional[float] = ...) -> None: ...
+    selection: Selection
+    def __init__(self, ref: _Optional[str] = ..., source: _Optional[str] = ..., client_name: _Optional[str] = ..., client_pid: _Optional[int] = ..., resume: bool = ..., only_if_resident: bool = ..., keep_alive_s: _Optional[float] = ..., selection: _Optional[_Union[Selection, _Mapping[str, _Any]]] = ...) -> None: ...
+
+class Selection(_message.Message):
+    __slots__ = ("tensors", "files", "rest_follows", "held")
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    REST_FOLLOWS_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    tensors: _containers.RepeatedScalarFieldContainer[str]
+    files: _containers.RepeatedScalarFieldContainer[str]
+    rest_follows: bool
+    held: _containers.RepeatedCompositeFieldContainer[RangesReady.Range]
+    def __init__(self, tensors: _Optional[_Iterable[str]] = ..., files: _Optional[_Iterable[str]] = ..., rest_follows: bool = ..., held: _Optional[_Iterable[_Union[RangesReady.Range, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
     __slots__ = ("opened", "ranges_ready", "complete", "damaged", "keep_alive")
@@ -143,7 +159,7 @@ class AttachResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping[str, _Any]]] = ..., ranges_ready: _Optional[_Union[RangesReady, _Mapping[str, _Any]]] = ..., complete: _Optional[_Union[Complete, _Mapping[str, _Any]]] = ..., damaged: _Optional[_Union[Damaged, _Mapping[str, _Any]]] = ..., keep_alive: _Optional[_Union[KeepAlive, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("lease_id", "token", "name", "revision", "files", "descriptor_socket", "complete")
+    __slots__ = ("lease_id", "token", "name", "revision", "files", "descriptor_socket", "complete", "selected")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +167,7 @@ class Opened(_message.Message):
     FILES_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTOR_SOCKET_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    SELECTED_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     token: str
     name: str
@@ -158,7 +175,31 @@ class Opened(_message.Message):
     files: _containers.RepeatedCompositeFieldContainer[ModelFile]
     descriptor_socket: str
     complete: Complete
-    def __init__(self, lease_id: _Optional[str] = ..., token: _Optional[str] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping[str, _Any]]]] = ..., descriptor_socket: _Optional[str] = ..., complete: _Optional[_Union[Complete, _Mapping[str, _Any]]] = ...) -> None: ...
+    selected: Selected
+    def __init__(self, lease_id: _Optional[str] = ..., token: _Optional[str] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping[str, _Any]]]] = ..., descriptor_socket: _Optional[str] = ..., complete: _Optional[_Union[Complete, _Mapping[str, _Any]]] = ..., selected: _Optional[_Union[Selected, _Mapping[str, _Any]]] = ...) -> None: ...
+
+class Selected(_message.Message):
+    __slots__ = ("tensors", "files")
+    class Tensor(_message.Message):
+        __slots__ = ("file_index", "name", "dtype", "shape", "begin", "end")
+        FILE_INDEX_FIELD_NUMBER: _ClassVar[int]
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        DTYPE_FIELD_NUMBER: _ClassVar[int]
+        SHAPE_FIELD_NUMBER: _ClassVar[int]
+        BEGIN_FIELD_NUMBER: _ClassVar[int]
+        END_FIELD_NUMBER: _ClassVar[int]
+        file_index: int
+        name: str
+        dtype: str
+        shape: _containers.RepeatedScalarFieldContainer[int]
+        begin: int
+        end: int
+        def __init__(self, file_index: _Optional[int] = ..., name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    tensors: _containers.RepeatedCompositeFieldContainer[Selected.Tensor]
+    files: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, tensors: _Optional[_Iterable[_Union[Selected.Tensor, _Mapping[str, _Any]]]] = ..., files: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ModelFile(_message.Message):
     __slots__ = ("index", "path", "size_bytes", "sha256")
@@ -188,20 +229,22 @@ class RangesReady(_message.Message):
     def __init__(self, ranges: _Optional[_Iterable[_Union[RangesReady.Range, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class Complete(_message.Message):
-    __slots__ = ("from_level", "origin_bytes", "disk_bytes", "reused_bytes", "load_s", "checked_by")
+    __slots__ = ("from_level", "origin_bytes", "disk_bytes", "reused_bytes", "load_s", "checked_by", "partial")
     FROM_LEVEL_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_BYTES_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     REUSED_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOAD_S_FIELD_NUMBER: _ClassVar[int]
     CHECKED_BY_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     from_level: Level
     origin_bytes: int
     disk_bytes: int
     reused_bytes: int
     load_s: float
     checked_by: str
-    def __init__(self, from_level: _Optional[_Union[Level, str]] = ..., origin_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., reused_bytes: _Optional[int] = ..., load_s: _Optional[float] = ..., checked_by: _Optional[str] = ...) -> None: ...
+    partial: bool
+    def __init__(self, from_level: _Optional[_Union[Level, str]] = ..., origin_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., reused_bytes: _Optional[int] = ..., load_s: _Optional[float] = ..., checked_by: _Optional[str] = ..., partial: bool = ...) -> None: ...
 
 class Damaged(_message.Message):
     __slots__ = ("file_index", "offset_bytes", "length_bytes")

@@ -61,11 +61,17 @@ class DeviceLoads:
         arrivals: Arrivals,
         index: TensorIndex,
         fetch: Callable[[Sequence[int]], Iterable[tuple[int, int]]],
+        *,
+        may_register: bool = True,
     ) -> None:
-        """``fetch`` gives new descriptors of files by index."""
+        """``fetch`` gives new descriptors of files by index.
+
+        ``may_register``: not of files with holes, which would get pages that nobody has room for.
+        """
         self._arrivals = arrivals
         self._index = index
         self._fetch = fetch
+        self._may_register = may_register
         self._lock = threading.Lock()
         self._loads = 0
         self._using = 0
@@ -162,7 +168,7 @@ class DeviceLoads:
 
     def _files_of(self, device: Device, options: GpuOptions, fallbacks: list[str]) -> Mapping[int, Pinned]:
         """The registered mappings, if they are wanted by now and can be had."""
-        if options.register_after is None or self._arrivals.report is None:
+        if options.register_after is None or self._arrivals.report is None or not self._may_register:
             return {}
         with self._lock:
             if self._loads < options.register_after or self._closed:

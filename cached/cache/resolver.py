@@ -1,0 +1,172 @@
+"""What an origin has now: where a model comes from, its objects there, the files chosen of them, and their revision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cached.cache.artifact_key import Destination, choose, parse_archive
+from cached.cache.asking import asked
+from cached.cache.registry import Model
+from cached.cache.services import Services
+from cached.errors import InvalidRequestError, MoverError, NoSourceError
+from cached.manifest import revision_of
+from cached.origins.base import OriginObject, OriginSpec
+from cached.origins.registry import pinned_spec
+from cached.origins.selection import select
+from cached.refs import Ref, artifact_digest
+from cached.signals import run_all
+from cached.singleflight import SingleFlight
+from cached.transfer.jobs import Listing, ListObjects, Prepare, StatObjects
+
+_STATS_PER_JOB = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What the origin has now, chosen and ordered."""
+
+    spec: OriginSpec
+    items: tuple[OriginObject, ...]
+    notes: tuple[str, ...]
+    sha256: Mapping[str, str]
+    revision: str
+
+
+class Resolver:
+    """Loop only. ``defaults``: for each scheme, the options that the configuration has for it."""
+
+    def __init__(self, services: Services, defaults: Mapping[str, Mapping[str, str]], artifacts: Destination) -> None:
+        self._services = services
+        self._defaults = defaults
+        self._artifacts = artifacts
+        self._resolving: SingleFlight[tuple[str, str], Resolved] = SingleFlight()
+
+    async def close(self) -> None:
+        """Ends what is being resolved."""
+        await self._resolving.close()
+
+    def model_of(self, ref: Ref, source: str) -> Model:
+        """The model, known from now on. Raises if nothing, or more than one, says where it comes from."""
+        model = self._services.registry.find(ref)
+        if artifact_digest(ref.name):
+            return self._artifact(ref, source or ref.uri, model)
+        if not (source or ref.uri or (model and model.source)):
+            raise NoSourceError(
+                f"nothing says where to get {ref.name} from",
+                hint=f"add it to the catalog, or: cached pull {ref.name} --source s3://BUCKET/PREFIX",
+                ref=str(ref),
+            )
+        catalogued = model is not None and model.catalog is not None
+        if catalogued and source and model is not None and source != model.source:
+            raise InvalidRequestError(
+                f"the catalog says that {ref.name} comes from {model.source}, not from {source}",
+                hint="leave --source away, use another name, or change the catalog",
+                value=source,
+            )
+        return self._services.registry.known(ref.name)
+
+    def _artifact(self, ref: Ref, source: str, model: Model | None) -> Model:
+        """A compile artifact is code that workers run: it comes from nowhere but the configured destination."""
+        known = self._artifacts.source_of(ref.name) or (model.source if model else "")
+        if source and source != known:
+            raise InvalidRequestError(
+                f"{ref.name} is the name of a compile artifact, which does not come from {source}",
+                hint="call the model something else; artifacts come from artifacts.destination alone",
+                value=source,
+            )
+        if not known:
+            raise NoSourceError(
+                f"the compile artifact {ref.name} is not on this host, and there is no destination to look at",
+                hint="set artifacts.destination of the daemon, or save it here",
+                ref=str(ref),
+            )
+        return self._services.registry.known(ref.name)
+
+    def spec_of(self, uri: str) -> OriginSpec:
+        """An origin that no model is from, with the options of the configuration."""
+        return OriginSpec(uri, self._options(uri))
+
+    def spec(self, model: Model, source: str) -> OriginSpec:
+        """Where a model comes from: ``source``, else what the catalog or its record says."""
+        uri = source or model.source
+        return OriginSpec(
+            uri, self._options(uri) | dict(model.catalog.origin if model.catalog else model.record.origin_options)
+        )
+
+    def _options(self, uri: str) -> dict[str, str]:
+        return dict(self._defaults.get(uri.partition("://")[0].lower(), {}))
+
+    async def resolve(self, model: Model, source: str) -> Resolved:
+        """What the origin has now; asked once for all who ask at the same time."""
+        spec = self.spec(model, source or self._artifacts.source_of(model.name))
+        return await self._resolving.do((model.name, spec.uri), lambda: self._look(model, spec))
+
+    async def _look(self, model: Model, spec: OriginSpec) -> Resolved:
+        catalog = model.catalog
+        if not model.manifests:
+            self._services.runner.prepare(Prepare(spec))
+        listing = await self.listed(ListObjects(spec))
+        if artifact_digest(model.name):
+            return await self._chosen_artifact(model, spec, listing)
+        chosen = select(
+            listing,
+            include=catalog.include if catalog else (),
+            exclude=catalog.exclude if catalog else (),
+            weights_format=(catalog.format if catalog else "") or "auto",
+            source=spec.uri,
+        )
+        items = await self._stat(pinned_spec(spec, chosen.files), tuple(item.path for item in chosen.files))
+        sha256 = dict(catalog.sha256) if catalog else {}
+        missing = sorted(set(sha256) - {item.path for item in items})
+        if missing:
+            raise InvalidRequestError(
+                f"the catalog has a sha256 for {missing[0]}, which {spec.uri} lacks or its patterns leave out",
+                hint="correct the path in the catalog's sha256 table",
+                value=missing[0],
+            )
+        return Resolved(
+            spec=spec,
+            items=items,
+            notes=chosen.notes,
+            sha256=sha256,
+            revision=revision_of((item.path, item.size_bytes, _identity(item, sha256)) for item in items),
+        )
+
+    async def _chosen_artifact(self, model: Model, spec: OriginSpec, listing: tuple[OriginObject, ...]) -> Resolved:
+        """Its objects are named by what they must hold, which counts as the catalog's word does."""
+        key, archive = choose(model.name, listing, self._artifacts.max_bytes)
+        parsed = parse_archive(archive.path)
+        assert parsed is not None  # noqa: S101 - chosen by it
+        sha256 = {key.path: artifact_digest(model.name), archive.path: parsed.sha256}
+        items = await self._stat(spec, (key.path, archive.path))
+        revision = revision_of((item.path, item.size_bytes, _identity(item, sha256)) for item in items)
+        return Resolved(spec=spec, items=items, notes=(), sha256=sha256, revision=revision)
+
+    async def _stat(self, spec: OriginSpec, paths: tuple[str, ...]) -> tuple[OriginObject, ...]:
+        """Of a model of many files, by several movers beside each other."""
+        found: dict[int, tuple[OriginObject, ...]] = {}
+
+        async def some(at: int) -> None:
+            found[at] = await self.listed(StatObjects(spec, paths[at : at + _STATS_PER_JOB]))
+
+        await run_all(*(some(at) for at in range(0, len(paths), _STATS_PER_JOB)))
+        return tuple(item for at in sorted(found) for item in found[at])
+
+    async def listed(self, job: ListObjects | StatObjects) -> tuple[OriginObject, ...]:
+        """Runs a listing job, with the retries that every request to an origin has."""
+        answer = await asked(self._services, job)
+        if not isinstance(answer, Listing):
+            raise MoverError("a mover answered a listing with something else")
+        return answer.items
+
+
+def _identity(item: OriginObject, sha256: Mapping[str, str]) -> str:
+    digest = sha256.get(item.path) or vouched_sha256(item)
+    return f"sha256:{digest}" if digest else f"version:{item.version}"
+
+
+def vouched_sha256(item: OriginObject) -> str:
+    """The SHA-256 of the whole content, if the origin tells it."""
+    whole = (check for check in item.checksums if check.algorithm == "sha256" and not check.part_sizes_bytes)
+    return next((check.value_hex for check in whole), "")

@@ -24,6 +24,8 @@ class FakeModel:
     name: str = "tiny"
     lease_lost: object | None = None
     damaged: tuple[object, ...] = field(default=())
+    failed: bool = False
+    suspended: bool = False
 
 
 def loaded(readiness: Readiness) -> FakeModel:
@@ -101,6 +103,7 @@ def test_a_warm_up_that_fails_leaves_it_warming_and_may_be_tried_again():
     [
         (lambda model: setattr(model, "lease_lost", "it is gone"), "the lease of tiny is lost: it is gone"),
         (lambda model: setattr(model, "damaged", ("a range",)), "tiny is damaged in memory: a range"),
+        (lambda model: setattr(model, "failed", True), "the load of tiny failed"),
     ],
 )
 def test_a_model_that_is_lost_makes_it_cold_until_it_is_loaded_and_warmed_again(loss, reason):
@@ -240,6 +243,23 @@ def test_a_real_model_whose_daemon_lost_it(tmp_path):
         daemon.start()
         eventually(lambda: not readiness.ready, "the loss")
         assert "the lease of tiny is lost" in readiness.status().reason
+
+
+def test_a_real_model_that_is_suspended_has_to_be_warmed_again_after(tmp_path):
+    readiness = Readiness()
+    with FakeDaemon(tmp_path) as daemon, cached_client.connect(daemon.target) as cache:
+        daemon.add("tiny", two_shards()[0])
+        with readiness.loading() as loading:
+            model = loading.watch(cache.attach("tiny", wait=True))
+        readiness.warm_up(lambda *_: None)
+        model.suspend()
+        assert (readiness.state, readiness.status().reason) == ("cold", "tiny is suspended")
+        with readiness.loading() as loading:
+            model.resume()
+            loading.watch(model)
+        assert not readiness.ready
+        readiness.warm_up(lambda *_: model.state_dict())
+        assert readiness.ready
 
 
 def test_a_real_model_of_which_bytes_were_found_damaged(tmp_path):

@@ -43,6 +43,16 @@ class Watched(Protocol):
         """What of it was found damaged."""
         ...
 
+    @property
+    def failed(self) -> bool:
+        """Whether its load failed."""
+        ...
+
+    @property
+    def suspended(self) -> bool:
+        """Whether it was suspended, and not resumed since."""
+        ...
+
 
 M = TypeVar("M", bound=Watched)
 
@@ -75,8 +85,8 @@ class Readiness:
 
     It is ready only while it is warm: the weights of the current load are in place, and a warm-up that began after
     that has passed. Whenever it is asked it looks at the models that it watches: one whose lease is lost
-    (`Model.lease_lost`), or of which bytes were found damaged (`Model.damaged`), makes it cold. From there a new load
-    leads back. What an earlier load or warm-up still does then no longer counts.
+    (`Model.lease_lost`), of which bytes were found damaged (`Model.damaged`), whose load failed, or which is suspended,
+    makes it cold. From there a new load leads back. What an earlier load or warm-up still does then no longer counts.
 
     ``on_change`` is called with each new `Status`, in the thread that brought it about, outside of any lock. What it
     raises is logged: it must not stand between a probe and its answer.
@@ -218,6 +228,10 @@ class Readiness:
                 why = f"the lease of {model.name} is lost: {model.lease_lost}"
             elif model.damaged:
                 why = f"{model.name} is damaged in memory: {model.damaged[0]}"
+            elif model.suspended:
+                why = f"{model.name} is suspended"
+            elif model.failed:
+                why = f"the load of {model.name} failed"
             else:
                 continue
             self._load += 1

@@ -24,9 +24,9 @@ class Selected:
                 raise CacheError(f"the daemon placed the tensor {item.name!r} outside of its file")
             info = TensorInfo(item.name, item.dtype, tuple(item.shape), item.begin, item.end)
             by_file.setdefault(item.file_index, {})[item.name] = info
-        self.files = frozenset(message.files)
+        self.files: frozenset[int] = frozenset(message.files)
         """Those that are there whole."""
-        self.headers = {index: Header(by_file[index], {}, 0) for index in sorted(by_file)}
+        self.headers: dict[int, Header] = {index: Header(by_file[index], {}, 0) for index in sorted(by_file)}
         """By file, as if it had no other tensors."""
         self.sizes_bytes = sizes_bytes
 

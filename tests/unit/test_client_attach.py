@@ -78,7 +78,7 @@ def test_a_model_that_is_there(daemon, cache, files_and_tensors) -> None:
         assert all(torch.equal(state[name], tensors[name]) for name in tensors)
         assert model.report is not None
         assert (model.report.from_level, model.report.checked_by) == ("l3", "first-seen")
-        assert set(model.timings) == {"opened", "first_range", "complete"}
+        assert set(model.timings) == {"opened", "first_range", "last_range", "complete"}
         assert "complete" in repr(model)
     [request] = daemon.attach_requests
     assert (request.client_name, request.resume, request.client_pid) == ("test", False, psutil.Process().pid)

@@ -95,6 +95,8 @@ class Archive:
     def __init__(self, directory: Path, exclude: Sequence[str] = EXCLUDED) -> None:
         """Raises ArtifactError, also for a directory without any file to save."""
         self._directory = os.fspath(directory)
+        self.members: tuple[Member, ...]
+        self.left_out: tuple[str, ...]
         self.members, self.left_out = scan(directory, exclude)
         if not self.members:
             raise ArtifactError(

@@ -110,6 +110,7 @@ def test_tensors_of_a_mapping_that_was_replaced_come_back_too(daemon, cache) -> 
         daemon.add("m", files, arrived=False)  # new segments, nothing in them
         daemon.start()
         eventually(lambda: len(daemon.attach_requests) == 2, "attached again")
+        eventually(lambda: not model._arrivals.spans(list(files).index(FIRST)), "what was announced is forgotten")
         for path, content in files.items():
             daemon.announce("m", path, 0, len(content))
         daemon.complete("m")

@@ -195,7 +195,9 @@ def test_the_directory_view_is_found(site: Site) -> None:
     site.start()
     with site.attach("m") as model:
         model.wait(60)
-        assert model.directory == (site.daemon.models_dir / "m").resolve()
+        link = site.daemon.models_dir / "m"
+        wait_for(link.exists, "the model's name to lead to its revision: that comes once it is recorded")
+        assert model.directory == link.resolve()
         for path, data in files.items():
             local = model.files[path].local_path
             assert local is not None

@@ -185,7 +185,7 @@ def test_what_is_not_supported_is_refused_by_name(site: Site) -> None:
 
     site.add("m", files)
     site.add("quantised", variant(quantization_config={"quant_method": "gptq", "bits": 4}))
-    site.add("bin", {"config.json": files["config.json"], "pytorch_model.bin": b"x" * 1000})
+    site.add("bin", {"config.json": files["config.json"], "pytorch_model.bin": b"x" * 1000}, format="all")
     site.add("bare", {WEIGHTS: engine_models.qwen_moe()[WEIGHTS]})
     site.add("wrong", engine_models.qwen_moe(), sha256={WEIGHTS: "0" * 64})
     site.start()

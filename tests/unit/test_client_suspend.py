@@ -22,8 +22,14 @@ from tests.unit.gpu_support import LateDevice
 FIRST = "model-00001-of-00002.safetensors"
 
 
+BEFORE: set[str] = set()
+"""Inodes that something of this process maps since before the test."""
+
+
 @pytest.fixture
 def daemon(tmp_path: Path):
+    BEFORE.clear()
+    BEFORE.update(inodes())
     with FakeDaemon(tmp_path) as running:
         yield running
 
@@ -35,9 +41,13 @@ def cache(daemon: FakeDaemon):
     gc.collect()
 
 
+def inodes() -> set[str]:
+    """Of the stand-in's segments that this process maps; it has no mapping of its own."""
+    return {line.split()[4] for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:segment" in line}
+
+
 def mapped() -> int:
-    """The stand-in's segments that this process maps; it has no mapping of its own."""
-    return sum("memfd:segment" in line for line in Path("/proc/self/maps").read_text().splitlines())
+    return len(inodes() - BEFORE)
 
 
 def test_other_content_of_the_same_revision_is_refused_and_the_right_one_still_comes_back(daemon, cache) -> None:
@@ -100,6 +110,7 @@ def test_tensors_of_a_mapping_that_was_replaced_come_back_too(daemon, cache) -> 
         daemon.add("m", files, arrived=False)  # new segments, nothing in them
         daemon.start()
         eventually(lambda: len(daemon.attach_requests) == 2, "attached again")
+        eventually(lambda: not model._arrivals.spans(list(files).index(FIRST)), "what was announced is forgotten")
         for path, content in files.items():
             daemon.announce("m", path, 0, len(content))
         daemon.complete("m")

@@ -211,7 +211,7 @@ def _check_weights(model: Model, deadline: Deadline) -> None:
     if not model.names(deadline.left_s()):
         raise FormatError(
             f"{model.name} has no safetensors files",
-            hint="convert its weights to safetensors at the origin: .bin files are code, and are not loaded",
+            hint="`cached convert` makes safetensors of .bin files, which are code and are not loaded",
             path="*.safetensors",
         )
 

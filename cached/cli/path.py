@@ -13,9 +13,11 @@ from cached.cli.progress import Meter, meter
 from cached.errors import TimeoutExpiredError
 from cached_client._proto import cached_pb2 as pb
 from cached_client.connection import Connection
-from cached_client.errors import NotFoundError
+from cached_client.errors import DaemonUnavailableError, NotFoundError, NotReadyError
 
 _POLL_S = 0.2
+_SOON_S = 1.0
+"""A daemon that does not answer for so long is worth a word."""
 _LONG_S = 100 * 365 * 24 * 3600.0
 _UNDER_WAY = {"pulling", "ready"}
 
@@ -59,7 +61,7 @@ def _describe(cache: Connection, ref: str, timeout_s: float | None) -> pb.Descri
 def _waited(cache: Connection, ref: str, source: str, pull: bool, timeout: float | None) -> str:
     """The directory, once there is one. Raises TimeoutExpiredError, and why a pull of ours failed."""
     end_s = time.monotonic() + (_LONG_S if timeout is None else timeout)
-    cache.wait_ready(_LONG_S if timeout is None else timeout)
+    _wait_for_daemon(cache, end_s)
     with meter() as bar:
         if pull and not _is_there(cache, ref):
             ref = _pull(cache, ref, source, None if timeout is None else max(0.0, end_s - time.monotonic()), bar)
@@ -73,6 +75,16 @@ def _waited(cache: Connection, ref: str, source: str, pull: bool, timeout: float
             done_bytes = round(summary.progress * summary.size_bytes)
             bar.update(f"{ref}: {enum_word(summary, 'state')}", done_bytes, summary.size_bytes)
             time.sleep(_POLL_S)
+
+
+def _wait_for_daemon(cache: Connection, end_s: float) -> None:
+    try:
+        cache.wait_ready(min(_SOON_S, end_s - time.monotonic()))
+    except (DaemonUnavailableError, NotReadyError) as error:
+        if time.monotonic() >= end_s:
+            raise
+        say(f"waiting for the daemon: {error.message}")
+        cache.wait_ready(end_s - time.monotonic())
 
 
 def _is_there(cache: Connection, ref: str) -> bool:

@@ -79,13 +79,13 @@ class ModelCache:
         self._parts.foresight.load()
         self._parts.services.registry.write_behind()
         self.ready = True
-        self._spawn(self._parts.recovery.resume())
-        self._spawn(self._parts.upkeep.run())
-        self._spawn(self._parts.timed_pulls.run())
-        self._spawn(self._parts.foresight.run())
-        self._spawn(self._parts.pool_keeper.run())
-        self._spawn(self._parts.trace.run())
-        self._spawn(self._parts.artifacts.run())
+        self._spawn("recovery", self._parts.recovery.resume())
+        self._spawn("upkeep", self._parts.upkeep.run())
+        self._spawn("timed_pulls", self._parts.timed_pulls.run())
+        self._spawn("foresight", self._parts.foresight.run())
+        self._spawn("pool_keeper", self._parts.pool_keeper.run())
+        self._spawn("trace", self._parts.trace.run())
+        self._spawn("artifacts", self._parts.artifacts.run())
 
     async def drain(self, timeout_s: float) -> None:
         """Refuses new work and gives loads under way a moment to finish; what is left stays resumable."""
@@ -461,8 +461,8 @@ class ModelCache:
         if not self.ready:
             raise UnavailableError("the daemon is starting", hint="try again in a moment")
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,8 @@ from tests.integration.support import MB, safetensors
 
 BERLIN = ZoneInfo("Europe/Berlin")
 DEADLINE_S = 30.0
+_ROUNDS = ("upkeep", "timed_pulls", "foresight", "pool_keeper")
+"""The tasks that look at the host again and again."""
 
 
 def berlin(text: str) -> datetime:
@@ -98,17 +101,19 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 async def ticks(cache: ModelCache, count: int = 3) -> None:
     """Until the engine has looked at everything some more times."""
-    clock, seen = cache._parts.services.clock, 0
+    clock, seen = cache._parts.services.clock, Counter[str]()
     asked = clock.sleep
 
     async def counted(delay_s: float) -> None:
-        nonlocal seen
-        seen += 1
+        task = asyncio.current_task()
+        assert task is not None
+        seen[task.get_name()] += 1
         await asked(delay_s)
 
     clock.sleep = counted  # type: ignore[method-assign]
     try:
-        await until(lambda: seen > 6 * count, "the engine's rounds")
+        # The first sleep that is seen ends a round that may have begun before.
+        await until(lambda: all(seen[name] > count for name in _ROUNDS), "the engine's rounds")
     finally:
         del clock.sleep
 

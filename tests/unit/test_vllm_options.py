@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cached_client.errors import InvalidRequestError
+from cached_client.integrations.vllm.compile_cache import unit_of
 from cached_client.integrations.vllm.naming import STAGED_MARK, choose_ref, pinned_ref
 from cached_client.integrations.vllm.options import LoaderOptions, parse_options
 from cached_client.integrations.vllm.weights import LoadTimings
@@ -27,6 +28,7 @@ def test_every_option_is_taken():
     given: dict[str, Any] = {
         "model": "llama", "socket": "/run/c.sock", "source": "s3://b/llama", "wait": True, "timeout_s": 60,
         "daemon_timeout_s": 0, "hold": True, "keep_alive_s": 1.5, "fallback": "auto", "ring": False,
+        "compile_cache": True, "report_start": False,
         "gpu": {"threads": 4, "slot_bytes": 8192, "steps": 2, "bind": False, "ahead_bytes": 1, "buffer_bytes": 1},
     }  # fmt: skip
     options = parse_options(given)
@@ -52,6 +54,8 @@ def test_an_unknown_key_is_refused_with_the_known_ones():
         ({"socket": None}, "text"),
         ({"wait": 1}, "true or false"),
         ({"hold": "yes"}, "true or false"),
+        ({"compile_cache": "on"}, "true or false"),
+        ({"report_start": 0}, "true or false"),
         ({"timeout_s": "soon"}, "seconds"),
         ({"timeout_s": True}, "seconds"),
         ({"timeout_s": -1}, "seconds"),
@@ -154,3 +158,15 @@ def test_vllm_finds_both_plugins_by_their_entry_points():
 
     found = {item.name: item.load() for item in entry_points(group="vllm.general_plugins")}
     assert found == {"cached": plugin.register, "cached_lora": plugin.register_lora}
+
+
+@pytest.mark.parametrize(
+    ("path", "unit"),
+    [
+        ("torch_aot_compile/0a1b/rank_0_0/model", "torch_aot_compile/0a1b"),
+        ("torch_aot_compile/0a1b/inductor_cache/ab/kernel.so", "torch_aot_compile/0a1b"),
+        ("1234567890/rank_1_0/backbone/computation_graph.py", "1234567890"),
+    ],
+)
+def test_each_configuration_has_a_folder_of_the_compile_cache(path, unit):
+    assert unit_of(path) == unit

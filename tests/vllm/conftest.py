@@ -34,6 +34,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path, rclone_s3: RcloneS3) ->
     with CountingProxy(rclone_s3.endpoint_url) as proxy:
         made = Site(tmp_path, rclone_s3, proxy, bucket)
         made.settings = {"l1": {"capacity": "1GiB"}, "transfer": {"retry_budget_s": 600.0}}
+        made.settings["artifacts"] = {"save": True, "destination": made.uri("artifacts")}
         made.add("small-llama", llama())
         made.add("other-llama", llama(1))
         made.add("small-lora", adapter(), base="small-llama")

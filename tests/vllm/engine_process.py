@@ -25,7 +25,8 @@ class _Engine:
     def __init__(self, options: dict[str, Any]) -> None:
         from vllm import LLM
 
-        self._llm = LLM(enforce_eager=True, max_model_len=128, dtype="float32", seed=0, **options)
+        settings = {"enforce_eager": True, "max_model_len": 128, "dtype": "float32", "seed": 0}
+        self._llm = LLM(**settings | options)
 
     def generate(self, prompts: list[str], tokens: int) -> list[list[int]]:
         from vllm import SamplingParams

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,22 @@ def staged(site: Site, name: str, worker: dict[str, str], folder: Path) -> str:
     return done.stdout.strip()
 
 
+def starts(site: Site, name: str) -> list[dict[str, Any]]:
+    """``cached coldstart NAME``, the newest last."""
+    command = [*SERVE, "--socket", str(site.daemon.socket), "coldstart", name, "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return list(json.loads(done.stdout)["starts"])
+
+
+def counting_compiler(folder: Path) -> Path:
+    """A C++ compiler that writes a line for every library that it makes, into a file beside it."""
+    compiler = folder / "counted-g++"
+    count = '[[ " $* " =~ \\ -o\\ [^\\ ]+\\.so\\  ]] && echo "$*" >> "$0.made"'
+    compiler.write_text(f'#!/bin/bash\n{count}\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    return compiler
+
+
 def config_only(folder: Path) -> str:
     """A directory with the configuration and the tokenizer, and nothing of the weights."""
     folder.mkdir()
@@ -71,6 +89,9 @@ def test_cold_from_s3_then_reloaded_then_another_model(site: Site, comparison: C
         assert (loaded["level"], loaded["path"], loaded["fallbacks"]) == ("l3", "views", "0")
         assert 0.99 * weight_bytes() < int(loaded["bytes"]) <= weight_bytes()
         assert site.leases() == []
+        [start] = starts(site, "small-llama")
+        assert {"attach", "download", "build_model", "load_weights"} <= {phase["name"] for phase in start["phases"]}
+        assert start["labels"].items() >= {"engine": "vllm", "from_level": "l3", "tp": "1"}.items()
 
         assert min(engine.ask("zero")) > 0
         zeroed = engine.tokens()
@@ -108,6 +129,34 @@ def test_warm_from_memory_and_after_a_restart_of_the_daemon(site: Site, comparis
     assert origin_bytes(site) == pulled
 
 
+def test_what_one_start_compiled_no_later_one_compiles_again(site: Site, comparison: Comparison, worker, tmp_path):
+    """The second start has a cache folder of its own, with nothing in it, as a fresh container has."""
+    compiler = counting_compiler(tmp_path)
+    made = Path(f"{compiler}.made")
+    extra = {"model": "small-llama", "compile_cache": True}
+    options = {"model": config_only(tmp_path / "config"), "load_format": "cached", "model_loader_extra_config": extra}
+    counts = []
+    for start in ("first", "second"):
+        env = worker | {"VLLM_CACHE_ROOT": str(tmp_path / start), "CXX": str(compiler)}
+        with Engine(tmp_path / f"engine-{start}", env, enforce_eager=False, **options) as engine:
+            answers = engine.ready().tokens()
+            [took] = re.findall(r"init engine .* took ([0-9.]+) s", engine.log.text())
+            counts.append(len(made.read_text().splitlines()))
+            note = f"{counts[-1] - sum(counts[:-1])} kernels compiled, vLLM's init took {took} s"
+            comparison.same(f"cached: compile cache, {start} start", answers, expected(), note)
+            if start == "first":
+                assert "cached: no compile cache to restore" in engine.log.text()
+                wait_for(lambda: "cached: compile cache saved" in engine.log.text(), "the cache to be saved", 120)
+                assert "outcome=stored" in engine.log.text()
+            else:
+                assert "cached: compile cache restored" in engine.log.text()
+    assert counts[0] > 0
+    assert counts[1] == counts[0], "the second start compiled"
+    first, second = starts(site, "small-llama")
+    assert [first["labels"]["from_level"], second["labels"]["from_level"]] == ["l3", "l1"]
+    assert "restore_compile_cache" in {phase["name"] for phase in second["phases"]}
+
+
 def test_two_ranks_share_one_download_and_one_copy(site: Site, comparison: Comparison, worker, tmp_path):
     path = config_only(tmp_path / "config")
     env = worker | {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
@@ -130,6 +179,7 @@ def test_two_ranks_share_one_download_and_one_copy(site: Site, comparison: Compa
         engine.ask("zero")
         engine.ask("reload")
         comparison.same("cached: TP=2, after reload_weights", engine.tokens(), expected())
+        assert [start["labels"]["tp"] for start in starts(site, "small-llama")] == ["2"], "one rank tells, and once"
 
 
 def test_weights_are_handed_over_while_they_are_downloaded(site: Site, comparison: Comparison, worker, tmp_path):
@@ -208,7 +258,10 @@ def leased(site: Site) -> set[str]:
 @pytest.mark.parametrize(
     ("extra", "told"),
     [
-        ({"modle": "small-llama"}, "it knows daemon_timeout_s, fallback, gpu, hold, keep_alive_s, model, ring, socket"),
+        (
+            {"modle": "small-llama"},
+            "it knows compile_cache, daemon_timeout_s, fallback, gpu, hold, keep_alive_s, model, report_start",
+        ),
         ({"timeout_s": "soon"}, "a number of seconds"),
         ({"fallback": "always"}, "one of 'none', 'auto'"),
     ],

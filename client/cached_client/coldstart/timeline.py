@@ -252,7 +252,9 @@ class Timeline:
         """`to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=2)
 
-    def report(self, cache: Cache, name: str = "", *, client_name: str | None = None) -> None:
+    def report(
+        self, cache: Cache, name: str = "", *, client_name: str | None = None, timeout_s: float | None = None
+    ) -> None:
         """Sends it to the daemon, which keeps the last ones of each model: see `cached coldstart`.
 
         ``name``: the model, where `add_model` did not tell; the daemon must know it. Phases that still run are cut at
@@ -271,7 +273,8 @@ class Timeline:
         message.client_name = (program if client_name is None else client_name)[:256]
         message.started_time_s = self.started_time_s
         message.total_s = self.total_s
-        cache.connection.call(cache.connection.stub.ReportColdStart, pb.ReportColdStartRequest(cold_start=message))
+        request = pb.ReportColdStartRequest(cold_start=message)
+        cache.connection.call(cache.connection.stub.ReportColdStart, request, timeout_s=timeout_s)
 
 
 def _asked_for(process_age_s: float, requested_time_s: float | None, *, inside: bool) -> float | None:

@@ -10,9 +10,12 @@ every process that it starts. With this package installed beside vLLM one option
 `options`       what ``--model-loader-extra-config`` may say (pure)
 `naming`        from a model's directory to its name in the cache (pure)
 `weights`       one rank's load: attach, tensors as they arrive, what it took
+`start`         the timeline of one rank's start, for the daemon
+`compile_cache` vLLM's compile cache: restored, watched, saved
 `staging`       a folder with the small files, where the directory view is not to be seen
 `adapters`      LoRA adapters: from a name to a directory that stays for as long as it is used
 `_loader`       vLLM's model loader
+`_engine`       what vLLM tells of its configuration and of this rank
 `_lora`         vLLM's LoRA resolver
 ==============  ========================================================================================================
 

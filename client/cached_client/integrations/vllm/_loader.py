@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -15,8 +16,10 @@ from vllm.model_executor.model_loader import DefaultModelLoader
 from vllm.platforms import current_platform
 
 from cached_client.errors import CacheError, InvalidRequestError
+from cached_client.integrations.vllm import _engine as engine
 from cached_client.integrations.vllm.naming import choose_ref, name_of
 from cached_client.integrations.vllm.options import parse_options
+from cached_client.integrations.vllm.start import LoadStart
 from cached_client.integrations.vllm.weights import WeightLoad, may_fall_back, pull
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ class CachedModelLoader(DefaultModelLoader):  # type: ignore[misc]
         # As vLLM's own loader has it, which also is the fallback.
         super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config={}))
         self._beside: str | None = None
+        self._start: LoadStart | None = None
 
     def download_model(self, model_config: ModelConfig) -> None:
         """Has the daemon bring the model into memory, and waits for that."""
@@ -63,8 +67,40 @@ class CachedModelLoader(DefaultModelLoader):  # type: ignore[misc]
         """As vLLM's, for the engine's model, or for a draft model that it has beside that one."""
         main = vllm_config.model_config
         self._beside = model_config.model if main is not None and model_config.model != main.model else None
+        is_main = model_config is main
+        self._start = start = self._begin_start(vllm_config) if is_main else None
         loaded: nn.Module = super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
+        self._start = None
+        done = _loaded.get(loaded)
+        if self.options.compile_cache and is_main:
+            self._keep_compiled(vllm_config, done.ref if done is not None else "", start)
+        if start is not None:
+            start.report(self.options.socket)
         return loaded
+
+    def _begin_start(self, vllm_config: VllmConfig) -> LoadStart | None:
+        if not (self.options.report_start and engine.is_first_rank()):
+            return None
+        start = LoadStart(engine.start_labels(vllm_config))
+        start.step("build_model")
+        return start
+
+    def _keep_compiled(self, vllm_config: VllmConfig, ref: str, start: LoadStart | None) -> None:
+        """Once all ranks have loaded, they compile: what is restored here, in time for that, is for all of a host."""
+        why_not = engine.compiles(vllm_config) or ("" if ref else "the weights did not come from the cache")
+        if why_not:
+            _log.info("cached: no compile cache is kept: %s", why_not)
+            return
+        if start is not None:
+            start.step("restore_compile_cache")
+        try:
+            if engine.is_first_rank_of_host():
+                cache = engine.compile_cache(vllm_config, ref, self.options.socket)
+                cache.restore()
+                if engine.is_first_rank():
+                    cache.watch()
+        except Exception:  # noqa: BLE001 the engine starts without it
+            _log.exception("cached: no compile cache is kept")
 
     def get_all_weights(
         self, model_config: ModelConfig, model: nn.Module
@@ -75,11 +111,14 @@ class CachedModelLoader(DefaultModelLoader):  # type: ignore[misc]
         directory instead, and a warning says so.
         """
         _refuse_special(self, model)
-        path, rank, before = model_config.model, _rank(), _loaded.get(model)
+        self.counter_before_loading_weights = time.perf_counter()  # vLLM logs how long ago that was
+        path, rank, before, start = model_config.model, engine.rank(), _loaded.get(model), self._start
         ref = self._ref(path, before)
-        load = WeightLoad(self.options, ref, client_name=f"vllm {name_of(ref)} rank {rank}", rank=rank)
+        load = WeightLoad(self.options, ref, client_name=f"vllm {name_of(ref)} rank {rank}", rank=rank, start=start)
         load.timings.device = _device_name(self)
         tensors = load.tensors(self._ring_device(), self._skip())
+        if start is not None:
+            start.step("load_weights")
         try:
             first = next(tensors, None)
         except CacheError as error:
@@ -90,6 +129,8 @@ class CachedModelLoader(DefaultModelLoader):  # type: ignore[misc]
         if first is not None:
             yield first
         yield from tensors
+        if start is not None:
+            start.step("process_weights")
         _loaded[model] = _Loaded(path, load.ref, load if self.options.hold else None)
         if before is not None and before.held is not None:
             before.held.close()
@@ -132,13 +173,6 @@ class CachedModelLoader(DefaultModelLoader):  # type: ignore[misc]
 
 def _device_name(loader: DefaultModelLoader) -> str:
     return str(loader.load_config.device or current_platform.device_type)
-
-
-def _rank() -> str:
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return "0/1"
-    return f"{distributed.get_rank()}/{distributed.get_world_size()}"
 
 
 def _refuse_special(loader: DefaultModelLoader, model: nn.Module) -> None:

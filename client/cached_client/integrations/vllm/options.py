@@ -46,6 +46,12 @@ class LoaderOptions:
     ring: bool = _option(
         True, "On CUDA: copy through the client's pinned ring. Without it vLLM copies from shared memory by itself."
     )
+    compile_cache: bool = _option(
+        False, "Restore vLLM's compile cache before it compiles, and save it after, where the daemon lets its workers."
+    )
+    report_start: bool = _option(
+        True, "Tell the daemon what this start consisted of, for `cached coldstart`: the first rank does, once."
+    )
     gpu: GpuOptions = field(
         default_factory=GpuOptions,
         metadata={"doc": f"Tunes the ring: an object with some of {', '.join(f'`{key}`' for key in _GPU_KEYS)}."},
@@ -66,7 +72,7 @@ def parse_options(extra: Mapping[str, Any] | None) -> LoaderOptions:
     checks: dict[str, Callable[[str, Any], Any]] = {
         "model": _text, "socket": _text, "source": _text, "wait": _flag, "timeout_s": _optional_seconds,
         "daemon_timeout_s": _seconds, "hold": _flag, "keep_alive_s": _seconds, "fallback": _fallback, "ring": _flag,
-        "gpu": _gpu,
+        "compile_cache": _flag, "report_start": _flag, "gpu": _gpu,
     }  # fmt: skip
     return LoaderOptions(**{key: checks[key](key, value) for key, value in given.items()})
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cached_client.attach import Model
     from cached_client.cache import Cache
     from cached_client.integrations.vllm.options import LoaderOptions
+    from cached_client.integrations.vllm.start import LoadStart
 
 _SAFETENSORS = ".safetensors"
 
@@ -78,14 +79,18 @@ class LoadTimings:
 class WeightLoad:
     """A load, from the connection to the last tensor; use `tensors` once.
 
-    With ``options.hold`` its lease is held on afterwards, until `close`.
+    With ``options.hold`` its lease is held on afterwards, until `close`. ``start`` is told of the model when
+    it is loaded.
     """
 
-    def __init__(self, options: LoaderOptions, ref: str, *, client_name: str, rank: str) -> None:
+    def __init__(
+        self, options: LoaderOptions, ref: str, *, client_name: str, rank: str, start: LoadStart | None = None
+    ) -> None:
         self.timings: LoadTimings = LoadTimings(ref, rank)
         self._options = options
         self._ref = ref
         self._client_name = client_name
+        self._start = start
         self._cache: Cache | None = None
         self._model: Model | None = None
 
@@ -166,6 +171,8 @@ class WeightLoad:
         if device is not None and copied is not None:
             timings.path = copied.path
             timings.fallbacks += copied.fallbacks
+        if self._start is not None:
+            self._start.loaded(model)
 
 
 def pull(options: LoaderOptions, ref: str) -> str:

@@ -12,7 +12,7 @@ import structlog
 
 from cached.cache.capacity import Allocated, Limit, Pressure, l1_budget, l1_host_limit, l2_limit
 from cached.config import Config, resolve_capacity
-from cached.errors import CachedError, NotFoundError
+from cached.errors import CachedError, LevelError, NotFoundError
 from cached.ledger import Ledger, whatever_fits
 from cached.levels.base import FileRef, Found, LocalLevel
 from cached.levels.shm import ShmLevel
@@ -239,7 +239,8 @@ class Storage:
                 await in_thread(_create, self._levels[level], new)  # its blocks are allocated on the disk
         except (CachedError, asyncio.CancelledError):
             for ingest_id in opened:
-                self.discard(level, ingest_id)
+                with suppress(LevelError):  # a disk that takes nothing gives nothing back either
+                    self.discard(level, ingest_id)
             raise
         finally:
             if level is Level.L1:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from cached.cache.artifact_key import KEY_PATH, archive_path
-from cached.cache.evictor import Evictor
+from cached.cache.evictor import Evictor, Wanted
 from cached.cache.loader import Loader
 from cached.cache.services import Services
 from cached.checksum import crc64nvme
@@ -67,9 +67,7 @@ class ArtifactWriter:
         try:
             sizes = {file.ingest_id: file.size_bytes for file in files}
             async with self._evictor.opening:
-                await self._evictor.open(
-                    Level.L2, sizes, name=name, revision=revision, otherwise=Otherwise.EVICT, shared={}
-                )
+                await self._evictor.open(Wanted(Level.L2, sizes, name, revision, Otherwise.EVICT, digests=()))
             manifest = await self._fill(name, revision, files, document, data)
         except CachedError:
             services.registry.forget_if_unknown(services.registry.known(name))

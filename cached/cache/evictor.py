@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from cached.cache.facts import Facts, Loads
 from cached.cache.registry import Model
@@ -36,6 +37,23 @@ _UNMAP_WAIT_S = 5.0
 _UNMAP_POLL_S = 0.05
 _COLD_GRACE_S = 5.0
 _AHEAD_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Ingests (id → bytes) of one revision that are to be opened at a level; ``otherwise``, if it is not worth that.
+
+    ``digests``: the revision's blobs, as far as they are known; what is at the level already is shared. ``lengths``: of
+    ingests that stay holes for the most, see ``Storage.open``.
+    """
+
+    level: Level
+    sizes: Mapping[str, int]
+    name: str
+    revision: str
+    otherwise: Otherwise
+    digests: Collection[str]
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
 
 class Evictor:
@@ -75,24 +93,13 @@ class Evictor:
         """True inside ``busy``."""
         return self._busy[manifest.name, manifest.revision] > 0
 
-    async def open(
-        self,
-        level: Level,
-        sizes: Mapping[str, int],
-        *,
-        name: str,
-        revision: str,
-        otherwise: Otherwise,
-        shared: Mapping[str, int],
-        lengths: Mapping[str, int] | None = None,
-    ) -> bool:
+    async def open(self, wanted: Wanted) -> bool:
         """Reserves and creates these ingests, evicting what the policy says. The caller holds ``opening``.
 
-        ``shared``: blobs of the revision (digest → bytes) that are at the level already. ``lengths``: of those that
-        stay holes for the most, see ``Storage.open``.
         False, with nothing open, where the policy says that the revision does without a place (``Otherwise.SKIP``).
         Raises NoRoomError; nothing is open then.
         """
+        level, sizes = wanted.level, wanted.sizes
         if not sizes:
             return True
         storage = self._services.storage
@@ -100,20 +107,20 @@ class Evictor:
             self._drop_leftovers(level, keep=sizes)
             await self._until_free(level, sizes)
         decision = None
-        if storage.missing_bytes(level, sizes) > 0 or self._is_bounded(name, level):
-            decision = await self._decide(level, sizes, name, revision, otherwise, shared)
+        if storage.missing_bytes(level, sizes) > 0 or self._is_bounded(wanted.name, level):
+            decision = await self._decide(wanted)
             if decision.verdict is Verdict.SKIPPED:
                 return False
             await self._until_free(level, sizes)
         if storage.missing_bytes(level, sizes) > 0:
-            self._refuse(level, sizes, name)
+            self._refuse(level, sizes, wanted.name)
         if level is Level.L1:
-            await storage.fit_pool({key: size for key, size in sizes.items() if key not in (lengths or {})})
-        await storage.open(level, sizes, lengths)
+            await storage.fit_pool({key: size for key, size in sizes.items() if key not in wanted.lengths})
+        await storage.open(level, sizes, wanted.lengths)
         if level is Level.L1:
             await storage.collect()
         if decision is None or decision.admitted:
-            self._services.history.kept(name, level)
+            self._services.history.kept(wanted.name, level)
         return True
 
     def _is_bounded(self, name: str, level: Level) -> bool:
@@ -133,44 +140,30 @@ class Evictor:
                 return
             await clock.sleep(_UNMAP_POLL_S)
 
-    async def _decide(
-        self,
-        level: Level,
-        sizes: Mapping[str, int],
-        name: str,
-        revision: str,
-        otherwise: Otherwise,
-        shared: Mapping[str, int],
-    ) -> Decision:
+    async def _decide(self, wanted: Wanted) -> Decision:
         """Carries out the policy's plan for these sizes, or raises its shortfall having evicted nothing."""
-        clock = self._services.clock
-        planned = self._plan(level, sizes, name, revision, otherwise, shared)
+        clock, level = self._services.clock, wanted.level
+        planned = self._plan(wanted)
         left_s = self._grace_until_s - clock.monotonic_s()
         if level is Level.L1 and _victims(planned) and left_s > 0:
             # Workers of an earlier daemon may be about to take up their leases again.
             await clock.sleep(left_s)
-            planned = self._plan(level, sizes, name, revision, otherwise, shared)
+            planned = self._plan(wanted)
         decision = planned.decision(level)
         assert decision is not None  # noqa: S101 - there was a need
         for victim in _victims(planned):
             self._evict_planned(victim)
         if decision.verdict is Verdict.TRANSIENT:
-            self._services.storage.hold_beside(name, revision, self._needed(level, sizes))
-        self._tell(decision, name, revision)
+            self._services.storage.hold_beside(wanted.name, wanted.revision, self._needed(level, wanted.sizes))
+        self._tell(decision, wanted.name, wanted.revision)
         return decision
 
-    def _plan(
-        self,
-        level: Level,
-        sizes: Mapping[str, int],
-        name: str,
-        revision: str,
-        otherwise: Otherwise,
-        shared: Mapping[str, int],
-    ) -> Plan:
+    def _plan(self, wanted: Wanted) -> Plan:
         facts, now_s = self._facts, self._services.clock.monotonic_s()
+        level, name, revision = wanted.level, wanted.name, wanted.revision
         newcomer = facts.newcomer(name, revision, in_l2=level is Level.L1 and self._will_be_in_l2(name, revision))
-        need = Need(level, self._needed(level, sizes), name, newcomer, otherwise, shared)
+        shared = self._services.registry.at_level(wanted.digests, level)
+        need = Need(level, self._needed(level, wanted.sizes), name, newcomer, wanted.otherwise, shared)
         planned = plan(facts.snapshot(need), now_s)
         if planned.shortfall is not None:
             error = planned.shortfall.error()
@@ -388,7 +381,7 @@ class Evictor:
         free_bytes = storage.ledger(Level.L1).available_bytes + storage.pool_bytes(Level.L1)
         return free_bytes + storage.withdrawn_bytes(Level.L1) < storage.free_ahead_bytes(Level.L1)
 
-    def _drop_leftovers(self, level: Level, *, keep: Mapping[str, int]) -> bool:
+    def _drop_leftovers(self, level: Level, *, keep: Mapping[str, int]) -> None:
         """Ingests that wait to be resumed, and blobs of unfinished pulls, go before any model does.
 
         Parts that workers map stay, and so do all of them until the workers of an earlier daemon had time to come back.
@@ -396,15 +389,13 @@ class Evictor:
         storage, held = self._services.storage, self._leases.holds()
         if self._services.clock.monotonic_s() < self._grace_until_s:
             held |= self._services.part_ingests()
-        dropped = self._drop_unowned(level, frozenset())
+        self._drop_unowned(level, frozenset())
         for ingest_id in storage.kept_ingests(level):
             if ingest_id not in keep and ingest_id not in held:
                 storage.discard(level, ingest_id)
-                dropped = True
         self.loads.forget_parts()
-        return dropped
 
-    def _drop_unowned(self, level: Level, wanted: frozenset[str]) -> bool:
+    def _drop_unowned(self, level: Level, wanted: frozenset[str]) -> None:
         registry, storage = self._services.registry, self._services.storage
         owned = {entry.digest for manifest in registry.manifests() for entry in manifest.files}
         owned |= self.loads.held_digests() | wanted
@@ -416,7 +407,6 @@ class Evictor:
             else:
                 storage.remove_from_disk(digest)
             registry.forget_blob(digest)
-        return bool(gone)
 
     def _pending_digests(self) -> frozenset[str]:
         services = self._services

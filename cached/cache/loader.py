@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import structlog
 
-from cached.cache.evictor import Evictor
+from cached.cache.evictor import Evictor, Wanted
 from cached.cache.flight import BlobOrder, Flight
 from cached.cache.load import Load, LoadPlan
 from cached.cache.services import Services
@@ -178,9 +178,8 @@ class Loader:
             sizes = {key: self._room_bytes(order) for key, order in new.items() if not order.adopt}
             lengths = {key: new[key].size_bytes for key in sizes if new[key].is_part}
             admitted = await self._evictor.open(
-                plan.level, sizes, name=plan.name, revision=plan.revision, otherwise=plan.otherwise,
-                shared=self._services.registry.at_level(plan.digests, plan.level), lengths=lengths,
-            )  # fmt: skip
+                Wanted(plan.level, sizes, plan.name, plan.revision, plan.otherwise, plan.digests, lengths)
+            )
             if not admitted:
                 raise NoRoomError(
                     f"{plan.name} is not worth the place of what is in {plan.level}",
@@ -248,9 +247,8 @@ class Loader:
             return frozenset()
         try:
             opened = await self._evictor.open(
-                Level.L2, sizes, name=plan.name, revision=plan.revision, otherwise=Otherwise.SKIP,
-                shared=self._services.registry.at_level(plan.digests, Level.L2),
-            )  # fmt: skip
+                Wanted(Level.L2, sizes, plan.name, plan.revision, Otherwise.SKIP, plan.digests)
+            )
         except CachedError as error:
             if not isinstance(error, NoRoomError):
                 self._services.degraded["l2"] = error.message

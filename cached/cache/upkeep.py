@@ -6,7 +6,7 @@ import structlog
 
 from cached.cache.background import repeat
 from cached.cache.cold_starts import ColdStarts
-from cached.cache.evictor import Evictor
+from cached.cache.evictor import Evictor, Wanted
 from cached.cache.hot_set import HotSet
 from cached.cache.loader import Loader
 from cached.cache.persist import persist_resident
@@ -128,9 +128,8 @@ class Upkeep:
                 if any(services.storage.is_open(Level.L2, ingest_id) for ingest_id in sizes):
                     return  # a load that began meanwhile writes it
                 if not await self._evictor.open(
-                    Level.L2, sizes, name=manifest.name, revision=manifest.revision, otherwise=Otherwise.SKIP,
-                    shared=services.registry.at_level(manifest.blobs, Level.L2),
-                ):  # fmt: skip
+                    Wanted(Level.L2, sizes, manifest.name, manifest.revision, Otherwise.SKIP, manifest.blobs)
+                ):
                     return
             for blob in missing:
                 record = blob.record

@@ -166,9 +166,7 @@ async def test_a_stream_is_told_that_the_daemon_stops(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await reading
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        # On a busy host gRPC may close the connection before the caller has read more than that.
-        if any(key == "grpc-status-details-bin" for key, _ in caught.value.trailing_metadata() or ()):
-            assert info_of(caught.value).metadata["phase"] == "stopping"
+        assert info_of(caught.value).metadata["phase"] == "stopping"
         assert it.engine.held == 0
         assert it.metrics.counters()['cached_rpc_total{method="Attach",code="UNAVAILABLE"}'] == 1
 

@@ -110,10 +110,6 @@ class Registry:
         """When pulls of a model begin by themselves, in Unix time, the next one first."""
         return tuple(pull.at_time_s for pull in self._index.timed(name))
 
-    def adapters_of(self, name: str) -> tuple[str, ...]:
-        """The adapters that a model has, by the catalog."""
-        return tuple(sorted(self._adapters.get(name, ())))
-
     def find(self, ref: Ref) -> Model | None:
         """The model of a reference, or None."""
         return self.models.get(ref.name)

@@ -170,9 +170,12 @@ locks: ## The locks hold pins and hashes, no address, index or option
 
 ##@ Tests
 
+# Processes that run tests beside each other, a file of tests each at a time; 0 runs them in this one.
+TEST_PROCESSES ?= 2
+
 .PHONY: test
 test: $(STAMP) ## All tests that need no GPU (PYTEST_ARGS= adds arguments)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: cover
 cover: $(STAMP) ## As test, with branch coverage

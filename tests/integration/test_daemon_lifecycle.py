@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import stat
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -79,9 +80,10 @@ def test_a_socket_of_any_characters_but_a_comma_is_served_and_found(tmp_path: Pa
     source = tmp_path / "source"
     source.mkdir()
     (source / "config.json").write_text("{}")
-    odd = tmp_path / "a ;?#%2C:@[é"
     with (
-        DaemonProcess(odd, models={"m": {"source": f"file://{source}"}}) as daemon,
+        # Not in tmp_path, whose length varies: a socket's path has 96 bytes at most.
+        tempfile.TemporaryDirectory(prefix="cached ;?#%2C:@[é") as odd,
+        DaemonProcess(Path(odd), models={"m": {"source": f"file://{source}"}}) as daemon,
         cached_client.connect(str(daemon.socket)) as cache,
         cache.attach("m", timeout_s=60) as model,
     ):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import os
 import signal
 import stat
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,15 @@ from cached.rpc import sockets
 from cached.rpc.descriptors import AccessList, DescriptorServer
 from cached.rpc.server import RpcServer
 from cached.sdnotify import Notifier
-from cached.types import Level
+from cached.service_status import StatusReporter
 from cached.units import format_size
 from cached.web.http import HttpServer, Views
 
 CATALOG_POLL_S = 2.0
 _WATCHDOG_S = 5.0
+_MORE_TIME_S = 30.0
+"""What a daemon that starts or stops asks for with each sign of life; it takes that long to notice that one hangs."""
+
 _STOP_GRACE_S = 1.0
 _CLOSE_TIMEOUT_S = 10.0
 _log = structlog.get_logger(__name__)
@@ -43,12 +47,18 @@ def serve(loaded: LoadedConfig, environment: Mapping[str, str], read: Callable[[
     as they are now, with SIGHUP: of these the budgets of the levels are taken. Raises ConfigError for what
     cannot be used, AlreadyRunningError within a second when another daemon holds the state folder or the socket.
     """
-    config = loaded.config
+    config, notifier = loaded.config, Notifier.from_environment(environment)
     logs.configure(config.daemon.log_level, config.daemon.log_format)
+    faulthandler.enable()  # a watchdog ends a daemon that hangs by SIGABRT: then the log has where it hung
     os.umask(0o077)
-    with _locked(config):
-        _log.info("daemon.starting", version=__version__, pid=os.getpid(), config=loaded.file or "defaults")
-        asyncio.run(_run(config, Notifier.from_environment(environment), read))
+    try:
+        with _locked(config):
+            _log.info("daemon.starting", version=__version__, pid=os.getpid(), config=loaded.file or "defaults")
+            notifier.status("starting: reading what an earlier daemon left")
+            asyncio.run(_run(config, notifier, read))
+    except CachedError as error:
+        notifier.status(f"failed: {error.message}")
+        raise
     return 0
 
 
@@ -96,6 +106,8 @@ class _Daemon:
         self._metrics = Metrics(__version__)
         self._engine = ModelCache.build(config, self._metrics, SystemClock())
         self._catalog = CatalogWatch(config.daemon.catalog, self._engine)
+        self._refused = ""
+        self._status = StatusReporter(notifier, self._engine, self._problems)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._phase = "starting"
@@ -120,26 +132,40 @@ class _Daemon:
         loop.set_exception_handler(_log_stray)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        loop.add_signal_handler(signal.SIGHUP, self._catalog.reload_soon)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(_background(self._watchdog()))
             stack.push_async_callback(self._close_engine)
             await self._bind(stack)
             if not await self._recover():
+                self._notifier.stopping("stopped before it was ready")
                 return
-            await stack.enter_async_context(_background(self._catalog.run(self._notifier)))
+            await stack.enter_async_context(_background(self._catalog.run(self._reload)))
+            await stack.enter_async_context(_background(self._status.run()))
             await self._stop.wait()
             await self._drain()
 
-    def _on_hangup(self) -> None:
-        """Settings that cannot be used change nothing, and are told like a catalog that cannot."""
+    async def _reload(self) -> None:
+        """Reads settings and catalog. What cannot be used changes nothing, and is told in the log, as event and status.
+
+        READY=1 comes in any case: the daemon serves as before.
+        """
+        self._notifier.reloading()
         try:
-            self._engine.set_budgets(self._read().config)
+            loaded = await asyncio.to_thread(self._read)
+            self._engine.set_budgets(loaded.config)
         except CachedError as error:
+            self._refused = f"the settings cannot be used, the old ones stay: {error.message}"
             self._engine.tell(
                 "config.refused", f"the settings cannot be used: {error.message}", error=error.message, hint=error.hint
             )
-        self._catalog.reload_soon()
+        else:
+            self._refused = ""
+        await self._catalog.load(force=True)
+        self._notifier.ready(self._status.line())
+
+    def _problems(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self._refused, self._catalog.problem)))
 
     async def _bind(self, stack: AsyncExitStack) -> None:
         """Answers before it is ready: who asks early is told so, and health probes see a live process."""
@@ -185,15 +211,15 @@ class _Daemon:
         _log.info("daemon.ready", socket=socket, http=http, models=stats.model_count, version=__version__, **levels)
         for problem in stats.degraded:
             _log.warning("daemon.degraded", problem=problem)
-        self._notifier.ready(f"serving {stats.model_count} models on {socket}; L1 {levels.get(Level.L1.value, 'off')}")
+        self._notifier.ready(self._status.line())
 
     async def _drain(self) -> None:
         """Nothing new begins; loads under way have ``daemon.drain_timeout_s`` to end."""
         timeout_s = self._config.daemon.drain_timeout_s
         self._phase = "draining"
         _log.info("daemon.draining", timeout_s=timeout_s)
-        self._notifier.stopping("draining")
-        self._notifier.extend_timeout(timeout_s + 3 * _CLOSE_TIMEOUT_S)
+        self._notifier.stopping(self._status.drain(timeout_s))
+        self._notifier.extend_timeout(_MORE_TIME_S)
         await self._rpc.draining()
         drain = asyncio.create_task(self._engine.drain(timeout_s))
         hurry = asyncio.create_task(self._hurry.wait())
@@ -224,12 +250,12 @@ class _Daemon:
         return (*reasons, *([self._catalog.missing] if self._catalog.missing else []))
 
     async def _watchdog(self) -> None:
-        """From the loop, so that a loop that hangs is noticed; and a long recovery is not taken for a hang."""
+        """From the loop, so that a loop that hangs is noticed; and a long recovery or drain is not taken for a hang."""
         interval_s = min(_WATCHDOG_S, (self._notifier.watchdog_s or 2 * _WATCHDOG_S) / 2)
         while True:
             self._notifier.watchdog()
-            if self._phase == "starting":
-                self._notifier.extend_timeout(4 * interval_s)
+            if self._phase != "serving":
+                self._notifier.extend_timeout(_MORE_TIME_S)
             await asyncio.sleep(interval_s)
 
 
@@ -286,12 +312,17 @@ class CatalogWatch:
         """Why there is no catalog although one is configured; empty once one was loaded."""
         return "" if self._loaded else f"the catalog is not loaded: {self._problem or 'not read yet'}"
 
+    @property
+    def problem(self) -> str:
+        """Why the file as it is now cannot be used, whether an older catalog is in use or none; empty if it can."""
+        return f"the catalog cannot be used: {self._problem}" if self._problem else ""
+
     def reload_soon(self) -> None:
-        """Reads the file again even if it looks unchanged. Any caller in the loop."""
+        """Lets ``run`` reload. Any caller in the loop."""
         self._forced.set()
 
-    async def run(self, notifier: Notifier) -> None:
-        """Until cancelled."""
+    async def run(self, reload: Callable[[], Awaitable[None]]) -> None:
+        """Until cancelled. ``reload`` is called when somebody asked for it, and loads the catalog as well."""
         while True:
             try:
                 async with asyncio.timeout(CATALOG_POLL_S):
@@ -300,9 +331,7 @@ class CatalogWatch:
                 await self.load()
                 continue
             self._forced.clear()
-            notifier.reloading()
-            await self.load(force=True)
-            notifier.ready()
+            await reload()
 
     async def load(self, *, force: bool = False) -> None:
         """Reads the file if it changed. Raises nothing that the file could cause."""

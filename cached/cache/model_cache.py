@@ -393,6 +393,10 @@ class ModelCache:
         stats = self._parts.describer.stats(self._parts.pool.active_movers, self._parts.lanes.stats())
         return replace(stats, prediction_precision=self._parts.foresight.precision)
 
+    def loads(self) -> tuple[PullProgress, ...]:
+        """What is being brought to a level now, or made durable there."""
+        return tuple(load.progress() for load in self._parts.loader.loads.values())
+
     def trace(self) -> Iterator[Attached]:
         """The attaches that this host remembers, oldest first."""
         return self._parts.trace.rows()

@@ -12,6 +12,7 @@ from cached.cli.connect import Globals
 from cached.cli.doctor import doctor
 from cached.cli.failures import INTERRUPTED, exit_code, print_failure
 from cached.cli.interrupt import heard_interrupts
+from cached.cli.service import install_service, uninstall_service
 from cached.errors import CachedError
 from cached_client.errors import CacheError
 
@@ -60,6 +61,8 @@ for _command in (
     ops.config,
     ops.catalog,
     ops.version,
+    install_service,
+    uninstall_service,
 ):
     cli.add_command(_command)
 

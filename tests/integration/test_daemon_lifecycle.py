@@ -189,25 +189,3 @@ def test_a_state_folder_that_cannot_be_names_the_setting(tmp_path: Path) -> None
         assert "daemon.state_dir" in daemon.log()
     finally:
         daemon.close()
-
-
-def test_the_service_manager_hears_of_it(tmp_path: Path) -> None:
-    address = tmp_path / "notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(address))
-        manager.settimeout(60)
-        heard: list[bytes] = []
-
-        def hear(word: bytes) -> None:
-            while not heard or word not in heard[-1]:
-                heard.append(manager.recv(4096))
-
-        environment = {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "500000"}
-        with DaemonProcess(tmp_path / "one", environment=environment) as daemon:
-            hear(b"READY=1")
-            hear(b"WATCHDOG=1")
-            daemon.signal(signal.SIGHUP)
-            hear(b"RELOADING=1")
-            hear(b"READY=1")
-            daemon.terminate()
-            hear(b"STOPPING=1")

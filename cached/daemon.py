@@ -21,6 +21,7 @@ from cached.catalog_file import load_catalog
 from cached.clock import SystemClock
 from cached.config import Config, LoadedConfig
 from cached.errors import CachedError
+from cached.layout import claim_layout
 from cached.metrics import Metrics
 from cached.rpc import sockets
 from cached.rpc.descriptors import AccessList, DescriptorServer
@@ -69,7 +70,7 @@ async def _run(config: Config, notifier: Notifier, read: Callable[[], LoadedConf
 
 @contextmanager
 def _locked(config: Config) -> Iterator[None]:
-    """The folders exist, and both locks are held."""
+    """The folders exist and can be used by this version, and both locks are held."""
     daemon, access = config.daemon, config.access
     sockets.prepare_directory(daemon.state_dir, 0o700, "state folder", "daemon.state_dir")
     group = sockets.group_id(access.socket_group, "access.socket_group")
@@ -79,6 +80,7 @@ def _locked(config: Config) -> Iterator[None]:
     )
     state = sockets.FileLock(f"{daemon.state_dir}/lock", f"the state folder {daemon.state_dir}")
     try:
+        claim_layout(daemon.state_dir, __version__)
         socket = sockets.FileLock(f"{daemon.socket}.lock", f"the socket {daemon.socket}")
         try:
             yield
@@ -155,7 +157,7 @@ class _Daemon:
             loaded = await asyncio.to_thread(self._read)
             self._engine.set_budgets(loaded.config)
         except CachedError as error:
-            self._refused = f"the settings cannot be used, the old ones stay: {error.message}"
+            self._refused = f"the new settings are refused, the old ones stay: {error.message}"
             self._engine.tell(
                 "config.refused", f"the settings cannot be used: {error.message}", error=error.message, hint=error.hint
             )

@@ -100,7 +100,7 @@ def test_start_reload_pull_and_drain(site: Site, manager: ServiceManager) -> Non
     daemon.signal(signal.SIGHUP)
     manager.hear(lambda message: "RELOADING" in message)
     refused = manager.hear(lambda message: "READY" in message)["STATUS"]
-    assert "the settings cannot be used, the old ones stay: " in refused
+    assert "the new settings are refused, the old ones stay: " in refused
     assert "l1.capacity = 'lots'" in refused
     assert ", the catalog cannot be used: " in refused
     assert refused.endswith("L1 3.8/512 MiB, L2 0.0/2.0 GiB, no leases"), refused

@@ -1,4 +1,4 @@
-"""What the service manager hears: a socket as its own, and a real daemon under what can be had of the unit's sandbox."""
+"""What the service manager hears: a socket like its own, and a real daemon within a part of the unit's sandbox."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_client_in_a_bare_environment(client_environment: Environment) -> None:
     assert {"cached-client", "grpcio", "protobuf", "numpy"} <= installed.keys()
     assert not (NOT_FOR_WORKERS | {"cached"}) & installed.keys()
     client_environment.python("from cached_client._proto import cached_pb2, cached_pb2_grpc")
-    loaded = client_environment.python("import sys, cached_client; cached_client.connect; print(*sys.modules)").split()
+    loaded = client_environment.python("import sys, cached_client; print(*sys.modules)").split()
     assert "cached_client" in loaded
     assert not {"grpc", "numpy", "google.protobuf"} & set(loaded)
 
@@ -99,11 +99,13 @@ def test_daemon_and_client_in_a_bare_environment(daemon_environment: Environment
         "cached", "install-service", "--print"
     )
     files = model_files(3 * MB)
+    source = tmp_path / "model"
+    source.mkdir()
     for name, data in files.items():
-        (tmp_path / name).write_bytes(data)
+        (source / name).write_bytes(data)
     daemon = DaemonProcess(
         tmp_path / "d",
-        models={"m": {"source": f"file://{tmp_path}"}},
+        models={"m": {"source": f"file://{source}"}},
         command=(str(daemon_environment.path / "bin" / "cached"),),
     )
     with daemon:

@@ -122,6 +122,12 @@ wheels: $(STAMP) ## Build both wheels into dist/
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist client
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
+.PHONY: version
+version: ## Set the version of both distributions (V=0.2.0); then write its section of CHANGELOG.md
+	@[[ "$(V)" =~ ^[0-9]+\.[0-9]+\.[0-9]+((a|b|rc)[0-9]+)?$$ ]] || { echo "V= must be a version such as 0.2.0" >&2; exit 1; }
+	sed -i 's/^__version__ = .*/__version__ = "$(V)"/' cached/__init__.py client/cached_client/_version.py
+	sed -i 's/"cached-client==[^"]*"/"cached-client==$(V)"/' pyproject.toml
+
 .PHONY: clean
 clean: ## Remove the environments, build output and caches
 	rm -rf $(VENV) $(VENV_PROTO) $(VENV_PEERS) $(VENV_VLLM) build dist client/build client/dist .coverage .coverage.* htmlcov coverage.xml \
@@ -187,6 +193,10 @@ test-gpu: $(STAMP) ## Tests of the GPU copy (opt-in; needs an NVIDIA GPU and a C
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
 		echo "No GPU here that torch can use: nothing was tested." >&2; exit 1; }
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
+
+.PHONY: test-systemd
+test-systemd: $(STAMP) ## The unit under a real systemd, in a container of this host (opt-in; needs root and systemd-nspawn)
+	$(BIN)/python -m pytest -m systemd tests/systemd $(PYTEST_ARGS)
 
 # Another environment, with vLLM and the client, instead of the one that is built here.
 VLLM_PYTHON ?=

@@ -105,10 +105,6 @@ def test_the_units_user_is_the_one_that_is_made():
     assert re.search(rf"(?m)^u {setting('User')} ", (FOLDER / "sysusers.conf").read_text())
 
 
-def test_the_example_is_that_of_the_settings():
-    assert (FOLDER / "config.toml").read_text() == example_toml()
-
-
 def test_sizes_of_the_mount():
     def options(size):
         files = service_files(program="/usr/bin/cached", l1_mount=size)

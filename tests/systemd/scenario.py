@@ -45,8 +45,9 @@ def configure(**settings: str) -> None:
     CONFIG.write_text(text)
 
 
-def l1_of_models() -> str:
-    return re.search(r"(?m)^m +ready .*$", sh(f"{CACHED} ls"))[0]
+def listed() -> str:
+    (line,) = re.findall(r"(?m)^m +ready .*$", sh(f"{CACHED} ls"))
+    return line
 
 
 def install() -> None:
@@ -112,7 +113,7 @@ def hang_it() -> None:
     assert "Watchdog timeout (limit 3s)!" in log
     assert "asyncio/base_events.py" in log, "where the loop was"
     wait_for(lambda: show("StatusText").startswith("L1 57.2/250 MiB"), "L1 to be adopted")
-    assert l1_of_models().count("57.2 MiB") == 3  # its size, at L1 and at L2
+    assert listed().count("57.2 MiB") == 3  # its size, at L1 and at L2
 
 
 def fail_to_start_it() -> None:

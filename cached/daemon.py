@@ -148,11 +148,17 @@ class _Daemon:
             await self._drain()
 
     async def _reload(self) -> None:
-        """Reads settings and catalog. What cannot be used changes nothing, and is told in the log, as event and status.
-
-        READY=1 comes in any case: the daemon serves as before.
-        """
+        """Reads settings and catalog. READY=1 comes in any case: if nothing else, the daemon serves as before."""
         self._notifier.reloading()
+        try:
+            await self._reload_settings()
+            await self._catalog.load(force=True)
+        finally:
+            self._notifier.ready(self._status.line())
+
+    async def _reload_settings(self) -> None:
+        """What cannot be used changes nothing, and is told like a catalog that cannot: log, event and status."""
+        self._refused = ""
         try:
             loaded = await asyncio.to_thread(self._read)
             self._engine.set_budgets(loaded.config)
@@ -161,10 +167,6 @@ class _Daemon:
             self._engine.tell(
                 "config.refused", f"the settings cannot be used: {error.message}", error=error.message, hint=error.hint
             )
-        else:
-            self._refused = ""
-        await self._catalog.load(force=True)
-        self._notifier.ready(self._status.line())
 
     def _problems(self) -> tuple[str, ...]:
         return tuple(filter(None, (self._refused, self._catalog.problem)))

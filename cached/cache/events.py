@@ -15,7 +15,7 @@ _log = structlog.get_logger("cached.events")
 
 _REMEMBERED = 500
 _QUEUE = 1000
-_WRONG = frozenset({"catalog.refused", "damage.found", "l2.write_failed", "load.failed"})
+_WRONG = frozenset({"catalog.refused", "config.refused", "damage.found", "l2.write_failed", "load.failed"})
 
 
 class EventBus:

@@ -7,8 +7,10 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 CACHED = "/opt/cached/bin/cached"
@@ -80,6 +82,27 @@ def use_it_within_the_sandbox() -> None:
     assert sh(inside + "ls -A /root /home").split() == ["/home:", "/root:"]
 
 
+def every_way_of_the_bytes_within_it() -> None:
+    """Disk to memory, O_DIRECT where the file system has it, and a name that is resolved for an origin by HTTP."""
+    sh(f"{CACHED} evict m --level l1")
+    sh(f"{CACHED} pull m --level l1")
+    assert listed().count("57.2 MiB") == 3
+    assert re.search(r'cached_transfer_bytes_total{hop="l2_l1"} +60,000,0', sh(f"{CACHED} stats"))
+    (Path("/srv/m") / "SHA256SUMS").write_text(
+        "".join(f"{sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in Path("/srv/m").iterdir())
+    )
+    server = subprocess.Popen([sys.executable, "-m", "http.server", "--directory", "/srv/m", "8000"])
+    try:
+        sh("curl --silent --fail --retry 20 --retry-connrefused --output /dev/null http://localhost:8000/SHA256SUMS")
+        sh(f"{CACHED} evict m")
+        assert "57.2 MiB in " in sh(f"{CACHED} pull copy --source http://localhost:8000/")
+    finally:
+        server.kill()
+        server.wait()
+    sh(f"{CACHED} rm copy")
+    sh(f"{CACHED} pull m")
+
+
 def reload_it() -> None:
     configure(capacity="lots")
     sh("systemctl reload cached")
@@ -121,6 +144,7 @@ def fail_to_start_it() -> None:
     sh("systemctl restart cached", code=1)
     wait_for(lambda: show("ActiveState") == "failed", "the manager to give up")
     assert "l1.capacity = 'lots'" in sh("journalctl --unit cached --no-pager --output cat --lines 20")
+    print("status:", show("StatusText"))
     configure(capacity="250MiB")
     sh("systemctl reset-failed cached")
     sh("systemctl start cached")
@@ -132,9 +156,17 @@ def uninstall() -> None:
     assert list(Path("/var/lib/cached/l2/blobs").glob("*/*")), "what was cached stays"
 
 
-for step in (
-    install, use_it_within_the_sandbox, reload_it, restart_it, hang_it, fail_to_start_it, uninstall,
-):  # fmt: skip
+DAY = (
+    install,
+    use_it_within_the_sandbox,
+    every_way_of_the_bytes_within_it,
+    reload_it,
+    restart_it,
+    hang_it,
+    fail_to_start_it,
+    uninstall,
+)
+for step in DAY:
     print(f"=== {step.__name__}", flush=True)
     step()
 print("=== done", flush=True)

@@ -52,3 +52,4 @@ def test_an_administrators_day_with_the_service(installation: Path, tmp_path: Pa
     scenario = Path(__file__).with_name("scenario.py")
     told = run_scenario(tmp_path, scenario, {"/opt/cached": installation, "/srv/m": model})
     assert told.endswith("=== done\n"), told
+    print(told)

@@ -118,7 +118,7 @@ def uninstall_service(root: str, prefix: str, dry_run: bool) -> None:
             host.remove(file)
     if not root:
         _do(host.systemctl("daemon-reload"), dry_run=dry_run)
-    click.echo("left as it is: /etc/cached, /var/lib/cached, /run/cached, the user cached, and segments in memory.")
+    click.echo("left as it is: /etc/cached, /var/lib/cached, /run/cached, /dev/shm/cached.*, and the user cached.")
     click.echo("to remove that too: rm -r /etc/cached /var/lib/cached /run/cached /dev/shm/cached.*; userdel cached")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.integration.support import model_files
+from tests.integration.support import model_files, sha256
 from tests.packaging.conftest import ROOT, UV, run
 from tests.systemd.container import missing, run_scenario
 
@@ -45,11 +46,20 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_administrators_day_with_the_service(installation: Path, tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
-    for name, data in model_files(60_000_000).items():
-        (model / name).write_bytes(data)
+    model, web = (
+        lay(tmp_path / "model", model_files(60_000_000)),
+        lay(tmp_path / "web", model_files(10_000_000, seed=2)),
+    )
+    sums = [f"{sha256(path.read_bytes())}  {path.name}\n" for path in sorted(web.iterdir())]
+    (web / "SHA256SUMS").write_text("".join(sums))
     scenario = Path(__file__).with_name("scenario.py")
-    told = run_scenario(tmp_path, scenario, {"/opt/cached": installation, "/srv/m": model})
-    assert told.endswith("=== done\n"), told
+    told = run_scenario(tmp_path, scenario, {"/opt/cached": installation, "/srv/m": model, "/srv/web": web})
     print(told)
+    assert told.endswith("=== done\n")
+
+
+def lay(folder: Path, files: Mapping[str, bytes]) -> Path:
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.support import MB, Site, model_files
+from tests.integration.test_restart import HELD, SIZE, WEIGHTS, range_of
 
-WEIGHTS = "model.safetensors"
 States = dict[str, str]
 
 
@@ -72,8 +72,8 @@ def manager(site: Site, tmp_path: Path) -> Iterator[ServiceManager]:
 
 def test_start_reload_pull_and_drain(site: Site, manager: ServiceManager) -> None:
     site.add("quick", model_files(4 * MB, seed=2))
-    site.add("slow", model_files(40 * MB))
-    held = site.hold("slow/" + WEIGHTS, times=-1, after_bytes=10)
+    site.add("slow", model_files(SIZE))
+    held = site.hold("slow/" + WEIGHTS, range=range_of(HELD))
     daemon = site.daemon.start(wait=False)
 
     ready = manager.hear(lambda message: "READY" in message)
@@ -113,12 +113,12 @@ def test_start_reload_pull_and_drain(site: Site, manager: ServiceManager) -> Non
 
     site.begin("slow")
     assert held.reached.wait(60)
-    manager.status(r"no leases, (pulling|beginning) slow \d+ %$")
+    manager.status(r"no leases, pulling slow [1-9]\d %$")
 
     manager.forget()
     daemon.signal(signal.SIGTERM)
     stopping = manager.hear(lambda message: "STOPPING" in message)
-    assert re.fullmatch(r"draining: \w+ slow \d+ %, 5 s left", stopping["STATUS"])
+    assert re.fullmatch(r"draining: pulling slow [1-9]\d %, 5 s left", stopping["STATUS"])
     manager.hear(lambda message: "EXTEND_TIMEOUT_USEC" in message)
     manager.status(r"slow \d+ %, [1-4] s left$")
     held.release()

@@ -117,6 +117,18 @@ def restart_it() -> None:
         assert os.stat("/run/cached").st_ino == socket_folder, "containers that mount it find the next daemon"
 
 
+def put_l2_on_another_drive() -> None:
+    """As the documents say; what is in memory is copied there by itself."""
+    sh("install -d -o cached -g cached -m 0700 /srv/l2")
+    configure(path="/srv/l2")
+    drop_in = Path("/etc/systemd/system/cached.service.d/l2.conf")
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text("[Unit]\nRequiresMountsFor=/srv/l2\n[Service]\nReadWritePaths=/srv/l2\n")
+    sh("systemctl daemon-reload")
+    sh("systemctl restart cached")
+    wait_for(lambda: len(list(Path("/srv/l2/blobs").glob("*/*"))) == 3, "the copies in the new L2")
+
+
 def hang_it() -> None:
     """Stopped, the loop cannot report: the watchdog must end it, and the next daemon must have everything."""
     drop_in = Path("/run/systemd/system/cached.service.d/watchdog.conf")
@@ -156,6 +168,7 @@ DAY = (
     every_way_of_the_bytes_within_it,
     reload_it,
     restart_it,
+    put_l2_on_another_drive,
     hang_it,
     fail_to_start_it,
     uninstall,

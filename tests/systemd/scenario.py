@@ -67,6 +67,8 @@ def use_it_within_the_sandbox() -> None:
     wait_for(lambda: show("StatusText").startswith("L1 57.2/300 MiB"), "the pulled model in the status")
     assert list(Path("/dev/cached").glob("cached.*.blob.*"))
     assert not list(Path("/dev/shm").glob("cached.*")), "L1 is in its own mount"
+    assert "huge=advise" in sh("findmnt --noheadings --output OPTIONS /dev/cached")
+    assert Path("/run/cached/models/m/model.safetensors").stat().st_size == 60_000_000
     assert "1 lease" in sh(f"{CACHED} run m -- sh -c 'sleep 2; systemctl show cached -p StatusText'")
     pid = show("MainPID")
     status = Path(f"/proc/{pid}/status").read_text()
@@ -74,8 +76,9 @@ def use_it_within_the_sandbox() -> None:
     assert "Seccomp:\t2" in status
     assert "CapEff:\t0000000000000000" in status
     inside = f"nsenter --target {pid} --mount "
-    sh(inside + "touch /dev/shm/probe")
-    sh(inside + "rm /dev/shm/probe")
+    for folder in ("/dev/shm", "/dev/cached"):
+        sh(inside + f"touch {folder}/probe")
+        sh(inside + f"rm {folder}/probe")
     for path in ("/etc/probe", "/usr/probe", "/srv/m/probe"):
         sh(inside + f"touch {path}", code=1)
     assert sh(inside + "ls -A /root /home").split() == ["/home:", "/root:"]
@@ -120,10 +123,10 @@ def restart_it() -> None:
 def put_l2_on_another_drive() -> None:
     """As the documents say; what is in memory is copied there by itself."""
     sh("install -d -o cached -g cached -m 0700 /srv/l2")
-    configure(path="/srv/l2")
     drop_in = Path("/etc/systemd/system/cached.service.d/l2.conf")
     drop_in.parent.mkdir(parents=True)
     drop_in.write_text("[Unit]\nRequiresMountsFor=/srv/l2\n[Service]\nReadWritePaths=/srv/l2\n")
+    Path("/etc/default/cached").write_text("CACHED_L2_PATH=/srv/l2\n")
     sh("systemctl daemon-reload")
     sh("systemctl restart cached")
     wait_for(lambda: len(list(Path("/srv/l2/blobs").glob("*/*"))) == 3, "the copies in the new L2")

@@ -73,7 +73,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- /* The daemon's settings: what .Values.config says, and over it what the manifests depend on. */ -}}
 {{- define "cached.config" -}}
 {{- $set := deepCopy .Values.config -}}
-{{- $daemon := dict "socket" "/run/cached/cached.sock" "state_dir" "/var/lib/cached" "models_dir" "/run/cached/models" "catalog" "/etc/cached/catalog/catalog.json" "log_format" "json" "drain_timeout_s" .Values.drainSeconds -}}
+{{- /* Workers that see the sockets only must not see links that lead nowhere for them. */ -}}
+{{- $models := ternary "/run/cached/models" "/var/lib/cached/models" .Values.directoryView -}}
+{{- $daemon := dict "socket" "/run/cached/cached.sock" "state_dir" "/var/lib/cached" "models_dir" $models "catalog" "/etc/cached/catalog/catalog.json" "log_format" "json" "drain_timeout_s" .Values.drainSeconds -}}
 {{- $l1 := dict "capacity" (printf "%siB" (trimSuffix "i" .Values.l1.capacity)) "transient_capacity" (printf "%siB" (trimSuffix "i" .Values.l1.transient)) -}}
 {{- if .Values.directoryView -}}{{- $_ := set $l1 "segment_mode" "0640" -}}{{- end -}}
 {{- $l2 := dict "enabled" .Values.l2.enabled "capacity" .Values.l2.capacity -}}

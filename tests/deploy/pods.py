@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 _PROGRAMS = ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr")
@@ -77,7 +77,11 @@ class Node:
             path.mkdir(parents=True, exist_ok=True)
             path.chmod(0o777)
             return path
-        kind, name = ("ConfigMap", spec["configMap"]["name"]) if "configMap" in spec else ("Secret", spec["secret"]["secretName"])
+        kind, name = (
+            ("ConfigMap", spec["configMap"]["name"])
+            if "configMap" in spec
+            else ("Secret", spec["secret"]["secretName"])
+        )
         folder = self._projected(kind, name)
         if not folder.exists():
             _write_as_kubelet(folder, self.objects[kind, name])
@@ -119,7 +123,8 @@ class Container:
         script = "\n".join(["set -eu", *_root(node, pod, spec, scratch), _enter(pod, spec, scratch, environment or {})])
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                ["unshare", "--mount", "--propagation=private", "--pid", "--ipc", "--fork", "--kill-child", "/bin/sh", "-c", script],
+                ["unshare", "--mount", "--propagation=private", "--pid", "--ipc", "--fork", "--kill-child",
+                 "/bin/sh", "-c", script],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={"PATH": _PATH},
             )  # fmt: skip
 
@@ -140,7 +145,7 @@ class Container:
         os.kill(int(first), signal.SIGTERM)
         return self.wait()
 
-    def __enter__(self) -> Container:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,7 +191,10 @@ def _enter(pod: Manifest, spec: Manifest, scratch: Path, environment: Mapping[st
     kept = "".join(f",+{name.lower()}" for name in security["capabilities"].get("add", ()))
     assert security["capabilities"]["drop"] == ["ALL"]
     assert security["allowPrivilegeEscalation"] is False
-    groups = ",".join(str(gid) for gid in [*security.get("supplementalGroups", ()), *([security["fsGroup"]] if "fsGroup" in security else ())])
+    groups = ",".join(
+        str(gid)
+        for gid in [*security.get("supplementalGroups", ()), *([security["fsGroup"]] if "fsGroup" in security else ())]
+    )
     command = [*spec.get("command", ["cached"]), *spec.get("args", ())]
     variables = {"PATH": f"{sys.prefix}/bin:{_PATH}", "PYTHONPATH": str(ROOT)}
     variables |= {item["name"]: item["value"] for item in spec.get("env", ()) if "value" in item} | dict(environment)

@@ -132,7 +132,9 @@ def bucket(rclone_s3: RcloneS3) -> str:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, rclone_s3: RcloneS3, bucket: str) -> Iterator[tuple[Cluster, Container]]:
+def running(
+    tmp_path_factory: pytest.TempPathFactory, rclone_s3: RcloneS3, bucket: str
+) -> Iterator[tuple[Cluster, Container]]:
     made = cluster(tmp_path_factory.mktemp("cluster") / "c", rclone_s3, bucket)
     try:
         with made.start() as daemon:

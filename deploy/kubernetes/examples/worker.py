@@ -1,4 +1,4 @@
-"""The least that a worker needs: the model's tensors without a copy, a warm-up, and a readiness that tells the truth."""
+"""The least that a worker needs: tensors without a copy, a warm-up, and a readiness that tells the truth."""
 
 import os
 import signal

@@ -8,6 +8,7 @@ command and environment. What it does not get: a network of its own, cgroups, se
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -44,7 +45,7 @@ class Node:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
-        self.memory = Path("/dev/shm") / f"node-{os.getpid()}-{self.folder.name}"
+        self.memory = Path("/dev/shm") / f"node-{secrets.token_hex(8)}"
         """Where the node's /dev/shm is: a folder in a real one."""
 
     def host_path(self, path: str) -> Path:
@@ -73,7 +74,8 @@ class Node:
             assert path.is_dir(), f"the kubelet would not start this pod: there is no folder {spec['hostPath']['path']}"
             return path
         if "emptyDir" in spec:
-            path = (self.memory if spec["emptyDir"].get("medium") == "Memory" else scratch) / spec["name"]
+            in_memory = spec["emptyDir"].get("medium") == "Memory"
+            path = (self.memory / scratch.name if in_memory else scratch) / spec["name"]
             path.mkdir(parents=True, exist_ok=True)
             path.chmod(0o777)
             return path
@@ -135,7 +137,7 @@ class Container:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def wait(self, timeout_s: float = 60) -> int:
+    def wait(self, timeout_s: float = 120) -> int:
         """Its exit status."""
         return self._process.wait(timeout_s)
 
@@ -149,6 +151,10 @@ class Container:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends it, and with its first process everything in it; idempotent."""
         self._process.kill()
         self._process.wait()
 

@@ -106,7 +106,7 @@ def test_the_first_stage_carried_out_gives_an_environment_that_works(tmp_path):
     tools = tmp_path / "tools"
     tools.mkdir()
     for name in ("sh", "python3"):
-        (tools / name).symlink_to(sys._base_executable if name == "python3" else shutil.which(name))
+        (tools / name).symlink_to(os.path.realpath(sys.executable) if name == "python3" else shutil.which(name))
     # Bytecode is only for speed, and takes half of the time. No is yes here: pip's flag is --no-compile.
     environment = {"PATH": str(tools), "HOME": str(tmp_path), "PIP_NO_COMPILE": "0"}
     environment |= {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))}

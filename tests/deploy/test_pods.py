@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tests.integration.harness import wait_for
 from tests.integration.support import MB, model_files, total_bytes
 from tests.servers import ACCESS_KEY, SECRET_KEY, RcloneS3
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+pytestmark = [pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"), pytest.mark.timeout(300)]
 
 MODEL, OTHER = "llama-13b", "all-minilm-l6-v2"
 
@@ -62,8 +63,12 @@ class Cluster:
         with Container(self.node, self.pod, "folders", scratch) as init:
             assert init.wait() == 0, init.log()
         daemon = Container(self.node, self.pod, "cached", scratch)
-        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            wait_for(lambda probe=probe: self.probe(probe, daemon), f"{probe}: {daemon.log()[-3000:]}")
+        try:
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                wait_for(partial(self.probe, probe, daemon), probe)
+        except BaseException:
+            daemon.close()
+            raise
         return daemon
 
     def probe(self, name: str, daemon: Container) -> bool:

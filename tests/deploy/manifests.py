@@ -22,10 +22,12 @@ EXAMPLES = "examples"
 CI_VALUES = sorted((CHART / "ci").glob("*.yaml"))
 CUSTOM = {"PodMonitor"}
 """Kinds of others, whose schema Kubernetes does not have."""
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Ten times as fast where libyaml is there."""
 
 
 def parsed(text: str) -> list[Manifest]:
-    return [manifest for manifest in yaml.safe_load_all(text) if manifest]
+    return [manifest for manifest in yaml.load_all(text, Loader=_LOADER) if manifest]
 
 
 @cache

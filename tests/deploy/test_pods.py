@@ -23,6 +23,7 @@ from tests.servers import ACCESS_KEY, SECRET_KEY, RcloneS3
 
 pytestmark = [pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"), pytest.mark.timeout(300)]
 
+CREDENTIALS = f"[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
 MODEL, OTHER = "llama-13b", "all-minilm-l6-v2"
 
 
@@ -122,8 +123,7 @@ def cluster(folder: Path, server: RcloneS3, bucket: str, *settings: str) -> Clus
     manifests = parsed(charted(values, *settings))
     node = Node(folder / "node")
     node.apply(manifests)
-    keys = "[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n"
-    node.put("Secret", "s3", {"credentials": keys.format(ACCESS_KEY, SECRET_KEY)})
+    node.put("Secret", "s3", {"credentials": CREDENTIALS})
     return Cluster(node, manifests, folder, port)
 
 
@@ -230,3 +230,22 @@ print(os.path.realpath(path).split("/")[2], hashlib.sha256(open(path, "rb").read
             assert (place, blob.stat().st_size) == ("shm", 20 * MB)
     finally:
         made.node.close()
+
+
+def test_the_seed_of_the_trial_makes_a_model(running, rclone_s3):
+    made, _ = running
+    trial = parsed(kustomized("overlays/minio"))
+    seed = one(trial, "Job", "seed")
+    made.node.apply(
+        [item for item in trial if item["kind"] == "ConfigMap" and item["metadata"]["name"].startswith("seed")]
+    )
+    for volume in seed["spec"]["template"]["spec"]["volumes"]:
+        if "secret" in volume:
+            made.node.put("Secret", volume["secret"]["secretName"], {"credentials": CREDENTIALS})
+    with made.worker(seed, "seed", CACHED_S3_ENDPOINT_URL=rclone_s3.endpoint_url) as job:
+        assert job.wait() == 0, job.log()
+    (model,) = yaml.safe_load(one(trial, "ConfigMap", "cached-catalog")["data"]["catalog.json"])["models"].values()
+    bucket, _, prefix = model["source"].removeprefix("s3://").partition("/")
+    held = rclone_s3.client().list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/")["Contents"]
+    assert {item["Key"].rpartition("/")[2] for item in held} == {"config.json", "model.safetensors"}
+    rclone_s3.client().delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": item["Key"]} for item in held]})

@@ -7,6 +7,7 @@ command and environment. What it does not get: a network of its own, cgroups, se
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shlex
@@ -125,7 +126,7 @@ class Container:
         script = "\n".join(["set -eu", *_root(node, pod, spec, scratch), _enter(pod, spec, scratch, environment or {})])
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                ["unshare", "--mount", "--propagation=private", "--pid", "--ipc", "--fork", "--kill-child",
+                ["unshare", "--mount", "--propagation=private", "--pid", "--ipc", "--fork",
                  "/bin/sh", "-c", script],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={"PATH": _PATH},
             )  # fmt: skip
@@ -143,9 +144,14 @@ class Container:
 
     def terminate(self) -> int:
         """As the kubelet does: SIGTERM to its first process, and its exit status."""
-        (first,) = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        os.kill(int(first), signal.SIGTERM)
+        self._signal(signal.SIGTERM)
         return self.wait()
+
+    def _signal(self, number: int) -> None:
+        """To its first process; unshare itself only waits for that."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended by itself
+            for first in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
+                os.kill(int(first), number)
 
     def __enter__(self) -> Self:
         return self
@@ -155,7 +161,9 @@ class Container:
 
     def close(self) -> None:
         """Ends it, and with its first process everything in it; idempotent."""
-        self._process.kill()
+        if self.is_running:
+            self._signal(signal.SIGKILL)
+            self._process.kill()
         self._process.wait()
 
 

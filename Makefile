@@ -80,6 +80,12 @@ lock: ## Resolve requirements/*.in and both pyproject.toml files into hashed loc
 		-o requirements/vllm.lock
 	$(LOCK_COMMAND) --no-emit-package cached-client --overrides requirements/overrides.txt \
 		pyproject.toml client/pyproject.toml requirements/dev.in -o requirements/dev.lock
+	$(LOCK_COMMAND) --constraint requirements/dev.lock requirements/build.in -o requirements/build.lock
+	$(LOCK_COMMAND) --constraint requirements/dev.lock --no-emit-package cached-client $(IMAGE_EXTRAS) \
+		pyproject.toml client/pyproject.toml -o requirements/runtime.lock
+
+# What of the optional dependencies the container image has.
+IMAGE_EXTRAS := --extra az --extra gs
 
 # Pins that are in a lock stay; `make lock LOCK_ARGS=--upgrade` moves them.
 LOCK_ARGS ?=
@@ -117,6 +123,10 @@ proto: $(STAMP_PROTO) ## Generate client/cached_client/_proto from the .proto
 docs: $(STAMP) ## Write the parts of docs/ that come from the code
 	$(BIN)/python docs/generate.py
 
+.PHONY: manifests
+manifests: $(STAMP) ## Write the parts of deploy/ that come from the chart and the code
+	$(BIN)/python -m deploy.generate
+
 .PHONY: wheels
 wheels: $(STAMP) ## Build both wheels into dist/
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist client
@@ -140,9 +150,10 @@ clean: ## Remove the environments, build output and caches
 check: lint types contracts wire locks docs-check ## Everything that needs no running daemon: lint, types, contracts, wire, locks, docs
 
 .PHONY: lint
-lint: $(STAMP) ## ruff: rules and format
+lint: $(STAMP) ## ruff: rules and format; hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint deploy/image/*Dockerfile
 
 .PHONY: format
 format: $(STAMP) ## Format, and mend what ruff can mend safely
@@ -166,7 +177,8 @@ wire: $(STAMP) $(STAMP_PROTO) ## buf lint, the generated code is fresh, no break
 	if tag=$$(git describe --tags --abbrev=0 2>/dev/null); then $(BIN)/buf breaking --against ".git#tag=$$tag"; fi
 
 .PHONY: docs-check
-docs-check: $(STAMP) ## The documents are fresh, name what there is, and their links lead somewhere
+docs-check: $(STAMP) ## Documents and manifests are fresh, name what there is, and their links lead somewhere
+	$(BIN)/python -m deploy.generate --check
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python -m pytest -q tests/docs
 

@@ -22,6 +22,7 @@ from cached.index import PartRecord
 from cached.leases import check_keep_alive
 from cached.manifest import FileEntry, Manifest
 from cached.metrics import Metrics
+from cached.overview import Limits, Overview
 from cached.refs import Ref, artifact_digest, parse_ref
 from cached.types import (
     Artifact,
@@ -392,6 +393,10 @@ class ModelCache:
         """The daemon at a glance."""
         stats = self._parts.describer.stats(self._parts.pool.active_movers, self._parts.lanes.stats())
         return replace(stats, prediction_precision=self._parts.foresight.precision)
+
+    def overview(self, limits: Limits) -> Overview:
+        """What is where, what moves and who holds what, in one look."""
+        return self._parts.overviews.now(self.stats(), limits)
 
     def trace(self) -> Iterator[Attached]:
         """The attaches that this host remembers, oldest first."""

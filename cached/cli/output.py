@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cached.units import format_duration, format_size
+from cached.units import format_duration, format_rate, format_size
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _UNBOUNDED_COLUMNS = 100_000
@@ -176,11 +176,8 @@ def size(size_bytes: float) -> str:
 
 
 def rate(size_bytes: float, seconds: float) -> str:
-    """``1.5 GB/s``, in decimal units as networks and buses are; empty when nothing was measured."""
-    if size_bytes <= 0 or seconds <= 0:
-        return ""
-    per_second = size_bytes / seconds
-    return f"{per_second / 1e9:.1f} GB/s" if per_second >= 1e9 else f"{per_second / 1e6:.1f} MB/s"
+    """``1.5 GB/s``; empty when nothing was measured."""
+    return format_rate(size_bytes / seconds) if seconds > 0 else ""
 
 
 def ago(time_s: float, now_s: float | None = None) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import nsmallest
 from itertools import islice
-from urllib.parse import urlsplit
 
 from cached.cache.cold_starts import ColdStarts
 from cached.cache.describe import Describer
@@ -17,7 +16,6 @@ from cached.cache.pulls import Pulls
 from cached.cache.registry import Model
 from cached.cache.services import Services
 from cached.leases import Lease, LeaseTable
-from cached.manifest import Manifest
 from cached.overview import Holding, LevelUse, Limits, Move, MoveKind, MovePhase, Overview, Problem
 from cached.refs import artifact_digest
 from cached.types import LeaseInfo, Level, LevelStats, ModelSummary, Stats, Tier
@@ -128,20 +126,27 @@ class Overviews:
     def _holdings(self) -> dict[str, Holding]:
         """Of each blob what keeps it longest."""
         found: dict[str, Holding] = {}
-        for model in self._services.registry.models.values():
-            for manifest in model.manifests.values():
-                holding = self._holding(model, manifest)
-                for entry in manifest.files:
-                    if entry.digest not in found or _STRENGTH[holding] < _STRENGTH[found[entry.digest]]:
-                        found[entry.digest] = holding
+        for holding, digests in self._held():
+            for digest in digests:
+                if digest not in found or _STRENGTH[holding] < _STRENGTH[found[digest]]:
+                    found[digest] = holding
         return found
 
-    def _holding(self, model: Model, manifest: Manifest) -> Holding:
+    def _held(self) -> Iterator[tuple[Holding, Iterable[str]]]:
+        """Of known revisions, and of those that are arriving: files that have come are blobs before the rest is."""
+        models = self._services.registry.models
+        for model in models.values():
+            for manifest in model.manifests.values():
+                yield self._holding(model, manifest.revision), (entry.digest for entry in manifest.files)
+        for load in self._loader.loads.values():
+            if load.plan.name in models:
+                holding = self._holding(models[load.plan.name], load.plan.revision)
+                yield holding, filter(None, map(load.digest_of, load.plan.files))
+
+    def _holding(self, model: Model, revision: str) -> Holding:
         if model.pinned:
             return Holding.PINNED
-        if self._evictor.is_transient(manifest.name, manifest.revision):
-            return Holding.TRANSIENT
-        return _TIERS[model.tier[0]]
+        return Holding.TRANSIENT if self._evictor.is_transient(model.name, revision) else _TIERS[model.tier[0]]
 
     def _leased(self) -> set[str]:
         models = self._services.registry.models
@@ -173,7 +178,7 @@ class Overviews:
             name=plan.name,
             revision=plan.revision,
             level=plan.level,
-            source=_public(plan.source) if kind is MoveKind.PULL else "",
+            source=plan.source if kind is MoveKind.PULL else "",
             total_bytes=total_bytes,
             done_bytes=done_bytes,
             behind_total_bytes=sum(item.total_bytes for item in behind),
@@ -233,9 +238,3 @@ def _phase(load: Load, behind: list[Written], *, left_bytes: int) -> MovePhase:
     if not load.opened:
         return MovePhase.WAITING
     return MovePhase.MOVING if left_bytes > 0 else MovePhase.VERIFYING
-
-
-def _public(uri: str) -> str:
-    """A source without what may be a credential: user, password, query."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

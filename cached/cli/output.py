@@ -15,7 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cached.overview.words import clean
 from cached.units import format_duration, format_rate, format_size
+
+__all__ = [
+    "ago", "clean", "enum_word", "is_terminal", "output_option", "print_json", "print_pairs", "print_table",
+    "print_text", "rate", "say", "short", "size", "to_data",
+]  # fmt: skip
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _UNBOUNDED_COLUMNS = 100_000
@@ -77,12 +83,6 @@ def enum_word(message: Message, name: str) -> str:
 def print_json(data: Any) -> None:
     """One document on standard output."""
     click.echo(json.dumps(data, indent=2, ensure_ascii=False))
-
-
-def clean(text: str, *, lines: bool = False) -> str:
-    """Text from elsewhere, without what would command a terminal; ``lines`` keeps line feeds."""
-    kept = "\n" if lines else ""
-    return "".join(char if char.isprintable() or char in kept else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def print_table(

@@ -113,7 +113,7 @@ class Limits:
     """How much an overview holds at most, so that it fits a screen and costs the daemon little."""
 
     models: int = 200
-    leases: int = 50
+    leases: int = 40
     events: int = 50
     moves: int = 20
     cold_starts: int = 8

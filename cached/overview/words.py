@@ -24,6 +24,14 @@ HOLDINGS: Mapping[Holding, str] = {
 }
 """What each part of a level's bar means."""
 
+WRONG = frozenset(
+    {
+        "artifact.upload_failed", "catalog.refused", "config.refused", "damage.found", "l2.lost", "l2.skipped",
+        "l2.write_failed", "load.failed",
+    }
+)  # fmt: skip
+"""Kinds of events that tell of a failure."""
+
 _KINDS = {
     MoveKind.PULL: "pull to {level}",
     MoveKind.PROMOTE: "promote to L1",
@@ -55,7 +63,9 @@ _ADVICE = {
         "L2 cannot be written",
     ),
     "l2_drives": Advice("Look for the drive (lsblk, dmesg, mount), then restart the daemon.", "A drive is missing"),
-    "index": Advice("Make room in, or mend, the disk of the state folder; then restart.", "The index cannot be written"),
+    "index": Advice(
+        "Make room in, or mend, the disk of the state folder; then restart.", "The index cannot be written"
+    ),
     "journal": Advice(
         "Only the resume of interrupted pulls suffers. Make room in the state folder.", "The journal cannot be written"
     ),
@@ -66,9 +76,19 @@ _ADVICE = {
         "Take the tier hot from a model (cached tier NAME warm), or raise l1.hot_capacity.", "Hot models have no room"
     ),
     "artifacts": Advice("Check artifacts.destination and its credentials; it is tried again.", "An upload fails"),
-    "model": Advice("cached show {name} has the whole error; cached pull {name} tries again.", "A model cannot be brought"),
+    "model": Advice(
+        "cached show {name} has the whole error; cached pull {name} tries again.", "A model cannot be brought"
+    ),
 }
 _OTHER = Advice("The daemon's log says more: journalctl -u cached.", "What is degraded")
+
+
+def clean(text: str, *, lines: bool = False) -> str:
+    """Text from elsewhere, without what would command a terminal or turn a line; ``lines`` keeps line feeds."""
+    if text.isprintable():
+        return text
+    kept = "\n" if lines else ""
+    return "".join(char if char.isprintable() or char in kept else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def advice(problem: Problem) -> Advice:
@@ -163,13 +183,17 @@ def notes_text(model: ModelSummary) -> str:
 
 
 def process_text(lease: LeaseInfo) -> str:
-    """Which process and container the kernel says it is: ``python3 in pod 1c7f9e0b``; empty while that is unknown."""
-    peer = lease.peer
-    if peer is None:
-        return ""
-    return " in ".join(part for part in (peer.process, peer.container) if part)
+    """Which process it is, by the kernel's word: ``python3 in pod 1c7f9e0b, pid 4242, uid 1000``.
 
-
-def pid_of(lease: LeaseInfo) -> int:
-    """The peer's proven process, else the claimed one; 0: unknown. Of another PID namespace the kernel tells 0."""
-    return (lease.peer.pid if lease.peer else 0) or lease.client.pid
+    By its own word, ``pid 4242 by its own word``, until it fetched descriptors, or where the kernel tells no pid: it
+    runs in a PID namespace that the daemon does not see.
+    """
+    peer, claimed = lease.peer, lease.client.pid
+    told = [" in ".join(part for part in (peer.process, peer.container) if part)] if peer else []
+    if peer is not None and peer.pid > 0:
+        told.append(f"pid {peer.pid}")
+    elif claimed:
+        told.append(f"pid {claimed} by its own word")
+    if peer is not None:
+        told.append(f"uid {peer.uid}")
+    return ", ".join(part for part in told if part)

@@ -62,9 +62,7 @@ def overview_message(value: Overview) -> pb.OverviewResponse:
         leases=map(lease_message, value.leases),
         events=map(event_message, value.events),
         cold_starts=map(cold_start_message, value.cold_starts),
-        problems=[
-            pb.Problem(about=item.about, message=text(item.message), name=item.name) for item in value.problems
-        ],
+        problems=[pb.Problem(about=item.about, message=text(item.message), name=item.name) for item in value.problems],
     )
 
 
@@ -183,14 +181,18 @@ def _summary_of(message: pb.ModelSummary) -> types.ModelSummary:
         lease_count=message.lease_count,
         source=message.source,
         last_used_time_s=message.last_used_time_s,
-        checked_by=_word(types.CheckedBy, message.checked_by, types.CheckedBy.FIRST_SEEN) if message.checked_by else None,
+        checked_by=_check_of(message.checked_by),
         progress=message.progress,
         priority=message.priority,
         worth_s=message.worth_s,
         transient=message.transient,
         tenant=message.tenant,
         base=message.base,
-    )  # fmt: skip
+    )
+
+
+def _check_of(message: str) -> types.CheckedBy | None:
+    return _word(types.CheckedBy, message, types.CheckedBy.FIRST_SEEN) if message else None
 
 
 def _lease_of(message: pb.Lease) -> types.LeaseInfo:

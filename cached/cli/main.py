@@ -12,6 +12,7 @@ from cached.cli.connect import Globals
 from cached.cli.doctor import doctor
 from cached.cli.failures import INTERRUPTED, exit_code, print_failure
 from cached.cli.interrupt import heard_interrupts
+from cached.cli.top import top
 from cached.errors import CachedError
 from cached_client.errors import CacheError
 
@@ -54,6 +55,7 @@ for _command in (
     simulate.simulate_command,
     coldstart.coldstart,
     ops.stats,
+    top,
     ops.events,
     ops.health,
     doctor,

@@ -78,6 +78,7 @@ def _spans(start: ColdStart) -> list[Span]:
 
 def _start(start: ColdStart, found: Breakdown, scale: float, now_s: float, *, with_phases: bool) -> Start:
     top = [row for row in found.rows if row.depth == 0]
+    groups = _groups(found)
     longest = max(top, key=lambda row: row.waited_s, default=None)
     own_scale = 100 / found.total_s if found.total_s > 0 else 0.0
     return Start(
@@ -87,19 +88,27 @@ def _start(start: ColdStart, found: Breakdown, scale: float, now_s: float, *, wi
         total=seconds(found.total_s),
         from_level=start.labels.get("from_level", "").upper(),
         longest=f"{longest.name} {seconds(longest.waited_s)}" if longest else "",
-        bars=tuple(bar for row in top for bar in _bars(row, scale, critical=True)),
-        phases=tuple(_phase(row, own_scale) for row in found.rows) if with_phases else (),
+        bars=tuple(bar for row in top for bar in _bars(row, groups[id(row)], scale, critical=True)),
+        phases=tuple(_phase(row, groups[id(row)], own_scale) for row in found.rows) if with_phases else (),
     )
 
 
-def _phase(row: Row, scale: float) -> Phase:
+def _groups(found: Breakdown) -> dict[int, str]:
+    """Of each row, by identity, its group: parts belong to what they are parts of."""
+    groups, group = {}, _OTHER
+    for row in found.rows:
+        group = GROUPS.get(row.name, _OTHER) if row.depth == 0 else group
+        groups[id(row)] = group
+    return groups
+
+
+def _phase(row: Row, group: str, scale: float) -> Phase:
     name = row.name + (f" x{row.count}" if row.count > 1 else "") + (" (failed)" if row.failed else "")
-    bars = (*_bars(row, scale, critical=False), *_bars(row, scale, critical=True))
+    bars = (*_bars(row, group, scale, critical=False), *_bars(row, group, scale, critical=True))
     return Phase(name, row.depth, seconds(row.total_s), seconds(row.critical_s), bars)
 
 
-def _bars(row: Row, scale: float, *, critical: bool) -> list[Bar]:
-    group = GROUPS.get(row.name, _OTHER)
+def _bars(row: Row, group: str, scale: float, *, critical: bool) -> list[Bar]:
     return [
         Bar(
             round(begin_s * scale, 2), round(max(_THINNEST, (end_s - begin_s) * scale), 2), group,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import nsmallest
 from itertools import islice
 
@@ -13,7 +14,7 @@ from cached.cache.load import Load
 from cached.cache.loader import Loader
 from cached.cache.pace import Pace, Written, speed_bytes_per_s
 from cached.cache.pulls import Pulls
-from cached.cache.registry import Model
+from cached.cache.registry import Model, Presence
 from cached.cache.services import Services
 from cached.leases import Lease, LeaseTable
 from cached.overview import Holding, LevelUse, Limits, Move, MoveKind, MovePhase, Overview, Problem
@@ -24,6 +25,8 @@ from cached.units import chunk_length
 _NAMED = 3
 """Of those that wait for a load."""
 _PROBLEMS = 20
+_REST = 50
+"""Blobs are counted no sooner again than after so many times what it took: 2 % of the loop, however many there are."""
 _TIERS = {Tier.HOT: Holding.HOT, Tier.WARM: Holding.WARM, Tier.AUTO: Holding.AUTO, Tier.COLD: Holding.COLD}
 _STRENGTH = {holding: strength for strength, holding in enumerate(Holding)}
 
@@ -48,6 +51,8 @@ class Overviews:
         self._pulls = pulls
         self._describer = describer
         self._cold_starts = cold_starts
+        self._counted: dict[Level, tuple[Counter[Holding], int]] = {}
+        self._count_again_s = float("-inf")
 
     def now(self, stats: Stats, limits: Limits) -> Overview:
         """What there is at this moment; of lists no more than ``limits`` say."""
@@ -99,23 +104,22 @@ class Overviews:
         registry = self._services.registry
         for model in models:
             manifest = model.current
-            damaged = manifest is not None and registry.is_quarantined(manifest)
-            absent = manifest is None or not registry.is_here(manifest)
-            if damaged or (absent and model.record.last_error):
+            if manifest is not None and registry.is_quarantined(manifest):
                 yield Problem("model", model.record.last_error or "its content is damaged here", model.name)
+            elif model.record.last_error and (manifest is None or not registry.is_here(manifest)):
+                yield Problem("model", model.record.last_error, model.name)
 
     # Levels.
 
     def _uses(self, stats: Stats) -> tuple[LevelUse, ...]:
-        holdings, leased = self._holdings(), self._leased()
-        return tuple(self._use(level, holdings, leased) for level in stats.levels)
+        now_s = self._services.clock.monotonic_s()
+        if now_s >= self._count_again_s:
+            self._counted = self._count()
+            self._count_again_s = now_s + _REST * (self._services.clock.monotonic_s() - now_s)
+        return tuple(self._use(level, *self._counted[level.level]) for level in stats.levels)
 
-    def _use(self, stats: LevelStats, holdings: dict[str, Holding], leased: set[str]) -> LevelUse:
-        found, leased_bytes = dict.fromkeys(Holding, 0), 0
-        for digest, blob in self._services.registry.blobs.items():
-            if blob.at(stats.level):
-                found[holdings.get(digest, Holding.PARTIAL)] += blob.record.size_bytes
-                leased_bytes += blob.record.size_bytes if digest in leased else 0
+    def _use(self, stats: LevelStats, counted: Mapping[Holding, int], leased_bytes: int) -> LevelUse:
+        found: dict[Holding, int] = {**dict.fromkeys(Holding, 0), **counted}
         found[Holding.WITHDRAWN] = stats.withdrawn_bytes
         found[Holding.POOL] = stats.pool_bytes
         found[Holding.PARTIAL] += max(0, stats.used_bytes - sum(found.values()))
@@ -123,13 +127,26 @@ class Overviews:
         found[Holding.FREE] = max(0, stats.capacity_bytes - stats.used_bytes - stats.reserved_bytes)
         return LevelUse(stats.level, found, leased_bytes)
 
+    def _count(self) -> dict[Level, tuple[Counter[Holding], int]]:
+        """Of each level the bytes of its blobs, by what keeps them, and those that workers hold."""
+        holdings, leased = self._holdings(), self._leased()
+        l1, l2, l1_leased_bytes, l2_leased_bytes = Counter[Holding](), Counter[Holding](), 0, 0
+        for digest, blob in self._services.registry.blobs.items():
+            size_bytes, holding = blob.record.size_bytes, holdings.get(digest, Holding.PARTIAL)
+            leased_bytes = size_bytes if digest in leased else 0
+            if blob.l1 is not Presence.ABSENT:
+                l1[holding] += size_bytes
+                l1_leased_bytes += leased_bytes
+            if blob.l2:
+                l2[holding] += size_bytes
+                l2_leased_bytes += leased_bytes
+        return {Level.L1: (l1, l1_leased_bytes), Level.L2: (l2, l2_leased_bytes)}
+
     def _holdings(self) -> dict[str, Holding]:
         """Of each blob what keeps it longest."""
         found: dict[str, Holding] = {}
-        for holding, digests in self._held():
-            for digest in digests:
-                if digest not in found or _STRENGTH[holding] < _STRENGTH[found[digest]]:
-                    found[digest] = holding
+        for holding, digests in sorted(self._held(), key=lambda held: -_STRENGTH[held[0]]):
+            found.update(dict.fromkeys(digests, holding))
         return found
 
     def _held(self) -> Iterator[tuple[Holding, Iterable[str]]]:
@@ -137,7 +154,7 @@ class Overviews:
         models = self._services.registry.models
         for model in models.values():
             for manifest in model.manifests.values():
-                yield self._holding(model, manifest.revision), (entry.digest for entry in manifest.files)
+                yield self._holding(model, manifest.revision), [entry.digest for entry in manifest.files]
         for load in self._loader.loads.values():
             if load.plan.name in models:
                 holding = self._holding(models[load.plan.name], load.plan.revision)

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import cached_client
-from cached.units import MIB
+from cached.units import CHUNK_BYTES, MIB
 from cached_client._proto import cached_pb2 as pb
 from tests.integration.harness import wait_for
 from tests.integration.support import Site, model_files
@@ -42,11 +42,13 @@ MODELS = {
     "paraphrase-minilm-l3": Known(66, {}, pulled=False),
 }
 ARRIVING = "smollm2-135m-instruct"
-_RATE_BYTES_PER_S = 4 * MIB
 
 
 class Scene:
-    """Made by entering it; leaving it ends everything. ``unit_bytes``: of the sizes above; pictures take a MiB."""
+    """Made by entering it; leaving it ends everything.
+
+    ``unit_bytes``: of the sizes above. Pictures take a MiB; with less than a quarter of one nothing arrives in parts.
+    """
 
     def __init__(self, folder: Path, server: RcloneS3, *, unit_bytes: int) -> None:
         server.create_bucket("models")
@@ -112,9 +114,17 @@ class Scene:
                 stub.ReportColdStart(pb.ReportColdStartRequest(cold_start=_start(name, level, weights_s, number)))
 
     @contextlib.contextmanager
-    def arriving(self) -> Iterator[cached_client.Model]:
-        """A worker attaches a model that comes slowly; inside, some of it is there. Leaving lets the rest come."""
-        self.proxy.inject("slow", times=-1, path=f"{ARRIVING}/model", rate_bytes_per_s=_RATE_BYTES_PER_S)
+    def arriving(self, rate_bytes_per_s: float = 0.0) -> Iterator[cached_client.Model]:
+        """A worker attaches a model that comes slowly, at so much a connection; inside, some of it is there.
+
+        0: its second chunk does not come until this is left.
+        """
+        weights = f"{ARRIVING}/model"
+        if rate_bytes_per_s:
+            self.proxy.inject("slow", times=-1, path=weights, rate_bytes_per_s=rate_bytes_per_s)
+        else:
+            second = f"bytes={CHUNK_BYTES}-{2 * CHUNK_BYTES - 1}"
+            self.proxy.inject("hold", times=-1, path=weights, range=second)
         try:
             with self.site.cache() as cache, cache.attach(ARRIVING, client_name="chat-0", wait=False) as model:
                 wait_for(lambda: 0 < self.site.summary(ARRIVING).progress < 1, "bytes to arrive")
@@ -137,9 +147,7 @@ def _start(name: str, level: str, weights_s: float, number: int) -> pb.ColdStart
         started_time_s=time.time() - 30,
         total_s=loaded_s + 3.2,
         phases=[
-            pb.ColdStartPhase(
-                name=phase, start_s=start, end_s=end, after=arrive if phase == "weights_to_gpu" else ""
-            )
+            pb.ColdStartPhase(name=phase, start_s=start, end_s=end, after=arrive if phase == "weights_to_gpu" else "")
             for phase, start, end in phases
         ],
         labels={"from_level": level, "engine": "example"},

@@ -45,20 +45,21 @@ ARRIVING = "smollm2-135m-instruct"
 
 
 class Scene:
-    """Made by entering it; leaving it ends everything.
+    """Made by entering it; leaving it ends everything. ``around``: a program that starts the daemon.
 
     ``unit_bytes``: of the sizes above. Pictures take a MiB; with less than a quarter of one nothing arrives in parts.
     """
 
-    def __init__(self, folder: Path, server: RcloneS3, *, unit_bytes: int) -> None:
+    def __init__(self, folder: Path, server: RcloneS3, *, unit_bytes: int, around: tuple[str, ...] = ()) -> None:
         server.create_bucket("models")
         self._stack = contextlib.ExitStack()
         self._unit_bytes = unit_bytes
         self.proxy = self._stack.enter_context(CountingProxy(server.endpoint_url))
-        self.site = Site(folder, server, self.proxy, "models", check=False)
+        self.site = Site(folder, server, self.proxy, "models", check=False, around=around)
         self.site.settings = {
             "l1": {"capacity": self._size(720), "hot_capacity": self._size(180)},
             "l2": {"capacity": self._size(2048)},
+            "transfer": {"max_attempts": 100, "retry_budget_s": 600.0},
         }
 
     def __enter__(self) -> Self:

@@ -31,6 +31,7 @@ def test_an_overview_comes_out_as_it_went_in() -> None:
     message = overview_message(OVERVIEW)
     assert not {name for name in unset(message) if name.split(".")[0] in {"moves", "uses"}}
     came = overview_of(pb.OverviewResponse.FromString(message.SerializeToString()))
+    assert OVERVIEW.leases[0].peer
     peer = dataclasses.replace(OVERVIEW.leases[0].peer, gid=-1)  # which nobody is told
     leases = (dataclasses.replace(OVERVIEW.leases[0], peer=peer),)
     assert came == dataclasses.replace(OVERVIEW, cold_starts=(), leases=leases)

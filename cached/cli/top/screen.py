@@ -57,7 +57,8 @@ _MOVES = 4
 """On a screen; the others are counted."""
 _ALL_FROM = 24
 """Free lines from which models, leases and events are shown together."""
-_WIDE = 100
+_WIDE, _ROOMY = 100, 116
+"""Columns from which moves have a second line, and from which their bytes are told beside their speed."""
 _GAP = 2
 _READABLE = 18
 """Cells that a column which may be cut has at least, before others are left out for it."""
@@ -260,7 +261,7 @@ def _move_line(move: Move, width: int) -> Text:
     known = move.phase in {MovePhase.MOVING, MovePhase.WRITING, MovePhase.VERIFYING}
     done = percent(move.reached_bytes, move.goal_bytes) if known else 0
     bar = max(8, min(40, width // 6))
-    told = speed_text(move) if move.phase is MovePhase.MOVING and width < _WIDE else progress_text(move)
+    told = speed_text(move) if move.phase is MovePhase.MOVING and width < _ROOMY else progress_text(move)
     shown = Text(no_wrap=True, overflow="ellipsis")
     name = Text(clean(move.name), "bold", no_wrap=True, overflow="ellipsis")
     name.truncate(max(14, min(40, width // 4 + 2)), overflow="ellipsis", pad=True)

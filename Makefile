@@ -219,6 +219,10 @@ test-vllm: $(STAMP) $(if $(VLLM_PYTHON),,$(STAMP_VLLM)) ## Real vLLM on the CPU 
 
 ##@ See it work
 
+.PHONY: screenshots
+screenshots: $(STAMP) ## Take the pictures of docs/images anew (needs a Chromium in PATH)
+	@$(BIN)/python docs/screenshots.py
+
 .PHONY: demo
 demo: $(STAMP) ## A real model from an S3 server into two workers (DEMO_ARGS= adds arguments)
 	@$(BIN)/python bench/demo.py $(DEMO_ARGS)

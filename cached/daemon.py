@@ -7,6 +7,7 @@ import faulthandler
 import gc
 import os
 import signal
+import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -23,6 +24,7 @@ from cached.config import Config, LoadedConfig
 from cached.errors import CachedError
 from cached.layout import claim_layout
 from cached.metrics import Metrics
+from cached.overview import Limits, Overview
 from cached.rpc import sockets
 from cached.rpc.descriptors import AccessList, DescriptorServer
 from cached.rpc.server import RpcServer
@@ -81,11 +83,11 @@ def _locked(config: Config) -> Iterator[None]:
     state = sockets.FileLock(f"{daemon.state_dir}/lock", f"the state folder {daemon.state_dir}")
     try:
         claim_layout(daemon.state_dir, __version__)
-        socket = sockets.FileLock(f"{daemon.socket}.lock", f"the socket {daemon.socket}")
+        bound = sockets.FileLock(f"{daemon.socket}.lock", f"the socket {daemon.socket}")
         try:
             yield
         finally:
-            socket.release()
+            bound.release()
     finally:
         state.release()
 
@@ -125,7 +127,7 @@ class _Daemon:
             gid=group,
             access=AccessList(frozenset(access.uids), frozenset(access.gids)),
         )
-        views = Views(self._metrics, self._not_ready, self._engine.stats, self._engine.list_models)
+        views = Views(self._metrics, self._not_ready, self._overview, host=socket.gethostname())
         self._http = HttpServer(config.http.listen, views) if config.http.listen else None
 
     async def run(self) -> None:
@@ -211,8 +213,8 @@ class _Daemon:
             for level in stats.levels
         }
         http = self._http.address if self._http is not None else "off"
-        socket = self._config.daemon.socket
-        _log.info("daemon.ready", socket=socket, http=http, models=stats.model_count, version=__version__, **levels)
+        path = self._config.daemon.socket
+        _log.info("daemon.ready", socket=path, http=http, models=stats.model_count, version=__version__, **levels)
         for problem in stats.degraded:
             _log.warning("daemon.degraded", problem=problem)
         self._notifier.ready(self._status.line())
@@ -252,6 +254,9 @@ class _Daemon:
     def _not_ready(self) -> tuple[str, ...]:
         reasons = [] if self._phase == "serving" and self._engine.ready else [f"the daemon is {self._phase}"]
         return (*reasons, *([self._catalog.missing] if self._catalog.missing else []))
+
+    def _overview(self, limits: Limits) -> Overview | None:
+        return self._engine.overview(limits) if self._engine.ready else None
 
     async def _watchdog(self) -> None:
         """From the loop, so that a loop that hangs is noticed; and a long recovery or drain is not taken for a hang."""

@@ -20,6 +20,7 @@ from cached.cache.foresight import Foresight
 from cached.cache.history import UseHistory
 from cached.cache.links import DirectoryView
 from cached.cache.loader import Loader
+from cached.cache.overview import Overviews
 from cached.cache.pool_keeper import PoolKeeper
 from cached.cache.pulls import Pulls
 from cached.cache.recovery import Recovery
@@ -71,6 +72,7 @@ class Parts:
     pool_keeper: PoolKeeper
     verifier: Verifier
     describer: Describer
+    overviews: Overviews
     artifacts: Artifacts
     trace: TraceLog
 
@@ -120,6 +122,9 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     pulls = Pulls(services, loader, resolver)
     view = services.view
     cold_starts = ColdStarts(registry, metrics, services.events, clock)
+    describer = Describer(
+        services, loader, leases, view, Explainer(services, evictor), version=version, instance=instance
+    )
     return Parts(
         services=services,
         pool=pool,
@@ -138,9 +143,8 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         ),
         pool_keeper=PoolKeeper(services, lambda: bool(loader.loads)),
         verifier=Verifier(services, pulls),
-        describer=Describer(
-            services, loader, leases, view, Explainer(services, evictor), version=version, instance=instance
-        ),
+        describer=describer,
+        overviews=Overviews(services, loader, leases, evictor, pulls, describer, cold_starts),
         artifacts=Artifacts(services, resolver, loader, evictor, config.artifacts),
         trace=TraceLog(TraceFiles(state_dir), clock),
     )

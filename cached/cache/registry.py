@@ -48,6 +48,8 @@ class Registry:
         self._used: set[str] = set()
         self._present: dict[tuple[str, str], Present] = {}
         self._present_at = -1
+        self._counts: dict[Level, int] = {}
+        self._counted_at = -1
 
     def load(self) -> None:
         """Reads the index. No blob is at any level until recovery says so. What the catalog said before stays said."""
@@ -282,6 +284,14 @@ class Registry:
             self._present[key] = Present.of(self.blobs_of(manifest))
         return self._present[key]
 
+    def blob_count(self, level: Level) -> int:
+        """How many blobs are at a level; counted once, until something changes."""
+        if self._counted_at != self.changes:
+            in_l1 = sum(blob.l1 is not Presence.ABSENT for blob in self.blobs.values())
+            self._counts = {Level.L1: in_l1, Level.L2: sum(blob.l2 for blob in self.blobs.values())}
+            self._counted_at = self.changes
+        return self._counts[level]
+
     def bytes_at(self, manifest: Manifest, level: Level) -> int:
         """Bytes of a revision that are at a level, shared ones included."""
         present = self.present(manifest)
@@ -333,7 +343,7 @@ class Registry:
 
     def is_quarantined(self, manifest: Manifest) -> bool:
         """True if a blob of this revision is damaged and could not be mended."""
-        return any(entry.digest in self._quarantined for entry in manifest.files)
+        return bool(self._quarantined) and any(entry.digest in self._quarantined for entry in manifest.files)
 
     def write(self, change: Callable[[], None]) -> None:
         """For other records of the index: a failing write is reported, not raised."""

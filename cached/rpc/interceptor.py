@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 _PREFIX = "/cached.v1.CacheService/"
 _SILENT_S = 0.02
 _WHILE_DRAINING = frozenset(
-    {"Detach", "List", "Describe", "ListLeases", "Stats", "Watch", "ListArtifacts", "ListColdStarts"}
+    {"Detach", "List", "Describe", "ListLeases", "Stats", "Watch", "ListArtifacts", "ListColdStarts", "Overview"}
 )
 
 _Context = grpc.aio.ServicerContext[Any, Any]

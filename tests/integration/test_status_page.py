@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory, rclone_s3) -> Iterator[Scene]:
-    with Scene(tmp_path_factory.mktemp("page"), rclone_s3, unit_bytes=MIB // 4) as made, made.arriving():
+    with Scene(tmp_path_factory.mktemp("page"), rclone_s3, unit_bytes=MIB // 8) as made, made.arriving():
         yield made
 
 
@@ -76,7 +76,7 @@ def test_what_one_look_tells(browser, scene) -> None:
         for level in ("L1", "L2"):
             bar = page.get_by_role("region", name=re.compile(rf"^{level}")).get_by_role("img", name=f"{level} has ")
             told = bar.get_attribute("aria-label") or ""
-            for part in ("pinned 31.8 MiB", "hot 21.8 MiB", "warm", "auto", "free"):
+            for part in ("pinned 15.9 MiB", "hot 10.9 MiB", "warm", "auto", "free"):
                 assert part in told, told
         assert "reserved" in told  # what arrives is written to L2 behind that
         arriving = page.get_by_role("progressbar", name=f"{ARRIVING}: pull to L1")
@@ -88,7 +88,7 @@ def test_what_one_look_tells(browser, scene) -> None:
         expect(models.get_by_role("row")).to_have_count(1 + len(MODELS))
         expect(models.get_by_role("row").nth(1)).to_contain_text("arriving")
         row = models.get_by_role("row", name=re.compile("^all-minilm-l6-v2"))
-        for text in ("ready in L1", "hot", "catalog", "21.8 MiB", "in use"):
+        for text in ("ready in L1", "hot", "catalog", "10.9 MiB", "in use"):
             expect(row).to_contain_text(text)
         leases = page.get_by_role("table", name=re.compile("^Leases"))
         expect(leases.get_by_role("row", name=re.compile("chat-0"))).to_contain_text("(waits)")
@@ -101,7 +101,7 @@ def test_what_one_look_tells(browser, scene) -> None:
 def test_cached_top_tells_the_same(scene) -> None:
     command = [*SERVE, "--socket", str(scene.site.daemon.socket), "top"]
     shown = subprocess.run([*command, "--once"], capture_output=True, text=True, check=True).stdout
-    for told in (f"{ARRIVING}", "pull to L1", "waited for by chat-0 (pid ", "P pinned 31.8 MiB", "chat-0 (waits)"):
+    for told in (f"{ARRIVING}", "pull to L1", "waited for by chat-0 (pid ", "P pinned 15.9 MiB", "chat-0 (waits)"):
         assert told in shown, told
     data = json.loads(subprocess.run([*command, "-o", "json"], capture_output=True, check=True).stdout)
     move = next(move for move in data["moves"] if move["name"] == ARRIVING)

@@ -57,6 +57,14 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("cached_pulls_total", "counter", ("outcome",), "Loads: ok for those from an origin, else the error."),
     MetricInfo("cached_retries_total", "counter", ("reason",), "Transfers tried again, by the error's reason."),
     MetricInfo("cached_hedges_total", "counter", ("outcome",), "Second fetches of stalled ranges: won, lost, failed."),
+    MetricInfo(
+        "cached_origin_bytes_total", "counter", ("origin",),
+        "Bytes of ranges that an origin delivered, whole ones; of a chain each link counts for itself.",
+    ),
+    MetricInfo(
+        "cached_origin_failovers_total", "counter", ("origin", "reason"),
+        "Ranges that a link of a chain could not serve, so that the next one was asked, by the error's reason.",
+    ),
     MetricInfo("cached_mover_restarts_total", "counter", (), "Mover processes that died and were replaced."),
     MetricInfo("cached_rpc_total", "counter", ("method", "code"), "Finished RPCs by method and gRPC status code."),
     MetricInfo("cached_adopted_bytes_total", "counter", (), "L1 bytes taken over, verified, from an earlier daemon."),
@@ -128,6 +136,8 @@ class Metrics:
         self.pulls = self._counter("cached_pulls_total", ("ok",))
         self.retries = self._counter("cached_retries_total")
         self.hedges = self._counter("cached_hedges_total", HEDGE_OUTCOMES)
+        self.origin_bytes = self._counter("cached_origin_bytes_total")
+        self.origin_failovers = self._counter("cached_origin_failovers_total")
         self.mover_restarts = self._counter("cached_mover_restarts_total")
         self.rpc = self._counter("cached_rpc_total")
         self.adopted_bytes = self._counter("cached_adopted_bytes_total")

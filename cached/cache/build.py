@@ -42,8 +42,9 @@ from cached.levels.disk import DiskLevel
 from cached.levels.shm import SHM_FOLDER, ShmLevel, huge_pages_allowed, mount_of
 from cached.levels.striped import StripedDisk
 from cached.metrics import Metrics
+from cached.transfer.chain import Chains
 from cached.transfer.drives import Drives
-from cached.transfer.fill import RetryPolicy, Runner
+from cached.transfer.fill import RetryPolicy
 from cached.transfer.lanes import Lanes
 from cached.transfer.pool import MoverPool
 
@@ -99,14 +100,17 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
             degraded.pop("index", None)
 
     registry = Registry(Index(state_dir / "index"), on_index_fault, time_zone=config.policy.time_zone)
+    events = EventBus(clock)
+    chains = _chains(config, metrics, clock, lanes, pool, events)
     services = Services(
         clock=clock,
-        runner=_runner(config, lanes, pool),
+        runner=chains,
+        chains=chains,
         storage=_storage(config, instance),
         registry=registry,
         history=UseHistory(registry, clock),
         metrics=metrics,
-        events=EventBus(clock),
+        events=events,
         view=DirectoryView(Path(config.daemon.models_dir)),
         retry=RetryPolicy(max_attempts=config.transfer.max_attempts, budget_s=config.transfer.retry_budget_s),
         width=max(pool.capacity, config.transfer.max_ranges) + config.transfer.threads_per_mover,
@@ -174,9 +178,15 @@ def _lanes(config: Config, metrics: Metrics, clock: Clock, pool: MoverPool) -> L
     )
 
 
-def _runner(config: Config, lanes: Lanes, pool: MoverPool) -> Runner:
+def _chains(config: Config, metrics: Metrics, clock: Clock, lanes: Lanes, pool: MoverPool, events: EventBus) -> Chains:
     several = config.l2.enabled and len(config.l2.folders) > 1
-    return Drives(lanes, config.l2.folders, limit=pool.capacity) if several else lanes
+    return Chains(
+        Drives(lanes, config.l2.folders, limit=pool.capacity) if several else lanes,
+        clock,
+        on_bytes=lambda origin, length_bytes: metrics.origin_bytes.labels(origin=origin).inc(length_bytes),
+        on_failover=lambda origin, reason: metrics.origin_failovers.labels(origin=origin, reason=reason).inc(),
+        tell=events.emit,
+    )
 
 
 def _storage(config: Config, instance: str) -> Storage:

@@ -105,6 +105,7 @@ class ModelCache:
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._parts.trace.write()
         await self._parts.pulls.stop()
+        await self._parts.services.chains.close()
         # Loads end when the movers do: what a mover still writes must not outlive the record of it.
         await asyncio.gather(self._parts.loader.stop(), self._parts.pool.close(_MOVERS_END_S))
         await self._parts.services.storage.collect()

@@ -32,7 +32,8 @@ from cached.signals import Signal
 from cached.transfer.fill import OriginSource
 from cached.types import ByteRange, CheckedBy, Level, Selected, Selection, Tier
 
-_RESTARTS_ON_CHANGE = 3
+_RESTARTS = 3
+"""Of a pull whose objects change under it, or of which a link of a chain sent what cannot be kept."""
 
 
 class PullRun:
@@ -97,14 +98,26 @@ class Pulls:
         chosen = await self._choose_new(model, self._plan(model, resolved, level), selection)
         await self._other_level(model.name, resolved.revision, level)
         plan = replace(self._plan(model, resolved, level), otherwise=otherwise)
-        if selection is not None and chosen is not None:
-            if not selection.rest_follows:
-                return self._begin_part(model, plan, selection, chosen)
+        if selection is not None and chosen is not None and not selection.rest_follows:
+            return self._begin_part(model, plan, selection, chosen)
+        plan = await self._unmixed(plan)
+        if chosen is not None:
             plan = plan.preferring(chosen)
         if tier is Tier.HOT:
             HotSet(self._services).check(model, plan.total_bytes)
         self._remember(model, plan, tier)
         return self._begin(plan, chosen)
+
+    async def _unmixed(self, plan: LoadPlan) -> LoadPlan:
+        """Of a chain: what nothing will prove as a whole comes from one link alone."""
+        files = list(plan.files)
+        for index, file in enumerate(files):
+            order = file.order
+            if order is None or order.is_proven or order.origin is None or not order.origin.spec.front:
+                continue
+            one = await self._services.chains.standing_in(order.origin)
+            files[index] = replace(file, order=replace(order, origin=one))
+        return replace(plan, files=tuple(files))
 
     def _begin(self, plan: LoadPlan, first: Chosen | None = None) -> Load:
         if plan.otherwise is Otherwise.TRANSIENT:
@@ -166,14 +179,16 @@ class Pulls:
 
     async def _run(self, run: PullRun, pull: Callable[[], Awaitable[Load]]) -> None:
         try:
-            for restart in range(_RESTARTS_ON_CHANGE + 1):
+            for restart in range(_RESTARTS + 1):
+                load: Load | None = None
                 try:
                     run.load = load = await pull()
                     run.signal.notify()
                     await load.until(lambda load=load: load.finished)  # type: ignore[misc]
                     break
-                except ObjectChangedError:
-                    if restart == _RESTARTS_ON_CHANGE:
+                except CachedError as error:
+                    again = isinstance(error, ObjectChangedError) or (load is not None and load.next_link)
+                    if restart == _RESTARTS or not again:
                         raise
         except CachedError as error:
             run.error = error
@@ -267,7 +282,7 @@ class Pulls:
             revision=resolved.revision,
             level=level,
             files=files,
-            source=resolved.spec.uri,
+            source=resolved.source,
             origin_options=dict(model.catalog.origin if model.catalog else model.record.origin_options),
             notes=resolved.notes,
         )

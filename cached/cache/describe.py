@@ -9,6 +9,7 @@ from cached.cache.hot_set import HotSet
 from cached.cache.links import DirectoryView
 from cached.cache.load import Load
 from cached.cache.loader import Loader
+from cached.cache.pulls import Pulls
 from cached.cache.registry import Model
 from cached.cache.services import Services
 from cached.index import PartRecord
@@ -28,6 +29,7 @@ class Describer:
         leases: LeaseTable,
         view: DirectoryView,
         explainer: Explainer,
+        pulls: Pulls,
         *,
         version: str,
         instance: str,
@@ -37,6 +39,7 @@ class Describer:
         self._leases = leases
         self._view = view
         self._explainer = explainer
+        self._pulls = pulls
         self._hot_set = HotSet(services)
         self._version = version
         self._instance = instance
@@ -105,7 +108,7 @@ class Describer:
             revisions=tuple(revisions),
             path=self._view.path(model.name, manifest.revision) if manifest else "",
             leases=tuple(lease.info() for lease in self._leases.of(model.name)),
-            notes=manifest.notes if manifest else (),
+            notes=(*(manifest.notes if manifest else ()), *filter(None, [self._pulls.why_waiting(model.name)])),
             last_error=model.record.last_error,
             places=self._explainer.places(model, manifest) if manifest else (),
             schedule=model.catalog.hot if model.catalog else (),

@@ -87,6 +87,8 @@ class ModelCache:
         self._spawn("pool_keeper", self._parts.pool_keeper.run())
         self._spawn("trace", self._parts.trace.run())
         self._spawn("artifacts", self._parts.artifacts.run())
+        if self._parts.node_labels is not None:
+            self._spawn("node_labels", self._parts.node_labels.run())
 
     async def drain(self, timeout_s: float) -> None:
         """Refuses new work and gives loads under way a moment to finish; what is left stays resumable."""

@@ -176,10 +176,19 @@ class Chains:
             return isinstance(error, _CANNOT_SERVE)
         if not isinstance(error, IntegrityError):
             return False
-        blamed = [link for link in map(self._link, source.spec.front) if link.known(source.item).served]
+        links = [self._link(spec) for spec in source.spec.front]
+        blamed = [link for link in links if link.known(source.item).served]
         for link in blamed:
             self._wrong(link, source.item, error.message)
-        return bool(blamed)
+        return bool(blamed) or self._doubt(links, source.item)
+
+    def _doubt(self, links: list[_Link], item: OriginObject) -> bool:
+        """Whether what an earlier daemon left of the object can have been wrong: once that may be a link's fault."""
+        now_s = self._clock.monotonic_s()
+        asked = [known for known in (link.known(item) for link in links) if now_s >= known.skipped_until_s]
+        for known in asked:
+            known.skipped_until_s, known.why = now_s + _WRONG_S, f"{item.path} is fetched from its authority"
+        return bool(asked)
 
     async def _fetch(self, job: Fetch, priority: int) -> Result:
         failures: list[str] = []

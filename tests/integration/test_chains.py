@@ -157,7 +157,7 @@ def test_a_stale_copy_of_the_same_length_is_found_out_by_the_authoritys_checksum
     assert site.describe("m").summary.checked_by == "origin-checksum"
     blamed = {event["path"] for event in events(site, "origin.blamed")}
     assert blamed, "the check of the whole has found it out"
-    assert counted(site, "cached_origin_bytes_total")[f'origin="{site.proxy.endpoint_url}"'] == total_bytes(files)
+    assert counted(site, "cached_origin_bytes_total")[f'origin="{site.proxy.endpoint_url}"'] >= total_bytes(files)
 
 
 def test_a_chunk_whose_checksum_is_known_comes_from_the_next_link(site: Site, near: CountingProxy) -> None:

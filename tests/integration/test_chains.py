@@ -145,7 +145,7 @@ def test_a_stale_copy_of_the_same_length_is_found_out_by_the_authoritys_checksum
         site.server.put(site.bucket, f"m/{path}", data, ChecksumAlgorithm="CRC64NVME")
     rclone_s3.create_bucket("stale")
     rclone_s3.seed_many("stale", {f"m/{path}": old[path] for path in files})
-    links = [(rclone_s3, "stale"), (site.proxy, site.bucket)]
+    links: list[tuple[Any, str]] = [(rclone_s3, "stale"), (site.proxy, site.bucket)]
     site.models["m"] = {
         "origins": [
             {"source": f"s3://{bucket}/m", "origin": {"endpoint_url": place.endpoint_url}} for place, bucket in links

@@ -148,7 +148,8 @@ async def test_an_api_that_comes_back_is_asked_again(bench: Bench) -> None:
 
 
 async def test_who_lost_the_race_for_a_slot_goes_on_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, races = bench.api.write_lease, []
+    write = bench.api.write_lease
+    races: list[str] = []
 
     def late(name: str, state: LeaseState) -> LeaseState:
         if not races:

@@ -194,7 +194,7 @@ def _chains(config: Config, metrics: Metrics, clock: Clock, lanes: Lanes, pool: 
         clock,
         on_bytes=lambda origin, length_bytes: metrics.origin_bytes.labels(origin=origin).inc(length_bytes),
         on_failover=lambda origin, reason: metrics.origin_failovers.labels(origin=origin, reason=reason).inc(),
-        tell=events.emit,
+        events=events,
     )
 
 

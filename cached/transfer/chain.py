@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from cached.clock import Clock
 from cached.errors import (
@@ -52,8 +52,13 @@ _REMEMBERED = 4096
 _CANNOT_SERVE = (OriginError, NotFoundError, InvalidRequestError, ConfigError)
 """Of a link in front: the next one is asked. Options that cannot be used are no reason to have no model."""
 
-Tell = Callable[..., None]
-"""As ``EventBus.emit``."""
+
+class Events(Protocol):
+    """Where what happened is told."""
+
+    def emit(self, kind: str, message: str, *, name: str = "", revision: str = "", **fields: object) -> None:
+        """An event of this kind."""
+        ...
 
 
 @dataclass(slots=True)
@@ -88,7 +93,8 @@ class _Link:
 class Chains:
     """Runs jobs on ``runner``; those of a chain of origins on one of its links.
 
-    ``on_bytes`` hears of the bytes of every range, by the origin's name; ``tell`` of failovers, with their reason.
+    ``on_bytes`` hears of the bytes of every range, by the origin's name; ``on_failover`` of each range that a
+    link could not serve, with the reason; and ``events`` of links that are skipped, are back, or sent wrong bytes.
     """
 
     def __init__(
@@ -98,13 +104,13 @@ class Chains:
         *,
         on_bytes: Callable[[str, int], None] = lambda _origin, _length_bytes: None,
         on_failover: Callable[[str, str], None] = lambda _origin, _reason: None,
-        tell: Tell = lambda _kind, _message, **_fields: None,
+        events: Events,
     ) -> None:
         self._runner = runner
         self._clock = clock
         self._on_bytes = on_bytes
         self._on_failover = on_failover
-        self._tell = tell
+        self._events = events
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._links: dict[tuple[str, tuple[tuple[str, str], ...]], _Link] = {}
         self._looking: SingleFlight[tuple[int, str, str], OriginObject] = SingleFlight()
@@ -238,7 +244,7 @@ class Chains:
             raise IntegrityError(why, path=job.item.path)
         known.served = True
         if link.breaker.succeeded():
-            self._tell("origin.back", f"{link.name} serves again", origin=link.name)
+            self._events.emit("origin.back", f"{link.name} serves again", origin=link.name)
         return moved
 
     async def _asked(self, link: _Link, known: _Known, job: Fetch, priority: int) -> Moved:
@@ -308,7 +314,7 @@ class Chains:
         at_once = not isinstance(error, OriginError) or not error.retryable
         if link.breaker.failed(now_s, error.message, at_once=at_once):
             pause_s = link.breaker.left_s(now_s)
-            self._tell(
+            self._events.emit(
                 "origin.skipped", f"{link.name} is not asked for {pause_s:.0f} s: {error.message}", origin=link.name,
                 reason=error.reason,
             )  # fmt: skip
@@ -320,7 +326,7 @@ class Chains:
         known.skipped_until_s, known.why = now_s + _WRONG_S, f"it sent wrong bytes of {item.path}"
         link.breaker.failed(now_s, known.why, at_once=True)
         self._on_failover(link.name, IntegrityError.reason)
-        self._tell(
+        self._events.emit(
             "origin.blamed", f"{link.name} sent wrong bytes of {item.path}, which come from elsewhere now: {why}",
             origin=link.name, path=item.path,
         )  # fmt: skip

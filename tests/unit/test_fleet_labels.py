@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -44,3 +46,9 @@ def test_only_our_own_labels_are_looked_at_and_changed() -> None:
     assert have == {"p.x/a": "1", "l1.p.x/a": "1"}
     assert changes(have, {"p.x/a": "2", "p.x/b": "1"}) == {"l1.p.x/a": None, "p.x/a": "2", "p.x/b": "1"}
     assert changes(have, have) == {}
+
+
+def test_a_daemon_that_needs_no_kubernetes_does_not_load_its_library() -> None:
+    code = "import sys, cached.daemon; print('kubernetes' in sys.modules, 'cached.fleet.kube' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["False", "True"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from cached.cache.explainer import Explainer
@@ -108,13 +109,17 @@ class Describer:
             revisions=tuple(revisions),
             path=self._view.path(model.name, manifest.revision) if manifest else "",
             leases=tuple(lease.info() for lease in self._leases.of(model.name)),
-            notes=(*(manifest.notes if manifest else ()), *filter(None, [self._pulls.why_waiting(model.name)])),
+            notes=(*(manifest.notes if manifest else ()), *self._moment(model)),
             last_error=model.record.last_error,
             places=self._explainer.places(model, manifest) if manifest else (),
             schedule=model.catalog.hot if model.catalog else (),
             pull_times_s=self._services.registry.pull_times_s(model.name),
             schedule_change_time_s=model.schedule.next_change(self._services.clock.wall_s()) or 0.0,
         )
+
+    def _moment(self, model: Model) -> Iterator[str]:
+        """What is to be said of where it comes from, and when, as things are now."""
+        yield from filter(None, (self._pulls.links_of(model), self._pulls.why_waiting(model.name)))
 
     def arrived(self, model: Model, load: Load) -> ModelDetail:
         """A revision that may be used but is not recorded yet; blobs that are not known yet have no SHA-256."""

@@ -31,6 +31,7 @@ from cached.policy import Otherwise
 from cached.refs import Ref
 from cached.signals import Signal
 from cached.transfer.fill import OriginSource
+from cached.transfer.lanes import name_of
 from cached.types import ByteRange, CheckedBy, Level, Selected, Selection, Tier
 
 _RESTARTS = 3
@@ -191,6 +192,15 @@ class Pulls:
     def why_waiting(self, name: str) -> str:
         """What an unattended pull of a model waits for before it begins, for people; empty: none waits."""
         return self._stagger.why_waiting(name)
+
+    def links_of(self, model: Model) -> str:
+        """The links in front of a model's source, for people, with why any of them is left alone now; empty: none."""
+        if not model.source:
+            return ""
+        front, skipped = self._resolver.spec(model, "").front, self._services.chains.skipped()
+        names = [name_of(link) for link in front]
+        told = [f"{name} (left alone now: {skipped[name]})" if name in skipped else name for name in names]
+        return f"asked for bytes before the source: {', '.join(told)}" if told else ""
 
     def is_coming(self, name: str) -> bool:
         """Whether an unattended pull of a model waits or is under way."""

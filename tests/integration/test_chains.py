@@ -118,6 +118,7 @@ def test_a_healthy_link_in_front_spares_the_store_and_is_shown(site: Site, near:
     assert near.get_bytes() == total_bytes(files)
     note = next(note for note in site.describe("m").notes if note.startswith("came from"))
     assert near.endpoint_url in note
+    assert f"asked for bytes before the source: {near.endpoint_url}" in site.describe("m").notes
     assert site.proxy.endpoint_url not in note
     assert site.describe("m").summary.checked_by == "catalog-sha256"
 

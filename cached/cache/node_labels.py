@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import structlog
 
+from cached.cache.background import repeat
 from cached.cache.services import Services
 from cached.fleet.kube import KubeApi, KubeError
 from cached.fleet.labels import MAX_MODELS, Ready, changes, labels_of, ours
@@ -43,9 +44,7 @@ class NodeLabels:
     async def run(self) -> None:
         """Until cancelled; the labels go then, as far as that can be done within seconds."""
         try:
-            while True:
-                await self._step()
-                await self._services.clock.sleep(_LOOK_S)
+            await repeat(self._services.clock, _LOOK_S, self._step, what="node_labels")
         finally:
             await self._leave()
 

@@ -119,14 +119,13 @@ class Pulls:
 
     async def _unmixed(self, plan: LoadPlan) -> LoadPlan:
         """Of a chain: what nothing will prove as a whole comes from one link alone."""
-        files = list(plan.files)
-        for index, file in enumerate(files):
-            order = file.order
-            if order is None or order.is_proven or order.origin is None or not order.origin.spec.front:
-                continue
-            one = await self._services.chains.standing_in(order.origin)
-            files[index] = replace(file, order=replace(order, origin=one))
-        return replace(plan, files=tuple(files))
+        return replace(plan, files=tuple(await asyncio.gather(*map(self._from_one_link, plan.files))))
+
+    async def _from_one_link(self, file: LoadFile) -> LoadFile:
+        order = file.order
+        if order is None or order.is_proven or order.origin is None or not order.origin.spec.front:
+            return file
+        return replace(file, order=replace(order, origin=await self._services.chains.standing_in(order.origin)))
 
     def _begin(self, plan: LoadPlan, first: Chosen | None = None) -> Load:
         if plan.otherwise is Otherwise.TRANSIENT:

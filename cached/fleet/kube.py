@@ -121,20 +121,20 @@ class KubeApi:
         self, method: str, path: str, body: object = None, content_type: str = "application/json"
     ) -> dict[str, Any]:
         from kubernetes.client.exceptions import ApiException
-        from kubernetes.config import ConfigException
         from urllib3.exceptions import HTTPError
 
+        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "cached"}
         try:
             configuration, client = self._opened = self._opened or _open()
-            headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "cached"}
             for setting in configuration.auth_settings().values():
                 headers[setting["key"]] = setting["value"]
+        except Exception as error:  # files, YAML and programs of a kubeconfig can be wrong in every way
+            raise KubeError(f"nothing says where the Kubernetes API is, or who we are: {error}") from error
+        try:
             answer = client.request(
                 method, configuration.host + path, headers=headers, body=body, _request_timeout=_TIMEOUT_S
             )
             data = answer.read() if hasattr(answer, "read") else answer.data
-        except ConfigException as error:
-            raise KubeError(f"nothing says where the Kubernetes API is, or who we are: {error}") from error
         except (HTTPError, OSError) as error:
             self._opened = None
             raise KubeError(f"the Kubernetes API could not be reached: {error}") from error

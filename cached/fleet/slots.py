@@ -88,7 +88,7 @@ class Slots:
         on_away: Callable[[str], None] = lambda _why: None,
         rng: random.Random | None = None,
     ) -> None:
-        """``on_outcome``: acquired, taken_over, skipped (the API is away), lost. ``on_away``: why; empty: back."""
+        """``on_outcome``: acquired, taken_over, skipped (the API is away), lost. ``on_away``: why; empty: over."""
         self._api = api
         self._clock = clock
         self._count = count
@@ -106,7 +106,10 @@ class Slots:
         """
         name, state = await self._acquire()
         if state is None:
-            yield ""
+            try:
+                yield ""
+            finally:
+                self._on_away("")  # nobody asks any more
             return
         holding = [state]
         renewing = asyncio.create_task(self._renew(name, holding), name=f"renew {name}")

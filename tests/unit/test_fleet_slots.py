@@ -135,9 +135,10 @@ async def test_an_api_that_refuses_is_gone_without_after_a_bounded_wait(bench: B
     with bench.kube.refusing(status, retry_after_s=2 if status == 429 else 0):
         async with bench.slots(4).held() as slot:
             assert slot == ""
+            assert str(status) in bench.away[-1]
     assert AWAY_S <= bench.clock.now_s - began_s < 3 * AWAY_S
     assert bench.outcomes == ["skipped"]
-    assert str(status) in bench.away[-1]
+    assert bench.away[-1] == "", "once it is over nothing is degraded"
 
 
 async def test_an_api_that_comes_back_is_asked_again(bench: Bench) -> None:
@@ -190,3 +191,19 @@ def test_polls_of_a_thousand_hosts_are_bounded() -> None:
     rng = random.Random(3)
     later_s = [slots_module.poll_delay_s(99, rng) for _ in range(1000)]
     assert sum(1 / delay_s for delay_s in later_s) < 130  # requests a second, all of them together
+
+
+@pytest.mark.parametrize("text", ["", "{", "clusters: 7", '{"current-context": "x", "contexts": []}'])
+def test_a_kubeconfig_that_cannot_be_used_is_told(bench: Bench, tmp_path: Path, text: str) -> None:
+    (tmp_path / "config").write_text(text)
+    with pytest.raises(KubeError, match="nothing says where the Kubernetes API is"):
+        bench.api.node_labels()
+
+
+def test_an_api_that_nobody_serves_is_told_and_asked_anew_when_it_is_back(bench: Bench, tmp_path: Path) -> None:
+    bench.kube.add_node("node-1", zone="a")
+    bench.kube.write_config(tmp_path / "config", url="http://127.0.0.1:9")
+    with pytest.raises(KubeError, match="could not be reached"):
+        bench.api.node_labels()
+    bench.kube.write_config(tmp_path / "config")
+    assert bench.api.node_labels()["zone"] == "a"

@@ -18,6 +18,7 @@ from cached.types import Level, Stats
 LEVELS = tuple(level.value for level in Level)
 HOPS = ("l3_l1", "l3_l2", "l2_l1", "l1_l2")
 PREDICTION_OUTCOMES = ("right", "wrong", "acted")
+SLOT_OUTCOMES = ("acquired", "taken_over", "skipped", "lost")
 HEDGE_OUTCOMES = ("won", "lost", "failed")
 LEVEL_KINDS = ("used", "reserved", "capacity", "withdrawn", "pool", "transient", "hot", "hot_capacity")
 _COLDSTART_BUCKETS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 25.0, 50.0, 100.0, 200.0, 400.0, 800.0)
@@ -57,9 +58,29 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("cached_pulls_total", "counter", ("outcome",), "Loads: ok for those from an origin, else the error."),
     MetricInfo("cached_retries_total", "counter", ("reason",), "Transfers tried again, by the error's reason."),
     MetricInfo("cached_hedges_total", "counter", ("outcome",), "Second fetches of stalled ranges: won, lost, failed."),
+    MetricInfo(
+        "cached_origin_bytes_total", "counter", ("origin",),
+        "Bytes of ranges that an origin delivered, whole ones; of a chain each link counts for itself.",
+    ),
+    MetricInfo(
+        "cached_origin_failovers_total", "counter", ("origin", "reason"),
+        "Ranges that a link of a chain could not serve, so that the next one was asked, by the error's reason.",
+    ),
     MetricInfo("cached_mover_restarts_total", "counter", (), "Mover processes that died and were replaced."),
     MetricInfo("cached_rpc_total", "counter", ("method", "code"), "Finished RPCs by method and gRPC status code."),
     MetricInfo("cached_adopted_bytes_total", "counter", (), "L1 bytes taken over, verified, from an earlier daemon."),
+    MetricInfo(
+        "cached_stagger_seconds_total", "counter", ("kind",),
+        "How long pulls that nobody waits for were put off: jitter by chance, slot for a slot of the fleet.",
+    ),
+    MetricInfo(
+        "cached_fleet_slots_total", "counter", ("outcome",),
+        "Slots of the fleet: acquired, taken_over (the holder was gone), skipped (the Kubernetes API was away), lost.",
+    ),
+    MetricInfo(
+        "cached_node_label_patches_total", "counter", ("outcome",),
+        "Attempts to bring the node's labels up to date that changed something, or failed.",
+    ),
     MetricInfo(
         "cached_load_seconds", "histogram", ("from_level",), "Time until a load was ready, by where it came from."
     ),
@@ -128,9 +149,14 @@ class Metrics:
         self.pulls = self._counter("cached_pulls_total", ("ok",))
         self.retries = self._counter("cached_retries_total")
         self.hedges = self._counter("cached_hedges_total", HEDGE_OUTCOMES)
+        self.origin_bytes = self._counter("cached_origin_bytes_total")
+        self.origin_failovers = self._counter("cached_origin_failovers_total")
         self.mover_restarts = self._counter("cached_mover_restarts_total")
         self.rpc = self._counter("cached_rpc_total")
         self.adopted_bytes = self._counter("cached_adopted_bytes_total")
+        self.stagger_seconds = self._counter("cached_stagger_seconds_total", ("jitter", "slot"))
+        self.fleet_slots = self._counter("cached_fleet_slots_total", SLOT_OUTCOMES)
+        self.node_label_patches = self._counter("cached_node_label_patches_total", ("ok", "failed"))
         self.load_seconds = self._histogram("cached_load_seconds", _LOAD_BUCKETS_S)
         self.coldstart_seconds = self._histogram("cached_coldstart_seconds", _COLDSTART_BUCKETS_S)
         self.coldstart_phase_seconds = self._histogram("cached_coldstart_phase_seconds", _COLDSTART_BUCKETS_S)

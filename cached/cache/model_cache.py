@@ -87,6 +87,8 @@ class ModelCache:
         self._spawn("pool_keeper", self._parts.pool_keeper.run())
         self._spawn("trace", self._parts.trace.run())
         self._spawn("artifacts", self._parts.artifacts.run())
+        if self._parts.node_labels is not None:
+            self._spawn("node_labels", self._parts.node_labels.run())
 
     async def drain(self, timeout_s: float) -> None:
         """Refuses new work and gives loads under way a moment to finish; what is left stays resumable."""
@@ -105,6 +107,7 @@ class ModelCache:
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._parts.trace.write()
         await self._parts.pulls.stop()
+        await self._parts.services.chains.close()
         # Loads end when the movers do: what a mover still writes must not outlive the record of it.
         await asyncio.gather(self._parts.loader.stop(), self._parts.pool.close(_MOVERS_END_S))
         await self._parts.services.storage.collect()

@@ -34,6 +34,8 @@ def test_every_declared_metric_is_exposed_with_its_type_and_labels() -> None:
     metrics.evictions.labels(level="l1", reason="room").inc()
     metrics.admissions.labels(level="l1", verdict="transient").inc()
     metrics.retries.labels(reason="ORIGIN_UNAVAILABLE").inc()
+    metrics.origin_bytes.labels(origin="s3://bucket").inc()
+    metrics.origin_failovers.labels(origin="s3://bucket", reason="NOT_FOUND").inc()
     metrics.rpc.labels(method="Pull", code="OK").inc()
     metrics.load_seconds.labels(from_level="l2").observe(0.2)
     metrics.coldstart_seconds.labels(model="tiny").observe(3)

@@ -82,7 +82,7 @@ class Cgroups:
         top = self.sys / "fs/cgroup"
         unified = "/"
         for line in _read(self.proc / self.pid / "cgroup").splitlines():
-            _, controllers, own = (line.split(":", 2) + ["", ""])[:3]
+            _, controllers, own = [*line.split(":", 2), "", ""][:3]
             if controller in controllers.split(","):
                 places = (top / controllers, top / controller)
                 for place in places:

@@ -82,6 +82,11 @@ def instance_of(state_dir: str) -> str:
     return hashlib.sha256(os.path.realpath(state_dir).encode()).hexdigest()[:12]
 
 
+def auto_movers() -> int:
+    """How many movers there are at most where ``transfer.movers`` is 0."""
+    return min(_MAX_AUTO_MOVERS, len(os.sched_getaffinity(0)))
+
+
 def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str) -> Parts:
     """Raises ConfigError for what only shows on this host."""
     state_dir = Path(config.daemon.state_dir)
@@ -153,7 +158,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
 def _movers(config: Config, metrics: Metrics, clock: Clock) -> MoverPool:
     transfer = config.transfer
     return MoverPool(
-        movers=transfer.movers or min(_MAX_AUTO_MOVERS, len(os.sched_getaffinity(0))),
+        movers=transfer.movers or auto_movers(),
         threads=transfer.threads_per_mover,
         ranges=transfer.max_ranges,
         nice=transfer.nice,

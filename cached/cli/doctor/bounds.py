@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from cached.cache.build import auto_movers
 from cached.cache.capacity import l1_budget, meminfo
 from cached.cli.doctor.checks import Context, Finding, advice, ok, problem, unseen
-from cached.cli.doctor.facts import kernel_release, kernel_version, limits, mount_of, read, stalled_percent
+from cached.cli.measure.facts import kernel_release, kernel_version, limits, mount_of, read, stalled_percent
 from cached.cli.doctor.gpu import gpus
 from cached.cli.doctor.memory import in_pod
 from cached.units import GIB, MIB, format_size
@@ -186,7 +186,7 @@ def kernel(context: Context) -> Iterator[Finding]:
     if version < (5, 14):
         told = f"Linux {release} has no MADV_POPULATE_WRITE (since 5.14): pages are allocated by a slower way"
         yield advice(told, "a newer kernel")
-    elif (6, 11) <= version <= (6, 13) and gpus(context):
+    elif (6, 11) <= version <= (6, 13) and gpus(context.proc, context.sys):
         told = f"Linux {release} pins 2 GB at most in one call (6.11 to 6.13): mappings cannot be registered whole"
         yield advice(told, "leave GpuOptions(register_after=…) out: the ring is pinned in small pieces")
     else:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cached.cli.doctor.checks import Context
-from cached.cli.doctor.facts import read
+from cached.cli.measure.facts import read
 from cached.rpc.sockets import descriptor_socket_path
 from cached_client._proto import cached_pb2 as pb
 from cached_client.connection import Connection

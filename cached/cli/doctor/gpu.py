@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cached.cli.doctor.access import obstacle
 from cached.cli.doctor.checks import Context, Finding, advice, ok, problem, unseen
-from cached.cli.doctor.facts import Link, number, pcie_link, read
+from cached.cli.measure.facts import Link, number, pcie_link, read
 from cached.units import format_size
 
 _NVIDIA = "0x10de"
@@ -31,13 +31,13 @@ class Gpu:
     bar_bytes: int
 
 
-def gpus(context: Context) -> list[Gpu]:
+def gpus(proc: Path, sys: Path) -> list[Gpu]:
     """Those on PCIe, by address."""
     found = []
-    for folder in sorted((context.sys / "bus/pci/devices").glob("*")):
+    for folder in sorted((sys / "bus/pci/devices").glob("*")):
         if read(folder / "vendor") == _NVIDIA and read(folder / "class").startswith(_GPU_CLASSES):
             node = number(folder / "numa_node")
-            name = _field(read(context.proc / "driver/nvidia/gpus" / folder.name / "information"), "Model")
+            name = _field(read(proc / "driver/nvidia/gpus" / folder.name / "information"), "Model")
             found.append(
                 Gpu(
                     folder.name,
@@ -52,7 +52,7 @@ def gpus(context: Context) -> list[Gpu]:
 
 def gpu(context: Context) -> Iterator[Finding]:
     """Each GPU's link, driver and memory node, and whether workers may use it."""
-    found = gpus(context)
+    found = gpus(context.proc, context.sys)
     if not found:
         yield ok("no NVIDIA GPU: this host stores weights and uploads none")
         return

@@ -8,18 +8,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from cached.catalog_file import CatalogModel, load_catalog
 from cached.cli.doctor.access import obstacle
 from cached.cli.doctor.checks import Context, Finding, advice, ok, problem, unseen
-from cached.cli.doctor.facts import mount_of
+from cached.cli.measure.facts import mount_of
 from cached.cli.doctor.reach import UnreachableError, Way, connects, way_to
 from cached.config import hub_endpoint, origin_defaults, proxy_of
 from cached.errors import CachedError, ConfigError
 from cached.origins.base import OriginSpec
 from cached.origins.registry import open_origin, redact
 from cached.origins.s3.options import parse_options as s3_options
+
+if TYPE_CHECKING:
+    from cached.origins.s3.probe import S3Facts
 
 _MAX_PLACES = 16
 _THREADS = 8
@@ -60,7 +64,7 @@ def places(context: Context) -> list[Place]:
     for model in (load_catalog(Path(file)).models if file else {}).values():
         wanted += [(model.name, _spec(uri, defaults, options), bool(model.sha256)) for uri, options in _sources(model)]
     others = (*context.sources, context.config.artifacts.destination)
-    wanted += [("", _spec(uri, defaults, {}), True) for uri in others if uri]
+    wanted += [("", _spec(uri, defaults, {}), uri not in context.sources) for uri in others if uri]
     found: dict[tuple[str, ...], list[tuple[str, OriginSpec, bool]]] = {}
     for item in wanted:
         found.setdefault(_key(item[1]), []).append(item)
@@ -222,7 +226,7 @@ def _integrity(place: Place, checksums: list[str], sample: str) -> Iterator[Find
     if checksums:
         yield ok(f"{place.uri}: {sample} has {', '.join(checksums)}: pulls are checked by the origin's own checksum")
     elif place.has_digests:
-        yield ok(f"{place.uri}: no checksums there; the catalog has the SHA-256")
+        yield ok(f"{place.uri}: no checksums there; the SHA-256 is known from elsewhere")
     else:
         told = f"{place.uri}: {sample} has no checksum: the first pull is believed as it comes (first-seen)"
         yield advice(told, "cached push DIR URI   (uploads with checksums; or write sha256 into the catalog)")
@@ -250,7 +254,7 @@ def _s3(place: Place) -> Iterator[Finding]:
     signed = "unsigned" if parsed.anonymous else f"credentials from {facts.credentials}"
     style = "in the path" if facts.addressing == "path" else "in the host name"
     if facts.error is not None:
-        yield _refused(place, facts.failed, facts.code, facts.error, facts.skew_s, facts.bucket_region)
+        yield _refused(place, facts.error, facts)
     else:
         times = ", ".join(f"{name} {ms:.0f} ms" for name, ms in facts.times_ms.items())
         measured = {f"{name}_ms": ms for name, ms in facts.times_ms.items()}
@@ -297,16 +301,19 @@ _WRONG_REGION = frozenset({
 
 
 def _refused(
-    place: Place, request: str, code: str, error: CachedError, skew_s: float | None, bucket_region: str
+    place: Place, error: CachedError, facts: S3Facts
 ) -> Finding:
     """The precise cause of a request that did not work."""
+    code, skew_s, url = facts.code, facts.skew_s, facts.endpoint_url
     mend = _MENDS.get(code, error.hint)
-    told = f"{_named(place)}: {request} failed: {error.message}"
+    told = f"{_named(place)}: {facts.failed} failed: {error.message}"
     if code in _WRONG_REGION:
-        mend = f"CACHED_S3_REGION={bucket_region or 'the region that the message names'}"
+        mend = f"CACHED_S3_REGION={facts.bucket_region or 'the region that the message names'}"
     elif skew_s is not None and abs(skew_s) > _SKEW_REFUSED_S:
         told += f"; this clock is {abs(skew_s):.0f} s off"
         mend = _MENDS["RequestTimeTooSkewed"]
-    if code not in error.message:
+    elif code == "ConnectionClosedError" and url.startswith("http://"):
+        mend = f"write https:// into the endpoint's URL, if it speaks TLS   (curl -v {url})"
+    if code not in error.message and code != "empty":
         told += f" ({code})"
     return problem(told, mend)

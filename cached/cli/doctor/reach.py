@@ -82,7 +82,9 @@ def _connect_times_ms(found: list[tuple[int, Any]], host: str, port: int) -> lis
     if not times_ms:
         why = "nothing answers" if isinstance(failure, TimeoutError) else str(failure and failure.strerror)
         hint = "a firewall or network policy may drop it" if isinstance(failure, TimeoutError) else "is it running?"
-        told = f"{host} has {len(found)} addresses, and none takes connections on port {port} ({why})"
+        told = f"{host} does not take connections on port {port}, at none of its {len(found)} addresses ({why})"
+        if len(found) == 1:
+            told = f"{host} does not take connections on port {port} ({why})"
         raise UnreachableError(told, f"nc -vz {host} {port}   ({hint})") from failure
     return times_ms
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cached.cli.doctor.checks import Context, Finding, advice, ok, unseen
-from cached.cli.doctor.facts import mount_of, number, read
+from cached.cli.measure.facts import mount_of, number, read
 from cached.cli.doctor.gpu import gpus
 from cached.units import GIB, format_size
 from cached_client.gpu.topology import parse_cpulist
@@ -57,7 +57,7 @@ def numa(context: Context) -> Iterator[Finding]:
     if len(found) < 2:
         yield ok("one NUMA node" if found else "NUMA is not shown here")
         return
-    near = sorted({item.node for item in gpus(context) if item.node is not None})
+    near = sorted({item.node for item in gpus(context.proc, context.sys) if item.node is not None})
     shmem_bytes = sum(node.shmem_bytes for node in found)
     measured = {f"node{node.number}_shmem_bytes": float(node.shmem_bytes) for node in found}
     shown = "; ".join(

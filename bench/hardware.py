@@ -24,7 +24,9 @@ def _revision() -> str:
 
 def _git(*words: str) -> str:
     try:
-        done = subprocess.run(["git", "-C", str(_ROOT), *words], capture_output=True, text=True, check=False, timeout=20)
+        done = subprocess.run(
+            ["git", "-C", str(_ROOT), *words], capture_output=True, text=True, check=False, timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from cached.cache.build import auto_movers
 from cached.cache.capacity import l1_budget, meminfo
 from cached.cli.doctor.checks import Context, Finding, advice, ok, problem, unseen
-from cached.cli.measure.facts import kernel_release, kernel_version, limits, mount_of, read, stalled_percent
 from cached.cli.doctor.gpu import gpus
 from cached.cli.doctor.memory import in_pod
+from cached.cli.measure.facts import kernel_release, kernel_version, limits, mount_of, read, stalled_percent
 from cached.units import GIB, MIB, format_size
 
 HEAP_BYTES = 1 * GIB

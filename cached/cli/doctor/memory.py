@@ -17,8 +17,8 @@ from cached.cache.capacity import l1_budget, meminfo
 from cached.cli.doctor.access import may
 from cached.cli.doctor.checks import Context, Finding, advice, ok, problem, unseen
 from cached.cli.doctor.daemons import instances
-from cached.cli.measure.facts import chosen, mount_of, number, read
 from cached.cli.measure import memory as measure
+from cached.cli.measure.facts import chosen, mount_of, number, read
 from cached.cli.measure.scratch import left_behind
 from cached.units import GIB, MIB, format_size
 

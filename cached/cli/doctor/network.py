@@ -14,8 +14,8 @@ from urllib.parse import unquote, urlsplit
 from cached.catalog_file import CatalogModel, load_catalog
 from cached.cli.doctor.access import obstacle
 from cached.cli.doctor.checks import Context, Finding, advice, ok, problem, unseen
-from cached.cli.measure.facts import mount_of
 from cached.cli.doctor.reach import UnreachableError, Way, connects, way_to
+from cached.cli.measure.facts import mount_of
 from cached.config import hub_endpoint, origin_defaults, proxy_of
 from cached.errors import CachedError, ConfigError
 from cached.origins.base import OriginSpec
@@ -300,9 +300,7 @@ _WRONG_REGION = frozenset({
 })  # fmt: skip
 
 
-def _refused(
-    place: Place, error: CachedError, facts: S3Facts
-) -> Finding:
+def _refused(place: Place, error: CachedError, facts: S3Facts) -> Finding:
     """The precise cause of a request that did not work."""
     code, skew_s, url = facts.code, facts.skew_s, facts.endpoint_url
     mend = _MENDS.get(code, error.hint)

@@ -10,8 +10,8 @@ from pathlib import Path
 from cached.cli.doctor.access import obstacle
 from cached.cli.doctor.checks import Context, Finding, User, advice, ok, problem, unseen
 from cached.cli.doctor.daemon import nearest
-from cached.cli.measure.facts import Mount, block_device, chosen, mount_of, number, pcie_link, read
 from cached.cli.measure import disk
+from cached.cli.measure.facts import Mount, block_device, chosen, mount_of, number, pcie_link, read
 from cached.cli.measure.scratch import left_behind
 from cached.settings import resolve_capacity
 from cached.units import GIB, MIB, format_size

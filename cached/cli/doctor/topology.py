@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cached.cli.doctor.checks import Context, Finding, advice, ok, unseen
-from cached.cli.measure.facts import mount_of, number, read
 from cached.cli.doctor.gpu import gpus
+from cached.cli.measure.facts import mount_of, number, read
 from cached.units import GIB, format_size
 from cached_client.gpu.topology import parse_cpulist
 

@@ -15,11 +15,12 @@ from cached.errors import NotFoundError
 from cached.levels.base import FileRef
 from cached.origins.base import OriginObject, OriginSpec
 from cached.transfer.fill import Fill, OriginSource, RetryPolicy, Runner, Sources
-from cached.transfer.jobs import Clear, Listing, ListObjects, StatObjects
+from cached.transfer.jobs import Clear, Listing, ListObjects, Prepare, StatObjects
 from cached.transfer.pool import MoverPool
 from cached.units import CHUNK_BYTES, chunk_count, chunk_length
 
 _WARM_UP_CHUNKS = 4
+_END_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ async def fetch(config: Config, spec: OriginSpec, size_bytes: int) -> Fetched:
     movers = new_movers(config, clock)
     lanes = new_lanes(config, clock, movers)
     try:
+        await movers.run(Prepare(spec))
         began_s = time.perf_counter()
         listing = await movers.run(ListObjects(spec))
         list_s = time.perf_counter() - began_s
@@ -48,7 +50,7 @@ async def fetch(config: Config, spec: OriginSpec, size_bytes: int) -> Fetched:
         with scratch_segment(item.size_bytes, sparse=True) as target:
             return Fetched(item, list_s, await _chunks(config, lanes, movers, spec, item, target, size_bytes))
     finally:
-        await movers.close()
+        await movers.close(_END_S)
 
 
 async def _largest(movers: MoverPool, spec: OriginSpec, listing: object) -> OriginObject:

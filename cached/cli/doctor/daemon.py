@@ -222,6 +222,7 @@ def state(context: Context) -> Iterator[Finding]:
 
 def nearest(path: str) -> str:
     """The path, or the nearest folder above it that is there."""
-    while not os.path.exists(path) and path != "/":
+    path = os.path.abspath(path)
+    while not os.path.exists(path):
         path = os.path.dirname(path)
     return path

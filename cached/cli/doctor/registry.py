@@ -22,7 +22,7 @@ def _in(module: str, function: str) -> _Look:
 
 CHECKS = (
     Check(
-        "daemon", "the daemon answers, and is well", _in("daemon", "daemon"), Group.DAEMON,
+        "health", "the daemon answers, and is well", _in("daemon", "daemon"), Group.DAEMON,
         details="asks it five times; degraded reasons, its version, what limits L1 now, other daemons on this host",
     ),
     Check(
@@ -31,7 +31,7 @@ CHECKS = (
     ),
     Check(
         "settings", "the settings can be used, and fit this host", _in("daemon", "settings"), Group.DAEMON,
-        details="problems of the file; a running daemon with another file or with flags; L2 larger than its file "
+        details="problems of the file; a running daemon with another file; L2 larger than its file "
         "systems; systemd's TimeoutStopSec, MemoryMax, RemoveIPC",
     ),
     Check(

@@ -126,7 +126,7 @@ def test_segments_of_daemons_that_are_gone(host, tmp_path):
     (shm / "cached.0123456789ab.blob.cd").write_bytes(b"x" * 4096)
     (shm / "cached.measure-1.ingest.ef").write_bytes(b"x" * 4096)
     left, mine, lost = memory.segments(context)
-    assert left.mend == f"rm {shm}/cached.measure-1.ingest.ef"
+    assert left.mend == f"rm -r {shm}/cached.measure-1.ingest.ef"
     assert "state folder" in mine.told
     assert lost.mend.startswith(f"rm {shm}/cached.0123456789ab.*")
     # A daemon that does not answer may own them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +25,56 @@ _LEAST_BYTES = 32 * MIB
 _MOST_BYTES = 4096 * MIB
 _QUICK_BYTES = 128 * MIB
 
-HOPS: tuple[tuple[tuple[str, ...], str, str, bool], ...] = (
-    (("memcpy", "crc64", "sha256"), "local", "processor", False),
-    (("shm-fresh", "shm-huge", "shm-recycled"), "local", "shared_memory", False),
-    (("l2-write", "l2-read"), "local", "storage", False),
-    (("origin",), "origin", "origin", False),
-    (("call", "attach"), "workers", "daemon", True),
-    (("gpu",), "workers", "gpu", True),
-)
-"""Names of hops, the module and function that measure them, and whether ``--quick`` leaves them out."""
-_NAMES = [name for names, *_ in HOPS for name in names]
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """Hops that are measured together. ``place``: the module of this package, and the function that measures them.
+
+    ``slow``: it starts a daemon of its own, and so is left out by ``--quick``. ``details``: for the documents.
+    """
+
+    names: tuple[str, ...]
+    place: tuple[str, str]
+    details: str
+    slow: bool = False
+
+
+HOPS = (
+    Hop(
+        ("memcpy", "crc64", "sha256"), ("local", "processor"),
+        "one core: copying between buffers larger than its caches, CRC64-NVME, SHA-256. Expected: what was measured "
+        "elsewhere, with or without SHA instructions",
+    ),
+    Hop(
+        ("shm-fresh", "shm-huge", "shm-recycled"), ("local", "shared_memory"),
+        "a segment filled as a mover fills it, each piece checksummed: when it is new, and again when it has its "
+        "pages. `shm-huge` says where the mount gives no huge pages",
+    ),
+    Hop(
+        ("l2-write", "l2-read"), ("local", "storage"),
+        "a temporary file in each folder of L2, chunk by chunk with O_DIRECT and the threads of a mover, with fsync, "
+        "2 s each at most. Expected: a share of the drive's PCIe link, where it tells one",
+    ),
+    Hop(
+        ("origin",), ("origin", "origin"),
+        "the first chunks of the largest object of `--source` (else of the catalog's largest model), by the daemon's "
+        "planner, lanes and movers in an engine of its own, into memory that has its pages. Expected: half of the "
+        "network card's speed, or of what the processors can receive",
+    ),
+    Hop(
+        ("call", "attach"), ("workers", "daemon"),
+        "100 calls and 10 warm attaches: at the running daemon if it has a model in L1 (they count as requests for "
+        "it), else at a daemon of its own",
+        slow=True,
+    ),
+    Hop(
+        ("gpu",), ("workers", "gpu"),
+        "a generated model from shared memory to the first GPU through the client's pinned ring, in a process of "
+        "`--python`, the best of three. Expected: a share of the GPU's PCIe link",
+        slow=True,
+    ),
+)  # fmt: skip
+_NAMES = [name for hop in HOPS for name in hop.names]
 
 
 def _size(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
@@ -103,10 +144,10 @@ def bench(
     printer = Printer() if output == "table" else None
     found = []
     with ended_in_order():
-        for names, module, function, slow in HOPS:
-            if (slow and quick and not only) or not [name for name in names if _is_wanted(name, only, skip)]:
+        for hop in HOPS:
+            if (hop.slow and quick and not only) or not any(_is_wanted(name, only, skip) for name in hop.names):
                 continue
-            for item in _measure(module, function)(setting):
+            for item in _measure(*hop.place)(setting):
                 if _is_wanted(item.hop, only, skip):
                     found.append(item)
                     if printer is not None:

@@ -18,6 +18,7 @@ from typing import Self
 
 import cached_client
 from cached.cache.build import instance_of
+from cached.cli.measure.scratch import FOLDER_PREFIX
 from cached.levels.shm import SHM_FOLDER
 from cached.units import MIB
 
@@ -49,7 +50,8 @@ class PrivateDaemon:
         self.socket = ""
 
     def __enter__(self) -> Self:
-        self._folder = Path(tempfile.mkdtemp(prefix="cached-bench-"))
+        # Short enough for a socket's path, whatever TMPDIR says; and the model's source is to be no disk.
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=SHM_FOLDER))
         try:
             self._start()
             self._load()
@@ -90,7 +92,7 @@ class PrivateDaemon:
             )
 
     def _catalog(self) -> Path:
-        """Names the model, a file of random bytes as checkpoints are; it lies in shared memory until it is loaded."""
+        """Names the model, a file of random bytes, as checkpoints are. It goes once it is loaded."""
         path = self._folder / "catalog.json"
         path.write_text(json.dumps({"models": {MODEL: {"source": f"file://{self._folder}/model"}}}))
         (self._folder / "model").mkdir()
@@ -110,6 +112,7 @@ class PrivateDaemon:
                     raise OSError(f"the daemon was not ready within {_START_S:g} s: {self._last_words()}")
             with cache.attach(MODEL) as model:
                 model.wait()
+        shutil.rmtree(self._folder / "model")
 
     def _last_words(self) -> str:
         lines = (self._folder / "log").read_text(errors="replace").strip().splitlines()

@@ -165,7 +165,7 @@ def segments(context: Context) -> Iterator[Finding]:
     alive, silent = instances(context)
     own = instance_of(context.config.daemon.state_dir) if context.config.daemon.state_dir else ""
     for path in left_behind(context.shm, context.proc):
-        yield advice(f"{path} was left by a measurement that was killed", f"rm {path}")
+        yield advice(f"{path} was left by a measurement that was killed", f"rm -r {path}")
     lost = {name: part for name, part in found.items() if name not in alive and not name.startswith("measure-")}
     waiting = lost.pop(own, None)
     if waiting is not None:

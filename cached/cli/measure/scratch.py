@@ -24,6 +24,9 @@ _T = TypeVar("_T")
 _FILE_PREFIX = ".cached-measure-"
 _INSTANCE = "measure-{pid}"
 _SEGMENT = re.compile(r"cached\.measure-(\d+)\.")
+FOLDER_PREFIX = "cached-bench-"
+"""Of folders in shared memory; what follows is the process, as in the names of files and segments."""
+_FOLDER = re.compile(re.escape(FOLDER_PREFIX) + r"(\d+)-")
 _FILE = re.compile(re.escape(_FILE_PREFIX) + r"(\d+)-")
 
 
@@ -98,14 +101,14 @@ def filled_segment(size_bytes: int) -> Iterator[FileRef]:
 
 
 def left_behind(folder: Path, proc: Path = Path("/proc")) -> list[Path]:
-    """Scratch segments and files in a folder whose process is gone: it was killed while it measured."""
+    """Scratch segments, files and folders in a folder whose process is gone: it was killed while it measured."""
     found = []
     try:
         names = os.listdir(folder)
     except OSError:
         return []
     for name in names:
-        match = _SEGMENT.match(name) or _FILE.match(name)
+        match = _SEGMENT.match(name) or _FILE.match(name) or _FOLDER.match(name)
         if match and not (proc / match[1]).exists():
             found.append(folder / name)
     return sorted(found)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cached.cache.build import instance_of
 from cached.cli.doctor import bounds, daemon, gpu, memory, storage, topology
 from cached.cli.doctor.access import obstacle
 from cached.cli.doctor.checks import Finding
@@ -118,7 +119,7 @@ def test_segments_of_daemons_that_are_gone(host, tmp_path):
     shm.mkdir()
     context = host.context(shm=shm)
     assert only(memory.segments(context)).told == "no segments are left"
-    own = memory.instance_of(context.config.daemon.state_dir)
+    own = instance_of(context.config.daemon.state_dir)
     (shm / f"cached.{own}.blob.ab").write_bytes(b"x" * 8192)
     finding = only(memory.segments(context))
     assert finding.verdict == "advice"

@@ -114,6 +114,22 @@ def test_a_real_mount_that_is_too_small(tmp_path):
     assert (second, why) == ("not measured", "/dev/shm has too little room left to measure in")
 
 
+def test_huge_pages_of_a_real_mount_are_seen(tmp_path):
+    printed = run_on_small_tmpfs(
+        "/dev/shm",
+        "size=600m,mode=1777,huge=advise",
+        "import json; from cached.cli.connect import Globals; from cached.cli.doctor import memory\n"
+        "from cached.cli.doctor.checks import Context\n"
+        "(found,) = memory.huge_pages(Context(Globals(''), '/no.sock', 'python', {}))\n"
+        "print(json.dumps([found.verdict, found.told, found.measured['huge_page_share']]))",
+    )
+    verdict, told, share = json.loads(printed)
+    if share < 0.5:  # this kernel has none to give
+        assert (verdict, "gave none" in told) == ("advice", True)
+    else:
+        assert (verdict, "gives huge pages (huge=advise)" in told) == ("ok", True)
+
+
 def test_segments_of_daemons_that_are_gone(host, tmp_path):
     shm = tmp_path / "shm"
     shm.mkdir()

@@ -18,7 +18,7 @@ from typing import Self
 
 import cached_client
 from cached.cache.build import instance_of
-from cached.cli.measure.scratch import FOLDER_PREFIX
+from cached.cli.measure.scratch import FOLDER_PREFIX, undisturbed
 from cached.levels.shm import SHM_FOLDER
 from cached.units import MIB
 
@@ -120,16 +120,12 @@ class PrivateDaemon:
 
     def _end(self) -> None:
         """To its end even if another Ctrl-C comes: it takes seconds at most."""
-        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGALRM)}
-        try:
+        with undisturbed():
             self._stop()
             prefix = f"cached.{instance_of(str(self._folder / 'state'))}."
             for path in Path(SHM_FOLDER).glob(f"{prefix}*"):
                 path.unlink(missing_ok=True)
             shutil.rmtree(self._folder, ignore_errors=True)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _stop(self) -> None:
         process, self._process = self._process, None

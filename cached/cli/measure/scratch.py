@@ -7,8 +7,9 @@ import os
 import re
 import secrets
 import signal
+import threading
 from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -59,12 +60,9 @@ def scratch_segment(size_bytes: int, *, sparse: bool = False) -> Iterator[FileRe
     if not sparse and size_bytes > free_bytes // 2:
         msg = f"{SHM_FOLDER} has only {free_bytes >> 20} MiB free, too little to measure in"
         raise OSError(msg)
-    ref = ShmLevel(_INSTANCE.format(pid=os.getpid())).create(secrets.token_hex(8), size_bytes)
-    try:
-        yield ref
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(ref.path)
+    level, ingest_id = ShmLevel(_INSTANCE.format(pid=os.getpid())), secrets.token_hex(8)
+    with _removed(Path(SHM_FOLDER, f"cached.{level.instance}.ingest.{ingest_id}")):
+        yield level.create(ingest_id, size_bytes)
 
 
 @contextmanager
@@ -75,14 +73,37 @@ def scratch_file(folder: Path, size_bytes: int) -> Iterator[FileRef]:
         msg = f"{folder} has only {free_bytes >> 20} MiB free, too little to measure in"
         raise OSError(msg)
     path = folder / f"{_FILE_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-    with ExitStack() as stack:
+    with _removed(path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        stack.callback(_unlink, path)
         try:
             os.ftruncate(fd, size_bytes)
         finally:
             os.close(fd)
         yield stat_ref(Level.L2, str(path))
+
+
+@contextmanager
+def _removed(path: Path) -> Iterator[None]:
+    """What the block makes there is gone after it, wherever in it a signal came."""
+    try:
+        yield
+    finally:
+        with undisturbed():
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """No signal that a person sends ends this block. In the main thread only; elsewhere none arrives anyway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGALRM, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        _restore(before)
 
 
 @contextmanager
@@ -116,8 +137,12 @@ def left_behind(folder: Path, proc: Path = Path("/proc")) -> list[Path]:
 
 @contextmanager
 def ended_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that what it made is removed. In the main thread only."""
-    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that what it made is removed. In the main thread only.
+
+    Each Ctrl-C is heard once: one that is repeated, as the other commands have it, would hit what cleans up.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, _end) for number in numbers}
     try:
         yield
     finally:
@@ -153,11 +178,9 @@ def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise SystemExit(128 + number)
-
-
-def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
 
 
 def _free_bytes(folder: str | Path) -> int:

@@ -11,7 +11,6 @@ from cached.cli.doctor.daemon import nearest
 from cached.cli.measure import disk, memory
 from cached.cli.measure.facts import block_device, mount_of, pcie_link, read
 from cached.errors import CachedError
-from cached.levels.shm import SHM_FOLDER
 from cached.units import MIB
 
 _MEMORY_BYTES = 128 * MIB
@@ -63,7 +62,7 @@ def shared_memory(setting: Setting) -> Iterator[Measured]:
     """What a load fills: fresh memory, in the pages that the mount gives, and memory of the pool."""
     size_bytes = _size(setting)
     try:
-        found = memory.fill(size_bytes)
+        found = memory.fill(size_bytes, setting.config.l1.path)
     except (OSError, CachedError) as error:
         yield not_measured("shm-fresh", "into fresh shared memory", str(error))
         yield not_measured("shm-recycled", "into recycled shared memory", str(error))
@@ -80,7 +79,7 @@ def shared_memory(setting: Setting) -> Iterator[Measured]:
     if not huge:
         yield not_measured(
             "shm-huge", "into fresh shared memory, huge pages",
-            f"{SHM_FOLDER} gives none; `cached doctor --only huge-pages` tries a tmpfs that does",
+            f"{setting.config.l1.path} gives none; `cached doctor --only huge-pages` tries a tmpfs that does",
         )  # fmt: skip
     yield judged(
         "shm-recycled", "into recycled shared memory, with CRC64", found.again,
@@ -106,7 +105,11 @@ def _folder(setting: Setting, folder: str) -> Iterator[Measured]:
     try:
         alignment = disk.direct_alignment(place)
         found = disk.rates(
-            place, setting.size_bytes, threads=setting.config.transfer.threads_per_mover, limit_s=_LIMIT_S
+            place,
+            setting.size_bytes,
+            shm=setting.config.l1.path,
+            threads=setting.config.transfer.threads_per_mover,
+            limit_s=_LIMIT_S,
         )
     except (OSError, CachedError) as error:
         why = f"{place} may not be written by uid {os.geteuid()}" if isinstance(error, PermissionError) else str(error)

@@ -15,7 +15,7 @@ from cached.cgroups import Cgroups
 from cached.cli.connect import Globals
 from cached.config import LoadedConfig, load_config
 from cached.errors import CachedError
-from cached.settings import Config
+from cached.settings import Config, L1Config
 from cached_client.errors import CacheError
 
 _TOOL_TIMEOUT_S = 10.0
@@ -167,7 +167,8 @@ class Context:
     """URIs to be looked at besides those of the catalog."""
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
-    shm: Path = Path("/dev/shm")  # noqa: S108 the mount of L1, not a temporary file
+    shm: Path = Path(L1Config().path)
+    """Where segments are: ``l1.path``."""
     tool: Callable[[Sequence[str]], str | None] = run_tool
 
     @property

@@ -150,6 +150,7 @@ def _context(
         worker=worker or User.this(),
         service=_service(there.uid),
         sources=sources,
+        shm=Path(settings.config.l1.path),
     )
 
 

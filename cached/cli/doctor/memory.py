@@ -20,6 +20,7 @@ from cached.cli.doctor.daemons import instances
 from cached.cli.measure import memory as measure
 from cached.cli.measure.facts import chosen, mount_of, number, read
 from cached.cli.measure.scratch import left_behind
+from cached.levels.shm import SHM_FOLDER
 from cached.units import GIB, MIB, format_size
 
 FILL_BYTES = 128 * MIB
@@ -93,7 +94,7 @@ def huge_pages(context: Context) -> Iterator[Finding]:
     if place.f_bavail * place.f_frsize < 2 * FILL_BYTES:
         yield unseen(f"{context.shm} has too little room left to measure in")
         return
-    found = measure.fill(FILL_BYTES)
+    found = measure.fill(FILL_BYTES, str(context.shm))
     measured = {
         "first_touch_gb_per_s": found.first.gb_per_s,
         "fresh_gb_per_s": found.fresh.gb_per_s,
@@ -164,7 +165,7 @@ def segments(context: Context) -> Iterator[Finding]:
     found = _segments(context.shm)
     alive, silent = instances(context)
     own = instance_of(context.config.daemon.state_dir) if context.config.daemon.state_dir else ""
-    for path in left_behind(context.shm, context.proc):
+    for path in [item for folder in {context.shm, Path(SHM_FOLDER)} for item in left_behind(folder, context.proc)]:
         yield advice(f"{path} was left by a measurement that was killed", f"rm -r {path}")
     lost = {name: part for name, part in found.items() if name not in alive and not name.startswith("measure-")}
     waiting = lost.pop(own, None)

@@ -154,7 +154,7 @@ def _speed(context: Context, folder: str, place: Path) -> Iterator[Finding]:
         told = f"{folder} has no O_DIRECT: bytes go through the page cache, which costs a copy and memory"
         yield advice(told, "l2.path = a folder on ext4 or XFS")
     threads = context.config.transfer.threads_per_mover
-    found = disk.rates(place, _MEASURED_BYTES, threads=threads, limit_s=_LIMIT_S)
+    found = disk.rates(place, _MEASURED_BYTES, shm=str(context.shm), threads=threads, limit_s=_LIMIT_S)
     read_rate, write_rate = found.read.gb_per_s, found.write.gb_per_s
     measured = {
         "read_gb_per_s": read_rate, "write_gb_per_s": write_rate, "read_cpu_s_per_gb": found.read.cpu_s_per_gb,

@@ -30,12 +30,12 @@ class DiskRates:
     read: Span
 
 
-def rates(folder: Path, size_bytes: int, *, threads: int, limit_s: float) -> DiskRates:
-    """Writes a temporary file from shared memory and reads it back, chunk by chunk, with ``threads`` at a time.
+def rates(folder: Path, size_bytes: int, *, shm: str, threads: int, limit_s: float) -> DiskRates:
+    """Writes a temporary file from a segment in ``shm`` and reads it back, chunk by chunk, on ``threads`` threads.
 
     Either direction ends after ``limit_s``, or a little later. Raises OSError, LevelError, NoRoomError.
     """
-    with filled_segment(size_bytes) as memory, scratch_file(folder, size_bytes) as file:
+    with filled_segment(size_bytes, shm) as memory, scratch_file(folder, size_bytes) as file:
         fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             write = _moved(memory, file, threads, limit_s, lambda: os.fsync(fd))

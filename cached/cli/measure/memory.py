@@ -14,6 +14,7 @@ from cached.checksum import crc64nvme
 from cached.cli.measure.scratch import Span, scratch_segment
 from cached.levels.base import FileRef
 from cached.levels.memory import allocate_pages, huge_buffer, open_mapping
+from cached.levels.shm import SHM_FOLDER
 from cached.transfer.landing import land
 from cached.units import CHUNK_BYTES, MIB
 
@@ -35,23 +36,17 @@ class Filled:
     huge_share: float
 
 
-def fill(size_bytes: int) -> Filled:
+def fill(size_bytes: int, folder: str = SHM_FOLDER) -> Filled:
     """Fills a segment as a mover does with what arrives: page by page or huge page by huge page, checksummed.
 
     Raises LevelError, NoRoomError, OSError.
     """
-    with scratch_segment(size_bytes) as ref:
+    with scratch_segment(size_bytes, folder) as ref:
         first = _land(ref)
-    with scratch_segment(size_bytes) as ref:
+    with scratch_segment(size_bytes, folder) as ref:
         fresh = _land(ref)
         again = min((_land(ref) for _ in range(_ROUNDS)), key=lambda span: span.seconds)
         return Filled(first, fresh, again, _huge_share(ref))
-
-
-def populate(size_bytes: int) -> Span:
-    """Gives a segment its pages, huge where the mount has them, and nothing else."""
-    with scratch_segment(size_bytes) as ref, open_mapping(ref, writable=True) as mapping:
-        return timed(size_bytes, lambda: allocate_pages(mapping, 0, size_bytes, huge=True))
 
 
 def copy(size_bytes: int) -> Span:

@@ -47,7 +47,7 @@ async def fetch(config: Config, spec: OriginSpec, size_bytes: int) -> Fetched:
         listing = await movers.run(ListObjects(spec))
         list_s = time.perf_counter() - began_s
         item = await _largest(movers, spec, listing)
-        with scratch_segment(item.size_bytes, sparse=True) as target:
+        with scratch_segment(item.size_bytes, config.l1.path, sparse=True) as target:
             return Fetched(item, list_s, await _chunks(config, lanes, movers, spec, item, target, size_bytes))
     finally:
         await movers.close(_END_S)

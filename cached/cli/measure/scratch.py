@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 from cached.levels.base import FileRef
 from cached.levels.files import stat_ref
-from cached.levels.memory import open_mapping
+from cached.levels.memory import allocate_pages, open_mapping
 from cached.levels.shm import SHM_FOLDER, ShmLevel
 from cached.types import Level
 
@@ -51,17 +51,17 @@ class Span:
 
 
 @contextmanager
-def scratch_segment(size_bytes: int, *, sparse: bool = False) -> Iterator[FileRef]:
-    """A segment of L1 without pages, named after this process. Raises LevelError, NoRoomError.
+def scratch_segment(size_bytes: int, folder: str = SHM_FOLDER, *, sparse: bool = False) -> Iterator[FileRef]:
+    """A segment of L1 without pages, named after this process. Raises OSError, LevelError, NoRoomError.
 
     ``sparse``: it may be larger than what there is room for; only what is written takes memory.
     """
-    free_bytes = _free_bytes(SHM_FOLDER)
+    free_bytes = _free_bytes(folder)
     if not sparse and size_bytes > free_bytes // 2:
-        msg = f"{SHM_FOLDER} has only {free_bytes >> 20} MiB free, too little to measure in"
+        msg = f"{folder} has only {free_bytes >> 20} MiB free, too little to measure in"
         raise OSError(msg)
-    level, ingest_id = ShmLevel(_INSTANCE.format(pid=os.getpid())), secrets.token_hex(8)
-    with _removed(Path(SHM_FOLDER, f"cached.{level.instance}.ingest.{ingest_id}")):
+    level, ingest_id = ShmLevel(_INSTANCE.format(pid=os.getpid()), folder=folder), secrets.token_hex(8)
+    with _removed(Path(folder, f"cached.{level.instance}.ingest.{ingest_id}")):
         yield level.create(ingest_id, size_bytes)
 
 
@@ -107,12 +107,10 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def filled_segment(size_bytes: int) -> Iterator[FileRef]:
+def filled_segment(size_bytes: int, folder: str = SHM_FOLDER) -> Iterator[FileRef]:
     """A segment with pages, of bytes that no disk can compress."""
-    from cached.levels.memory import allocate_pages
-
     block = os.urandom(1 << 20)
-    with scratch_segment(size_bytes) as ref:
+    with scratch_segment(size_bytes, folder) as ref:
         with open_mapping(ref, writable=True) as mapping:
             allocate_pages(mapping, 0, size_bytes, huge=True)
             for at in range(0, size_bytes, len(block)):

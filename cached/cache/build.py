@@ -47,7 +47,7 @@ from cached.transfer.fill import RetryPolicy, Runner
 from cached.transfer.lanes import Lanes
 from cached.transfer.pool import MoverPool
 
-_MAX_AUTO_MOVERS = 4
+MAX_AUTO_MOVERS = 4
 _MIN_START, _MAX_START = 4, 32
 """Ranges in flight from an origin that nothing is known of yet; see transfer.width."""
 
@@ -89,7 +89,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     journal_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     instance = instance_of(config.daemon.state_dir)
     pool = _movers(config, metrics, clock)
-    lanes = _lanes(config, metrics, clock, pool)
+    lanes = make_lanes(config, metrics, clock, pool)
     degraded: dict[str, str] = {}
 
     def on_index_fault(why: str) -> None:
@@ -153,7 +153,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
 def _movers(config: Config, metrics: Metrics, clock: Clock) -> MoverPool:
     transfer = config.transfer
     return MoverPool(
-        movers=transfer.movers or min(_MAX_AUTO_MOVERS, len(os.sched_getaffinity(0))),
+        movers=transfer.movers or min(MAX_AUTO_MOVERS, len(os.sched_getaffinity(0))),
         threads=transfer.threads_per_mover,
         ranges=transfer.max_ranges,
         nice=transfer.nice,
@@ -163,12 +163,13 @@ def _movers(config: Config, metrics: Metrics, clock: Clock) -> MoverPool:
     )
 
 
-def _lanes(config: Config, metrics: Metrics, clock: Clock, pool: MoverPool) -> Lanes:
+def make_lanes(config: Config, metrics: Metrics, clock: Clock, pool: MoverPool, *, max_ranges: int = 0) -> Lanes:
+    """What runs jobs on these movers, with as many ranges of each origin in flight as pay; 0: as the settings say."""
     return Lanes(
         pool,
         clock,
         start=max(_MIN_START, min(2 * len(os.sched_getaffinity(0)), _MAX_START)),
-        max_ranges=config.transfer.max_ranges,
+        max_ranges=max_ranges or config.transfer.max_ranges,
         hedging=config.transfer.hedging,
         on_hedge=lambda outcome: metrics.hedges.labels(outcome=outcome).inc(),
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from cached.cache.artifact_key import Destination, choose, parse_archive
-from cached.cache.asking import asked
-from cached.cache.registry import Model
-from cached.cache.services import Services
+from cached.cache.asking import Asking, asked
+from cached.cache.model import Model
 from cached.errors import InvalidRequestError, MoverError, NoSourceError
 from cached.manifest import revision_of
 from cached.origins.base import OriginObject, OriginSpec
@@ -33,10 +33,31 @@ class Resolved:
     revision: str
 
 
+class Models(Protocol):
+    """Which models are known; the registry is one."""
+
+    def find(self, ref: Ref) -> Model | None:
+        """The model of a reference, or None."""
+        ...
+
+    def known(self, name: str) -> Model:
+        """The model of this name, made known if it is new."""
+        ...
+
+
+class Resolving(Asking, Protocol):
+    """What a resolver needs."""
+
+    @property
+    def registry(self) -> Models:
+        """What is said of models."""
+        ...
+
+
 class Resolver:
     """Loop only. ``defaults``: for each scheme, the options that the configuration has for it."""
 
-    def __init__(self, services: Services, defaults: Mapping[str, Mapping[str, str]], artifacts: Destination) -> None:
+    def __init__(self, services: Resolving, defaults: Mapping[str, Mapping[str, str]], artifacts: Destination) -> None:
         self._services = services
         self._defaults = defaults
         self._artifacts = artifacts
@@ -159,6 +180,16 @@ class Resolver:
         if not isinstance(answer, Listing):
             raise MoverError("a mover answered a listing with something else")
         return answer.items
+
+
+def check_revision(ref: Ref, resolved: Resolved) -> None:
+    """Raises NoSourceError unless the origin has the revision that was asked for, if one was."""
+    if ref.revision and not resolved.revision.startswith(ref.revision):
+        raise NoSourceError(
+            f"{ref} is not here, and its origin has revision {resolved.revision} now",
+            hint=f"pull {ref.name} without a revision to get what the origin has",
+            ref=str(ref),
+        )
 
 
 def _identity(item: OriginObject, sha256: Mapping[str, str]) -> str:

@@ -26,6 +26,7 @@ from cached.cache.pulls import Pulls
 from cached.cache.recovery import Recovery
 from cached.cache.registry import Registry
 from cached.cache.resolver import Resolver
+from cached.cache.seeds import Seeds
 from cached.cache.services import Services
 from cached.cache.storage import Storage
 from cached.cache.timed_pulls import TimedPulls
@@ -98,6 +99,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         else:
             degraded.pop("index", None)
 
+    events = EventBus(clock)
     registry = Registry(Index(state_dir / "index"), on_index_fault, time_zone=config.policy.time_zone)
     services = Services(
         clock=clock,
@@ -106,8 +108,9 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         registry=registry,
         history=UseHistory(registry, clock),
         metrics=metrics,
-        events=EventBus(clock),
+        events=events,
         view=DirectoryView(Path(config.daemon.models_dir)),
+        seeds=Seeds(config.l2.seed_dirs, events),
         retry=RetryPolicy(max_attempts=config.transfer.max_attempts, budget_s=config.transfer.retry_budget_s),
         width=max(pool.capacity, config.transfer.max_ranges) + config.transfer.threads_per_mover,
         write_slots=asyncio.Semaphore(max(1, pool.capacity // 4)),
@@ -118,7 +121,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     evictor = Evictor(services, leases, grace_s=config.daemon.restart_grace_s)
     loader = Loader(services, evictor, max_loads=config.transfer.max_concurrent_loads)
     evictor.join(loader)
-    resolver = Resolver(services, origin_defaults(config), destination_of(config.artifacts))
+    resolver = Resolver(services, origin_defaults(config), destination_of(config.artifacts), services.seeds)
     pulls = Pulls(services, loader, resolver)
     view = services.view
     cold_starts = ColdStarts(registry, metrics, services.events, clock)

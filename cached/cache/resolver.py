@@ -9,12 +9,14 @@ from typing import Protocol
 from cached.cache.artifact_key import Destination, choose, parse_archive
 from cached.cache.asking import Asking, asked
 from cached.cache.model import Model
-from cached.errors import InvalidRequestError, MoverError, NoSourceError
+from cached.cache.seeds import Seeds
+from cached.errors import InvalidRequestError, MoverError, NoSourceError, OriginUnavailableError
 from cached.manifest import revision_of
 from cached.origins.base import OriginObject, OriginSpec
 from cached.origins.registry import pinned_spec
 from cached.origins.selection import select
 from cached.refs import Ref, artifact_digest
+from cached.seed import SeedRecord
 from cached.signals import run_all
 from cached.singleflight import SingleFlight
 from cached.transfer.jobs import Listing, ListObjects, Prepare, StatObjects
@@ -57,8 +59,15 @@ class Resolving(Asking, Protocol):
 class Resolver:
     """Loop only. ``defaults``: for each scheme, the options that the configuration has for it."""
 
-    def __init__(self, services: Resolving, defaults: Mapping[str, Mapping[str, str]], artifacts: Destination) -> None:
+    def __init__(
+        self,
+        services: Resolving,
+        defaults: Mapping[str, Mapping[str, str]],
+        artifacts: Destination,
+        seeds: Seeds | None = None,
+    ) -> None:
         self._services = services
+        self._seeds = seeds
         self._defaults = defaults
         self._artifacts = artifacts
         self._resolving: SingleFlight[tuple[str, str], Resolved] = SingleFlight()
@@ -121,7 +130,24 @@ class Resolver:
     async def resolve(self, model: Model, source: str) -> Resolved:
         """What the origin has now; asked once for all who ask at the same time."""
         spec = self.spec(model, source or self._artifacts.source_of(model.name))
-        return await self._resolving.do((model.name, spec.uri), lambda: self._look(model, spec))
+        return await self._resolving.do((model.name, spec.uri), lambda: self._look_or_seed(model, spec))
+
+    async def _look_or_seed(self, model: Model, spec: OriginSpec) -> Resolved:
+        """Where the catalog says the SHA-256 of all that a seed has, there is nothing to ask; else the origin first."""
+        seed = await self._seeds.of(model.name) if self._seeds is not None else None
+        if self._seeds is None or seed is None:
+            return await self._look(model, spec)
+        digests = {entry.path: entry.digest for entry in seed.manifest.files}
+        if model.catalog is not None and dict(model.catalog.sha256) == digests:
+            self._seeds.used(model.name, "the catalog says what its files are")
+            return _of_seed(model, spec, seed)
+        try:
+            return await self._look(model, spec)
+        except OriginUnavailableError as error:
+            if seed.manifest.source != spec.uri:
+                raise
+            self._seeds.used(model.name, error.message)
+            return _of_seed(model, spec, seed)
 
     async def _look(self, model: Model, spec: OriginSpec) -> Resolved:
         catalog = model.catalog
@@ -180,6 +206,14 @@ class Resolver:
         if not isinstance(answer, Listing):
             raise MoverError("a mover answered a listing with something else")
         return answer.items
+
+
+def _of_seed(model: Model, spec: OriginSpec, seed: SeedRecord) -> Resolved:
+    """What the origin had when the seed was laid."""
+    sha256 = dict(model.catalog.sha256) if model.catalog else {}
+    items = tuple(OriginObject(entry.path, entry.size_bytes, entry.version) for entry in seed.manifest.files)
+    revision = revision_of((item.path, item.size_bytes, _identity(item, sha256)) for item in items)
+    return Resolved(spec, items, seed.manifest.notes, sha256, revision)
 
 
 def check_revision(ref: Ref, resolved: Resolved) -> None:

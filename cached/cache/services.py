@@ -14,6 +14,7 @@ from cached.cache.history import UseHistory
 from cached.cache.links import DirectoryView
 from cached.cache.pace import Written
 from cached.cache.registry import Blob, Model, Presence, Registry
+from cached.cache.seeds import Seeds
 from cached.cache.storage import Storage
 from cached.clock import Clock
 from cached.errors import CachedError, LevelError
@@ -37,6 +38,7 @@ class Services:
     metrics: Metrics
     events: EventBus
     view: DirectoryView
+    seeds: Seeds
     retry: RetryPolicy
     width: int
     """Chunks of one blob in flight at the same time."""

@@ -76,8 +76,8 @@ _FROM_WORDS = {"l2": "disk", "l3": "the origin"}
 )
 @click.option(
     "--verify",
-    type=click.Choice(list(Thoroughness)),
-    default=Thoroughness.CHUNKS,
+    type=click.Choice([item.value for item in Thoroughness]),
+    default=Thoroughness.CHUNKS.value,
     show_default=True,
     help="Standalone: how to look at files that are there already. size: their length and time of change. "
     "chunks: every byte, against the CRC64 of its chunk. full: and the SHA-256 of each file.",

@@ -173,7 +173,7 @@ class SeedFolder:
     def remove(self, paths: Iterable[str]) -> None:
         """Files that we laid and the model no longer has, with the folders that are empty then."""
         for path in paths:
-            with suppress(FileNotFoundError), level_errors(Level.L2, str(self.root / path), "remove"):
+            with level_errors(Level.L2, str(self.root / path), "remove"), suppress(FileNotFoundError):
                 os.unlink(self.root / path)
             folder = os.path.dirname(path)
             with suppress(OSError):

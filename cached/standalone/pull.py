@@ -326,7 +326,10 @@ class SeedPull:
         )
 
     async def _lay(self, manifest: Manifest, plan: Plan, gone: tuple[str, ...]) -> None:
-        """First the record, then the names: whoever goes on after a kill in between finds what belongs where."""
+        """First the record, then the names: whoever goes on after a kill in between finds what belongs where.
+
+        Before both, what the model no longer has: of that only the old record knows.
+        """
         folder, level = self._folder, self._folder.incoming
         digests = {entry.path: entry.digest for entry in manifest.files}
         last = {digests[path]: path for path in plan.paths}
@@ -344,10 +347,10 @@ class SeedPull:
         places = {entry.path: sources.get(entry.path) or str(folder.root / entry.path) for entry in manifest.files}
         stamps = {path: os.stat(place).st_mtime_ns for path, place in places.items()}
         blobs = {entry.digest: self._blobs[entry.digest] for entry in manifest.files}
+        folder.remove(gone)
         folder.write(SeedRecord(manifest, blobs, stamps))
         for path, source in sources.items():
             folder.place(source, path)
-        folder.remove(gone)
 
     async def _copy(self, record: BlobRecord, path: str) -> str:
         """Content that the model has under several names, once more, verified on its way; where it is."""

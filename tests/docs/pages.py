@@ -19,7 +19,7 @@ from pathlib import Path
 
 _BLOCK = re.compile(r"(<!-- not run: .+ -->\n+)?^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _MARK = "\x1e"
-_TIMEOUT_S = 110
+_TIMEOUT_S = 280
 
 
 @dataclass(frozen=True, slots=True)

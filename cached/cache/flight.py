@@ -305,7 +305,7 @@ class Flight:
         beyond_repair = isinstance(error, OriginError | NotFoundError | IntegrityError)
         if beyond_repair and self.order.record is not None and self._damaged:
             error = self._quarantined(min(self._damaged), error)
-        if isinstance(error, IntegrityError) and self._seed is not None:
+        if isinstance(error, IntegrityError | ObjectChangedError) and self._seed is not None:
             self._services.seeds.refuse(self._seed, self.order.name)
         if isinstance(error, IntegrityError) and self.order.record is None:
             self._services.metrics.checksum_failures.labels(level="l3").inc()

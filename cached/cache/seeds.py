@@ -51,7 +51,7 @@ class Seeds:
         """Paths of files whose content turned out to be something else."""
 
     async def of(self, name: str) -> SeedRecord | None:
-        """What the seed of a model is recorded to be, as of now; None if there is none."""
+        """What the seed of a model is recorded to be, as of now; None if there is none that has all its files."""
         if not self._folders:
             return None
         found = await in_thread(_read, self._folders, self._seeds)
@@ -59,7 +59,18 @@ class Seeds:
             if seed.problem and seed != self._seeds.get(folder):
                 self._events.emit("seed.refused", f"a seed cannot be used: {seed.problem}", folder=folder)
         self._seeds = found
-        return next((seed.record for seed in found.values() if seed.record and seed.record.manifest.name == name), None)
+        for seed in found.values():
+            if seed.record is not None and seed.record.manifest.name == name and self._is_whole(seed):
+                return seed.record
+        return None
+
+    def _is_whole(self, seed: _Seed) -> bool:
+        """As far as that shows without reading: nothing of it was refused, and every file has its length."""
+        entries = seed.record.manifest.files if seed.record else ()
+        return all(
+            str(seed.folder / entry.path) not in self._refused and _length(seed.folder / entry.path) == entry.size_bytes
+            for entry in entries
+        )
 
     def used(self, name: str, why: str) -> None:
         """Tells that a model's files are known from its seed alone."""
@@ -82,9 +93,9 @@ class Seeds:
         return None
 
     def refuse(self, file: SeedFile, name: str) -> None:
-        """It is not what it was taken for: it is not looked at again, as long as this daemon runs."""
+        """It is not what it was taken for, or what the origin has now: it is not looked at again by this daemon."""
         self._refused.add(file.ref.path)
-        why = f"{file.ref.path} is not what its record says"
+        why = f"{file.ref.path} is not what it was taken for"
         self._events.emit("seed.refused", why, name=name, folder=os.path.dirname(file.ref.path))
 
 
@@ -95,6 +106,13 @@ def _is(entry: FileEntry, record: SeedRecord | None, digest: str, origin: Origin
         return False
     item = origin.item
     return (entry.path, entry.version, entry.size_bytes) == (item.path, item.version, item.size_bytes)
+
+
+def _length(path: Path) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return -1
 
 
 def _read(folders: Sequence[Path], known: Mapping[Path, _Seed]) -> dict[Path, _Seed]:

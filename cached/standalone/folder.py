@@ -81,6 +81,9 @@ class SeedFolder:
                     hint="leave it out with an exclude pattern in the catalog",
                     value=path,
                 )
+        for folder in sorted({parent for path in paths for parent in _parents(path)}):
+            with suppress(FileNotFoundError):
+                self._require_folder(str(self.root / folder))
         wanted = {path for path in paths if path not in known}
         foreign = sorted(path for path in wanted if os.path.lexists(self.root / path))
         if foreign and not force:
@@ -164,11 +167,14 @@ class SeedFolder:
             with suppress(FileExistsError):
                 os.mkdir(place, _FOLDER_MODE)
                 fsync_folder(os.path.dirname(place))
-            if not stat.S_ISDIR(os.lstat(place).st_mode):
-                raise InvalidRequestError(
-                    f"{place} is not a folder, and files are to be laid in it", hint="remove it", value=place
-                )
+            self._require_folder(place)
         return place
+
+    def _require_folder(self, place: str) -> None:
+        if not stat.S_ISDIR(os.lstat(place).st_mode):
+            raise InvalidRequestError(
+                f"{place} is not a folder, and files are to be laid in it", hint="remove it", value=place
+            )
 
     def remove(self, paths: Iterable[str]) -> None:
         """Files that we laid and the model no longer has, with the folders that are empty then."""
@@ -185,6 +191,11 @@ class SeedFolder:
         """Removes the place where files arrive: all of them have their names."""
         shutil.rmtree(self.incoming.root, ignore_errors=True)
         shutil.rmtree(self.journals, ignore_errors=True)
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -88,6 +89,24 @@ def test_a_seed_that_lies_is_found_out_and_not_asked_again(site):
         site.pull("tiny")
     assert site.daemon.log_events("seed.refused")
     assert site.check_served("tiny").origin_bytes == len(files[SHARD])
+
+
+def test_a_damaged_seed_of_an_object_that_was_stored_again_is_no_dead_end(site):
+    """The seed knows a version that the origin has no more: it is asked what it has now."""
+    files, source = model_files(CHUNK_BYTES + MB), site.folder / "source"
+    source.mkdir()
+    for path, data in files.items():
+        (source / path).write_bytes(data)
+    digests = {path: sha256(data) for path, data in files.items()}
+    site.models["tiny"] = {"source": source.as_uri(), "sha256": digests}
+    site.files["tiny"] = files
+    site.settings["l2"] = {"seed_dirs": [str(site.folder / "seeds")]}
+    lay(site, "tiny", site.folder / "seeds" / "tiny")
+    os.utime(source / SHARD)
+    flip_byte(site.folder / "seeds/tiny" / SHARD, 3)
+    site.start()
+    assert site.pull("tiny")[-1].phase == "ready"
+    site.check_served("tiny")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"format": 1}', "\xff"])

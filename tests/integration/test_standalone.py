@@ -79,7 +79,7 @@ def started(
 ) -> Iterator[subprocess.Popen[str]]:
     """The command, under way; killed at the end."""
     with subprocess.Popen(
-        command(site, name, folder, *words), env=os.environ | site.environment() | (more or {}), text=True,
+        command(site, name, folder, *words), env=os.environ | site.environment() | dict(more or {}), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     ) as process:  # fmt: skip
         try:

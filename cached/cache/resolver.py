@@ -213,7 +213,7 @@ def _of_seed(model: Model, spec: OriginSpec, seed: SeedRecord) -> Resolved:
     sha256 = dict(model.catalog.sha256) if model.catalog else {}
     items = tuple(OriginObject(entry.path, entry.size_bytes, entry.version) for entry in seed.manifest.files)
     revision = revision_of((item.path, item.size_bytes, _identity(item, sha256)) for item in items)
-    return Resolved(spec, items, seed.manifest.notes, sha256, revision)
+    return Resolved(spec=spec, items=items, notes=seed.manifest.notes, sha256=sha256, revision=revision)
 
 
 def check_revision(ref: Ref, resolved: Resolved) -> None:

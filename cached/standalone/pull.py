@@ -35,6 +35,7 @@ from cached.standalone.values import Plan, Progress, Pulled, Wanted
 from cached.transfer.fill import Fill, OriginSource, Sources
 from cached.transfer.jobs import Prepare
 from cached.types import CheckedBy, Level
+from cached.units import chunk_count
 
 _log = structlog.get_logger(__name__)
 
@@ -102,21 +103,30 @@ class SeedPull:
                 ref=str(self._wanted.ref),
             )
         self._check_name(record, force=False)
+        if not record.manifest.revision.startswith(self._wanted.ref.revision):
+            raise NotFoundError(
+                f"{self._folder.root} holds revision {record.manifest.revision}", hint=_PULL_AGAIN,
+                ref=str(self._wanted.ref),
+            )  # fmt: skip
         self._begin("verifying", record.manifest.total_bytes)
         for entry in record.manifest.files:
             bad = await self._look_at(record, entry)
-            if bad is None:
-                raise NotFoundError(f"{entry.path} is missing in {self._folder.root}", hint=_PULL_AGAIN, ref=entry.path)
-            if bad:
-                raise IntegrityError(
-                    f"{entry.path} in {self._folder.root} is damaged in {len(bad)} of its "
-                    f"{len(record.blobs[entry.digest].crc64)} chunks",
-                    hint=_PULL_AGAIN,
-                    name=record.manifest.name,
-                    path=entry.path,
-                    check="chunk-crc64nvme",
-                )
+            if bad is None or bad:
+                raise self._not_whole(record, entry, bad)
         return self._result(record.manifest, (), ())
+
+    def _not_whole(self, record: SeedRecord, entry: FileEntry, bad: frozenset[int] | None) -> CachedError:
+        length_bytes, _ = self._folder.stamp(entry.path)
+        if length_bytes < 0:
+            return NotFoundError(f"{entry.path} is missing in {self._folder.root}", hint=_PULL_AGAIN, ref=entry.path)
+        how = f"in {len(bad)} of its {len(record.blobs[entry.digest].crc64)} chunks" if bad else "in its length"
+        return IntegrityError(
+            f"{entry.path} in {self._folder.root} is damaged {how}",
+            hint=_PULL_AGAIN,
+            name=record.manifest.name,
+            path=entry.path,
+            check="seed-record",
+        )
 
     async def _attempt(self) -> Pulled:
         wanted, tools = self._wanted, self._tools
@@ -169,17 +179,19 @@ class SeedPull:
     # What there is, and what has to come.
 
     async def _plan(self, resolved: Resolved, record: SeedRecord | None, blobs: Mapping[str, int]) -> Plan:
-        """Looks at everything that the folder has of the revision; what is damaged is taken out of sight."""
+        """Looks at everything that the folder has of the revision."""
         self._tools.runner.prepare(Prepare(resolved.spec))
         plan = Plan()
         for item in resolved.items:
             entry = _recorded(record, resolved, item)
+            blob = record.blobs[entry.digest] if record and entry else None
             bad = await self._look_at(record, entry) if record and entry else None
-            if record and entry and bad is not None and not bad:
-                plan.kept[item.path] = entry
-                self._blobs[entry.digest] = record.blobs[entry.digest]
+            if entry is not None and blob is not None and bad is not None and not bad:
+                plan.kept[item.path], self._blobs[entry.digest] = entry, blob
                 continue
-            order = self._order(resolved, item, record.blobs[entry.digest] if record and entry else None)
+            if bad is not None and len(bad) == chunk_count(item.size_bytes):
+                blob = None  # nothing fits the record: it may be the record that is wrong
+            order = self._order(resolved, item, blob)
             found = self._journalled(order, blobs)
             if found is not None:
                 order = replace(order, record=found)
@@ -286,7 +298,10 @@ class SeedPull:
         return Kept(self._folder.file(path), self._blobs[order.digest]) if path else None
 
     def _take_in(self, plan: Plan, missing: Mapping[str, BlobOrder], ingests: Mapping[str, int]) -> set[str]:
-        """Which ingests hold something already: of an interrupted pull, or a damaged file's good chunks. Others go."""
+        """Which ingests hold something already: of an interrupted pull, or a damaged file's good chunks. Others go.
+
+        No damaged file is to be seen from here on.
+        """
         folder, level = self._folder, self._folder.incoming
         resumed = {key for key, order in missing.items() if ingests.get(key) == order.size_bytes}
         for key in ingests.keys() - resumed:
@@ -298,6 +313,7 @@ class SeedPull:
             key = plan.paths[path]
             order = missing.get(key)
             if order is None or order.record is None or key in resumed:
+                folder.remove([path])
                 continue
             level.take_in(str(folder.root / path), key)
             journal = journal_of(folder, order)

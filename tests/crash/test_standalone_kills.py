@@ -15,7 +15,7 @@ from cached.units import CHUNK_BYTES
 from tests.integration.support import MB, ROOT, Site, model_files, sha256
 from tests.integration.test_standalone import check_laid, command, laid, lay
 
-STEPS = int(os.environ.get("CRASH_STEPS", "5"))
+STEPS = int(os.environ.get("CRASH_STEPS", "3"))
 SEED = int(os.environ.get("CRASH_SEED", "1"))
 NEVER = 0
 

@@ -152,7 +152,11 @@ def test_a_file_that_was_cut_short_is_fetched_again(site, tmp_path):
     files = site.add("tiny", model_files(MB))
     lay(site, "tiny", tmp_path)
     os.truncate(tmp_path / SHARD, 1000)
+    (tmp_path / "config.json").unlink()
     with pytest.raises(errors.NotFoundError, match="missing"):
+        lay(site, "tiny", tmp_path, offline=True)
+    (tmp_path / "config.json").write_bytes(files["config.json"])
+    with pytest.raises(errors.IntegrityError, match="damaged in its length"):
         lay(site, "tiny", tmp_path, offline=True)
     lay(site, "tiny", tmp_path)
     check_laid(tmp_path, files)
@@ -168,6 +172,8 @@ def test_only_full_verification_sees_a_record_that_lies(site, tmp_path):
     with pytest.raises(errors.IntegrityError) as caught:
         lay(site, "tiny", tmp_path, offline=True, verify=Thoroughness.FULL)
     assert caught.value.fields["path"] == SHARD
+    lay(site, "tiny", tmp_path, verify=Thoroughness.FULL)
+    check_laid(tmp_path, files)
 
 
 def test_over_tls_with_a_name_derived_from_the_uri(tmp_path):

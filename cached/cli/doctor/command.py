@@ -29,7 +29,7 @@ CHECKS = (
 _COLOURS = {Verdict.OK: "green", Verdict.ADVICE: "yellow", Verdict.PROBLEM: "bold red", Verdict.NOT_MEASURED: "dim"}
 
 
-@click.command(short_help="Look at this host, and tell what would help workers start.")
+@click.command(short_help="Look at this host, and say what would help.")
 @click.option(
     "--only",
     multiple=True,

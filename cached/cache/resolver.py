@@ -133,20 +133,24 @@ class Resolver:
         return await self._resolving.do((model.name, spec.uri), lambda: self._look_or_seed(model, spec))
 
     async def _look_or_seed(self, model: Model, spec: OriginSpec) -> Resolved:
-        """Where the catalog says the SHA-256 of all that a seed has, there is nothing to ask; else the origin first."""
-        seed = await self._seeds.of(model.name) if self._seeds is not None else None
-        if self._seeds is None or seed is None:
+        """Where the catalog says the SHA-256 of all that a seed has, there is nothing to ask; else the origin first.
+
+        No seed is asked for a compile artifact: that comes from the configured destination alone.
+        """
+        seeds = None if artifact_digest(model.name) else self._seeds
+        seed = await seeds.of(model.name) if seeds is not None else None
+        if seeds is None or seed is None:
             return await self._look(model, spec)
         digests = {entry.path: entry.digest for entry in seed.manifest.files}
         if model.catalog is not None and dict(model.catalog.sha256) == digests:
-            self._seeds.used(model.name, "the catalog says what its files are")
+            seeds.used(model.name, "the catalog says what its files are")
             return _of_seed(model, spec, seed)
         try:
             return await self._look(model, spec)
         except OriginUnavailableError as error:
             if seed.manifest.source != spec.uri:
                 raise
-            self._seeds.used(model.name, error.message)
+            seeds.used(model.name, error.message)
             return _of_seed(model, spec, seed)
 
     async def _look(self, model: Model, spec: OriginSpec) -> Resolved:

@@ -300,6 +300,13 @@ class PlainReader:
             raise self._mistyped(key, value)
         return dict(value)
 
+    def table(self, key: str) -> dict[Any, Any]:
+        """A dictionary of anything."""
+        value = self._take(key)
+        if not isinstance(value, dict):
+            raise self._mistyped(key, value)
+        return value
+
     def finish(self) -> None:
         """Raises unless every key was read."""
         if self._left:

@@ -200,6 +200,9 @@ class L2Config:
         (), "Instead of path: folders on several drives, over which models are spread file by file.", _paths
     )
     capacity: str = _setting("80%", "Budget of L2: a size, or a share of its file systems.", _capacity)
+    seed_dirs: tuple[str, ...] = _setting(
+        (), "Folders that `cached pull --standalone` filled, or folders of such: read instead of the origin.", _paths
+    )
 
     @property
     def folders(self) -> tuple[str, ...]:

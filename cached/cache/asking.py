@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
-from cached.cache.services import Services
+from typing import Protocol
+
+from cached.clock import Clock
 from cached.errors import CachedError
+from cached.metrics import Metrics
+from cached.transfer.fill import RetryPolicy, Runner
 from cached.transfer.jobs import FindTensors, ListObjects, ReadTexts, Result, StatObjects
 
 
-async def asked(services: Services, job: ListObjects | StatObjects | FindTensors | ReadTexts) -> Result:
+class Asking(Protocol):
+    """What it takes to ask."""
+
+    @property
+    def runner(self) -> Runner:
+        """Who asks."""
+        ...
+
+    @property
+    def clock(self) -> Clock:
+        """How long is waited before another try."""
+        ...
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """How often it is tried."""
+        ...
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where retries are counted."""
+        ...
+
+
+async def asked(services: Asking, job: ListObjects | StatObjects | FindTensors | ReadTexts) -> Result:
     """The answer of a mover. Raises the last error when the retries are used up, and what is not passing at once."""
     attempt = 1
     while True:

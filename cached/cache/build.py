@@ -28,6 +28,7 @@ from cached.cache.pulls import Pulls
 from cached.cache.recovery import Recovery
 from cached.cache.registry import Registry
 from cached.cache.resolver import Resolver
+from cached.cache.seeds import Seeds
 from cached.cache.services import Services
 from cached.cache.stagger import Stagger
 from cached.cache.storage import Storage
@@ -123,6 +124,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         metrics=metrics,
         events=events,
         view=DirectoryView(Path(config.daemon.models_dir)),
+        seeds=Seeds(config.l2.seed_dirs, events),
         retry=RetryPolicy(max_attempts=config.transfer.max_attempts, budget_s=config.transfer.retry_budget_s),
         width=max(pool.capacity, config.transfer.max_ranges) + config.transfer.threads_per_mover,
         write_slots=asyncio.Semaphore(max(1, pool.capacity // 4)),
@@ -133,7 +135,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
     evictor = Evictor(services, leases, grace_s=config.daemon.restart_grace_s)
     loader = Loader(services, evictor, max_loads=config.transfer.max_concurrent_loads)
     evictor.join(loader)
-    resolver = Resolver(services, origin_defaults(config), destination_of(config.artifacts))
+    resolver = Resolver(services, origin_defaults(config), destination_of(config.artifacts), services.seeds)
     kube = _kube(config)
     pulls = Pulls(services, loader, resolver, _stagger(config, services, kube, instance))
     view = services.view
@@ -184,14 +186,19 @@ def new_movers(config: Config, clock: Clock, *, on_restart: Callable[[], None] =
 
 
 def new_lanes(
-    config: Config, clock: Clock, pool: MoverPool, *, on_hedge: Callable[[HedgeOutcome], None] = lambda _outcome: None
+    config: Config,
+    clock: Clock,
+    pool: MoverPool,
+    *,
+    max_ranges: int = 0,
+    on_hedge: Callable[[HedgeOutcome], None] = lambda _outcome: None,
 ) -> Lanes:
-    """The lanes to origins as the settings want them, over movers."""
+    """What runs jobs on these movers, with as many ranges of each origin in flight as pay; 0: as the settings say."""
     return Lanes(
         pool,
         clock,
         start=max(_MIN_START, min(2 * len(os.sched_getaffinity(0)), _MAX_START)),
-        max_ranges=config.transfer.max_ranges,
+        max_ranges=max_ranges or config.transfer.max_ranges,
         hedging=config.transfer.hedging,
         on_hedge=on_hedge,
     )

@@ -13,6 +13,7 @@ import structlog
 from cached.cache.checks import confirm_origin_checksum, confirm_sha256, strongest
 from cached.cache.pace import Pace, Written
 from cached.cache.persist import Persist
+from cached.cache.seeds import SeedFile
 from cached.cache.services import Services
 from cached.errors import (
     CachedError,
@@ -132,6 +133,7 @@ class Flight:
         self._services = services
         self._journal: IngestJournal | None = None
         self._damaged: dict[int, Level] = {}
+        self._seed: SeedFile | None = None
         level = services.storage.level(order.level)
         self.target: FileRef = level.blob(order.digest) if order.adopt else level.ingest(order.ingest_id)
         self._persist = self._make_persist() if order.persist else None
@@ -313,6 +315,8 @@ class Flight:
         beyond_repair = isinstance(error, OriginError | NotFoundError | IntegrityError)
         if beyond_repair and self.order.record is not None and self._damaged:
             error = self._quarantined(min(self._damaged), error)
+        if isinstance(error, IntegrityError | ObjectChangedError) and self._seed is not None:
+            self._services.seeds.refuse(self._seed, self.order.name)
         if isinstance(error, IntegrityError) and self.order.record is None:
             self._services.metrics.checksum_failures.labels(level="l3").inc()
         if self.order.origin is not None and self.order.record is None:
@@ -389,9 +393,14 @@ class Flight:
             kept = self._journal.chunks
             expected = {index: chunk.crc64 for index, chunk in kept.items()} | expected
             in_place = self._kept_at(order.level, kept)
-            if order.level is Level.L1 and disk is None and order.persist:
+            if disk is None and not order.is_part:
+                self._seed = self._services.seeds.find(order.digest, order.origin)
+            if order.level is Level.L1 and disk is None and order.persist and self._seed is None:
                 disk = storage.level(Level.L2).ingest(order.ingest_id)
                 on_disk = self._kept_at(Level.L2, kept)
+        if self._seed is not None:
+            disk, crc64 = self._seed.ref, dict(enumerate(self._seed.record.crc64))
+            return Sources(in_place=in_place, disk=disk, origin=order.origin, expected=expected, disk_crc64=crc64)
         return Sources(in_place=in_place, disk=disk, on_disk=on_disk, origin=order.origin, expected=expected)
 
     def _kept_at(self, level: Level, kept: Mapping[int, JournalChunk]) -> frozenset[int]:
@@ -404,7 +413,7 @@ class Flight:
         self._note(index, crc64, self.order.level)
         if level is not Level.L1 or self.order.adopt:  # what was found in place took no time
             self.pace.add(self._services.clock.monotonic_s(), chunk_length(self.order.size_bytes, index))
-        if level is Level.L2 and self._persist is not None:
+        if level is Level.L2 and self._persist is not None and self._seed is None:
             self._persist.already(index)
         self.signal.notify()
 
@@ -425,6 +434,12 @@ class Flight:
             self._services.moved(hop, moved.length_bytes, moved.busy_s, moved.cpu_s)
 
     def _on_damage(self, level: Level, index: int, why: str) -> None:
+        if level is Level.L2 and self._seed is not None:
+            self._services.events.emit(
+                "seed.damaged", f"chunk {index} of {self._seed.ref.path} is damaged: {why}",
+                name=self.order.name, path=self.order.path, chunk=index,
+            )  # fmt: skip
+            return
         self._services.metrics.checksum_failures.labels(level=level.value).inc()
         self._services.events.emit(
             "damage.found", f"chunk {index} of {self.order.path} is damaged in {level.value}: {why}",

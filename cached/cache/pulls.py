@@ -14,12 +14,11 @@ from cached.cache.hot_set import HotSet
 from cached.cache.load import Chosen, Load, LoadFile, LoadPlan
 from cached.cache.loader import Loader
 from cached.cache.registry import Blob, Model, Presence
-from cached.cache.resolver import Resolved, Resolver, vouched_sha256
+from cached.cache.resolver import Resolved, Resolver, check_revision, vouched_sha256
 from cached.cache.services import Services
 from cached.cache.stagger import Stagger
 from cached.errors import (
     CachedError,
-    NoSourceError,
     NotFoundError,
     ObjectChangedError,
     UnavailableError,
@@ -98,7 +97,7 @@ class Pulls:
         model = self._resolver.model_of(ref, source)
         try:
             resolved = await self._resolver.resolve(model, source or ref.uri)
-            self._check_revision(ref, resolved)
+            check_revision(ref, resolved)
         except CachedError as error:
             error.fields.setdefault("name", model.name)
             self._services.failed(model, error)
@@ -312,14 +311,6 @@ class Pulls:
     def check(self, ref: Ref, source: str) -> None:
         """Raises what ``pull`` would, as far as that shows without an origin; the model is known from then on."""
         self._resolver.model_of(ref, source)
-
-    def _check_revision(self, ref: Ref, resolved: Resolved) -> None:
-        if ref.revision and not resolved.revision.startswith(ref.revision):
-            raise NoSourceError(
-                f"{ref} is not here, and its origin has revision {resolved.revision} now",
-                hint=f"pull {ref.name} without a revision to get what the origin has",
-                ref=str(ref),
-            )
 
     def _plan(self, model: Model, resolved: Resolved, level: Level) -> LoadPlan:
         known = model.manifests.get(resolved.revision)

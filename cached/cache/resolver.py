@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from cached.cache.artifact_key import Destination, choose, parse_archive
-from cached.cache.asking import asked
-from cached.cache.registry import Model
-from cached.cache.services import Services
+from cached.cache.asking import Asking, asked
+from cached.cache.model import Model
+from cached.cache.seeds import Seeds
 from cached.errors import (
     InvalidRequestError,
     MoverError,
@@ -22,6 +23,7 @@ from cached.origins.base import OriginObject, OriginSpec
 from cached.origins.registry import check_scheme, pinned_spec
 from cached.origins.selection import select
 from cached.refs import Ref, artifact_digest, uris_of
+from cached.seed import SeedRecord
 from cached.signals import run_all
 from cached.singleflight import SingleFlight
 from cached.transfer.jobs import Listing, ListObjects, Prepare, StatObjects
@@ -44,11 +46,39 @@ class Resolved:
     revision: str
 
 
+class Models(Protocol):
+    """Which models are known; the registry is one."""
+
+    def find(self, ref: Ref) -> Model | None:
+        """The model of a reference, or None."""
+        ...
+
+    def known(self, name: str) -> Model:
+        """The model of this name, made known if it is new."""
+        ...
+
+
+class Resolving(Asking, Protocol):
+    """What a resolver needs."""
+
+    @property
+    def registry(self) -> Models:
+        """What is said of models."""
+        ...
+
+
 class Resolver:
     """Loop only. ``defaults``: for each scheme, the options that the configuration has for it."""
 
-    def __init__(self, services: Services, defaults: Mapping[str, Mapping[str, str]], artifacts: Destination) -> None:
+    def __init__(
+        self,
+        services: Resolving,
+        defaults: Mapping[str, Mapping[str, str]],
+        artifacts: Destination,
+        seeds: Seeds | None = None,
+    ) -> None:
         self._services = services
+        self._seeds = seeds
         self._defaults = defaults
         self._artifacts = artifacts
         self._resolving: SingleFlight[tuple[str, str], Resolved] = SingleFlight()
@@ -120,7 +150,28 @@ class Resolver:
     async def resolve(self, model: Model, source: str) -> Resolved:
         """What the origin has now; asked once for all who ask at the same time."""
         spec = self.spec(model, source or self._artifacts.source_of(model.name))
-        return await self._resolving.do((model.name, spec.uri), lambda: self._look_along(model, spec))
+        return await self._resolving.do((model.name, spec.uri), lambda: self._look_or_seed(model, spec))
+
+    async def _look_or_seed(self, model: Model, spec: OriginSpec) -> Resolved:
+        """Where the catalog says the SHA-256 of all that a seed has, there is nothing to ask; else the origin first.
+
+        No seed is asked for a compile artifact: that comes from the configured destination alone.
+        """
+        seeds = None if artifact_digest(model.name) else self._seeds
+        seed = await seeds.of(model.name) if seeds is not None else None
+        if seeds is None or seed is None:
+            return await self._look_along(model, spec)
+        digests = {entry.path: entry.digest for entry in seed.manifest.files}
+        if model.catalog is not None and dict(model.catalog.sha256) == digests:
+            seeds.used(model.name, "the catalog says what its files are")
+            return _of_seed(model, spec, seed)
+        try:
+            return await self._look_along(model, spec)
+        except OriginUnavailableError as error:
+            if seed.manifest.source != spec.uri:
+                raise
+            seeds.used(model.name, error.message)
+            return _of_seed(model, spec, seed)
 
     async def _look_along(self, model: Model, chain: OriginSpec) -> Resolved:
         """The authority's word. While it cannot be reached, that of the first link which answers; it vouches for less.
@@ -214,6 +265,27 @@ class Resolver:
 def _remembered(model: Model, chain: OriginSpec) -> str:
     """What the catalog has in front of a source is looked up there; of any other chain all links are remembered."""
     return chain.uri if model.catalog is not None else " ".join(link.uri for link in chain.links)
+
+
+def _of_seed(model: Model, spec: OriginSpec, seed: SeedRecord) -> Resolved:
+    """What the origin had when the seed was laid."""
+    sha256 = dict(model.catalog.sha256) if model.catalog else {}
+    items = tuple(OriginObject(entry.path, entry.size_bytes, entry.version) for entry in seed.manifest.files)
+    revision = revision_of((item.path, item.size_bytes, _identity(item, sha256)) for item in items)
+    return Resolved(
+        spec=spec, source=_remembered(model, spec), items=items, notes=seed.manifest.notes, sha256=sha256,
+        revision=revision,
+    )  # fmt: skip
+
+
+def check_revision(ref: Ref, resolved: Resolved) -> None:
+    """Raises NoSourceError unless the origin has the revision that was asked for, if one was."""
+    if ref.revision and not resolved.revision.startswith(ref.revision):
+        raise NoSourceError(
+            f"{ref} is not here, and its origin has revision {resolved.revision} now",
+            hint=f"pull {ref.name} without a revision to get what the origin has",
+            ref=str(ref),
+        )
 
 
 def _identity(item: OriginObject, sha256: Mapping[str, str]) -> str:

@@ -14,17 +14,17 @@ from cached.cache.history import UseHistory
 from cached.cache.links import DirectoryView
 from cached.cache.pace import Written
 from cached.cache.registry import Blob, Model, Presence, Registry
+from cached.cache.seeds import Seeds
 from cached.cache.storage import Storage
 from cached.clock import Clock
 from cached.errors import CachedError, LevelError
 from cached.index import PartRecord
-from cached.levels.journal import read_journal
+from cached.levels.journal import landed_record, read_journal
 from cached.manifest import BlobRecord, Manifest
 from cached.metrics import Metrics
 from cached.transfer.chain import Chains
 from cached.transfer.fill import RetryPolicy, Runner
 from cached.types import Level
-from cached.units import chunk_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class Services:
     metrics: Metrics
     events: EventBus
     view: DirectoryView
+    seeds: Seeds
     retry: RetryPolicy
     width: int
     """Chunks of one blob in flight at the same time."""
@@ -68,11 +69,7 @@ class Services:
 
     def journal_record(self, ingest_id: str) -> BlobRecord | None:
         """What the index has to know of that blob, if the journal knows all of it: the index is written behind."""
-        state = read_journal(self.journal_dir / ingest_id)
-        if state is None or not state.landed_digest or len(state.chunks) != chunk_count(state.size_bytes):
-            return None
-        crc64 = tuple(state.chunks[index].crc64 for index in range(len(state.chunks)))
-        return BlobRecord(state.landed_digest, state.size_bytes, crc64)
+        return landed_record(self.journal_dir / ingest_id)
 
     def journalled(self, ingest_id: str, level: Level) -> frozenset[int]:
         """The chunks of an ingest that were verified at a level, as far as its journal says."""

@@ -62,7 +62,7 @@ def _key(
     return {name: value for name, value in {**key, **extra}.items() if value}
 
 
-@click.group()
+@click.group(short_help="Save and restore compile caches (torch.compile, Triton).")
 def artifact() -> None:
     """Save and restore compile caches: torch.compile, Triton, vLLM, TensorRT.
 

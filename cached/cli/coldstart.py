@@ -51,7 +51,7 @@ class Trend:
     """Empty with too few starts to compare."""
 
 
-@click.command()
+@click.command(short_help="Show where the time of workers' starts went.")
 @ref_argument
 @click.option(
     "-n", "count", type=click.IntRange(1, 1000), default=10, show_default=True, help="List the last N starts."

@@ -6,11 +6,10 @@ import contextlib
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
-from cached.cli.output import clean, output_option, print_json, say
+from cached.cli.output import SizeType, clean, output_option, print_json, say
 from cached.cli.progress import meter
 from cached.config import load_config, origin_defaults, process_environment
 from cached.convert.checkpoint import plan_conversion
@@ -19,26 +18,16 @@ from cached.convert.run import Converted, Watcher, convert
 from cached.convert.sandbox import Measure
 from cached.errors import IntegrityError, InvalidRequestError
 from cached.origins.base import OriginSpec
-from cached.units import format_size, parse_size
+from cached.units import format_size
 from cached_client.errors import CacheError
 from cached_client.safetensors_header import header_length, parse_header
-
-
-class _Size(click.ParamType[int]):
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return value if isinstance(value, int) else parse_size(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.command("convert")
 @click.argument("source", metavar="DIR|FILE|URI")
 @click.option("--to", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder to make.")
 @click.option(
-    "--max-shard-size", type=_Size(), default="2GB", show_default=True, help="Also bounds the memory it takes."
+    "--max-shard-size", type=SizeType(), default="2GB", show_default=True, help="Also bounds the memory it takes."
 )
 @click.option(
     "--drop-shared", is_flag=True, help="Leave out tensors that are the same as another, such as tied weights."

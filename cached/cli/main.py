@@ -13,13 +13,14 @@ from cached.cli.connect import Globals
 from cached.cli.doctor import doctor
 from cached.cli.failures import INTERRUPTED, exit_code, print_failure
 from cached.cli.interrupt import heard_interrupts
+from cached.cli.sections import Sections
 from cached.cli.service import install_service, uninstall_service
 from cached.cli.top import top
 from cached.errors import CachedError
 from cached_client.errors import CacheError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--socket", default="", metavar="PATH", help="The daemon's socket.  [CACHED_SOCKET, else the usual places]"
 )
@@ -29,6 +30,14 @@ def cli(context: click.Context, socket: str) -> None:
     """The host's cache of model weights: pulled once, every byte verified, shared by all workers.
 
     A REF is NAME, NAME@REVISION, or a URI such as s3://bucket/prefix.
+
+    \b
+    Begin with:
+      cached push ./tiny s3://bucket/tiny > catalog.json     upload a model, get its catalog entry
+      cached serve --catalog catalog.json                    run the daemon
+      cached pull tiny                                       bring it into memory
+      cached run tiny -- CMD {path}                          use it as a directory
+      cached COMMAND --help                                  options and examples of each
 
     \b
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 timed out, 5 no room, 6 damaged content.

@@ -31,7 +31,7 @@ _NAMED = 5
 """Of the models that would go before one; JSON has more of them."""
 
 
-@click.command()
+@click.command(short_help="List the models: where each is, and what it is worth.")
 @click.option("-w", "--wide", is_flag=True, help="Also the revision, tenant and source.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also compile artifacts (see `cached artifact ls`).")
 @output_option

@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cached.overview.words import clean
-from cached.units import format_duration, format_rate, format_size
+from cached.units import format_duration, format_rate, format_size, parse_size
 
 __all__ = [
-    "ago", "clean", "enum_word", "is_terminal", "output_option", "print_json", "print_pairs", "print_table",
+    "SizeType", "ago", "clean", "enum_word", "is_terminal", "output_option", "print_json", "print_pairs", "print_table",
     "print_text", "rate", "say", "short", "size", "to_data",
 ]  # fmt: skip
 
@@ -39,6 +39,19 @@ def output_option(function: _F) -> _F:
         help="A table for people, or JSON for programs.",
     )
     return option(function)
+
+
+class SizeType(click.ParamType[int]):
+    """``64GiB`` → bytes, for options."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """See click.ParamType."""
+        try:
+            return value if isinstance(value, int) else parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def to_data(message: Message) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 from math import inf, isfinite
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,10 +19,22 @@ from cached.cli.connect import (
 )
 from cached.cli.failures import INTEGRITY
 from cached.cli.models import TIERS
-from cached.cli.output import clean, enum_word, output_option, print_json, print_table, rate, say, short, to_data
+from cached.cli.output import (
+    SizeType,
+    clean,
+    enum_word,
+    output_option,
+    print_json,
+    print_table,
+    rate,
+    say,
+    short,
+    to_data,
+)
 from cached.cli.progress import meter
 from cached.cli.when import parse_when, told
 from cached.errors import UnavailableError
+from cached.seed import Thoroughness
 from cached.units import format_duration, format_size
 from cached_client._proto import cached_pb2 as pb
 
@@ -56,10 +70,42 @@ _FROM_WORDS = {"l2": "disk", "l3": "the origin"}
     help="Begin then, also if the daemon is restarted: 08:00, 2026-11-22T08:00, +2h. never: take back such pulls.",
 )
 @timeout_option
+@click.option("--standalone", is_flag=True, help="Without a daemon, into the folder of --to.")
+@click.option("--to", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Standalone: folder to fill.")
+@click.option(
+    "--catalog",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Standalone: what is said of the model.  [daemon.catalog]",
+)
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Standalone: configuration file."
+)
+@click.option(
+    "--verify",
+    type=click.Choice([item.value for item in Thoroughness]),
+    default=Thoroughness.CHUNKS.value,
+    show_default=True,
+    help="Standalone: how to look at files that are there already. size: their length and time of change. "
+    "chunks: every byte, against the CRC64 of its chunk. full: and the SHA-256 of each file.",
+)
+@click.option("--offline", is_flag=True, help="Standalone: only verify what is there. Asks nobody, changes nothing.")
+@click.option("--force", is_flag=True, help="Standalone: replace files that no pull laid, and another model.")
+@click.option(
+    "--max-memory",
+    type=SizeType(),
+    default="1GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Standalone: bound for all its processes.",
+)
 @output_option
 @pass_globals
+@click.pass_context
 def pull(
+    context: click.Context,
     options: Globals,
+    /,
     ref: str,
     sources: tuple[str, ...],
     tier: str | None,
@@ -67,8 +113,10 @@ def pull(
     wait: bool,
     at: str,
     timeout: float | None,
+    standalone: bool,
     output: str,
-) -> None:
+    **alone: Any,
+) -> int | None:
     """Bring a model into the cache, and show how far it is.
 
     REF is NAME, NAME@REVISION or a URI. Interrupting the command does not end the pull. With --at the daemon begins it
@@ -81,12 +129,28 @@ def pull(
       cached pull tiny --source s3://bucket/models/tiny --tier hot
       cached pull llama-13b --at 06:30
       cached pull tiny --source file:///mnt/mirror/tiny --source s3://bucket/models/tiny
+
+    With --standalone no daemon is needed: DIR becomes an ordinary folder of the model's files, verified as in the
+    daemon, with a record in DIR/.cached. Nothing has its name before all is there. Interrupted, it goes on where it
+    was; again, it verifies what is there and fetches what is missing or damaged. REF is a name of the catalog, or a
+    URI. A daemon takes the content from there if l2.seed_dirs names DIR.
+
+    \b
+    Examples:
+      cached pull llama-13b --standalone --to /seeds/llama-13b --catalog catalog.json
+      cached pull s3://bucket/models/tiny --standalone --to ./tiny
     """  # noqa: D301 click reads the control character
+    _check_flags(context, standalone=standalone)
+    source = " ".join(sources)
+    if standalone:
+        from cached.cli.standalone import Standalone, pull_standalone
+
+        return pull_standalone(Standalone(ref=ref, source=source, timeout_s=timeout, **alone), output)
     now = datetime.now().astimezone()
     at_time_s = parse_when(at, now) if at else 0.0
     request = pb.PullRequest(
         ref=ref,
-        source=" ".join(sources),
+        source=source,
         tier=f"TIER_{tier.upper()}" if tier else "TIER_UNSPECIFIED",
         level=f"LEVEL_{level.upper()}",
         no_wait=not wait,
@@ -101,13 +165,34 @@ def pull(
         raise UnavailableError("the daemon ended the pull without a result", hint="see `cached events`, and pull again")
     if output == "json":
         print_json(to_data(last) | ({"at_time_s": at_time_s if isfinite(at_time_s) else None} if at else {}))
-        return
+        return None
     if at_time_s:
         click.echo(clean(f"{last.name}: {_TAKEN_BACK if at_time_s == inf else f'pulled at {told(at_time_s, now)}'}"))
-        return
+        return None
     click.echo(clean(_told(last)))
     for note in last.notes:
         say(f"note: {note}")
+    return None
+
+
+_OF_THE_DAEMON = ("tier", "level", "wait", "at")
+_ALONE = ("folder", "catalog", "file", "verify", "offline", "force", "max_memory")
+
+
+def _check_flags(context: click.Context, *, standalone: bool) -> None:
+    """Options that mean nothing are a mistake, never ignored."""
+    given = click.core.ParameterSource.COMMANDLINE
+    flags = {param.name: param.opts[0] for param in context.command.params}
+    wrong = [
+        flags[name]
+        for name in (_OF_THE_DAEMON if standalone else _ALONE)
+        if context.get_parameter_source(name) is given
+    ]
+    if wrong:
+        why = "is about a daemon's cache, and not for" if standalone else "is only for"
+        raise click.UsageError(f"{', '.join(wrong)} {why} --standalone", context)
+    if standalone and context.params["folder"] is None:
+        raise click.UsageError("--standalone needs --to DIR", context)
 
 
 def _told(last: pb.PullProgress) -> str:

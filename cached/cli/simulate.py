@@ -94,7 +94,7 @@ class _Sizes(click.ParamType[tuple[int, ...]]):
             self.fail(str(error), param, ctx)
 
 
-@click.command("simulate")
+@click.command("simulate", short_help="What other sizes or policies would have cost here.")
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("--l1", type=_Size(), default="500GB", show_default=True, help="L1's capacity.")
 @click.option("--l2", type=_Size(), default="2TB", show_default=True, help="L2's capacity.")

@@ -108,6 +108,19 @@ class DiskLevel:
         self._lengths[ingest_id] = size_bytes
         return FileRef(path=path, inode=inode, size_bytes=size_bytes, memory=False)
 
+    def take_in(self, path: str, ingest_id: str) -> FileRef:
+        """Makes a file of the same file system a new ingest: damaged, it is to be mended, and to be seen no more.
+
+        Raises NotFoundError, and LevelError also for a file that is not ours alone or an ingest that exists.
+        """
+        ref = stat_ref(Level.L2, path)
+        target = self._data_path(ingest_id)
+        with level_errors(Level.L2, path, "take in"):
+            os.mkdir(os.path.dirname(target), _FOLDER_MODE)
+            os.rename(path, target)
+        self._lengths[ingest_id] = ref.size_bytes
+        return FileRef(path=target, inode=ref.inode, size_bytes=ref.size_bytes, memory=False)
+
     def commit(self, ingest_id: str, digest: str) -> FileRef:
         """See LocalLevel: fsync, check, rename, fsync of the folders. As slow as the disk writes what is dirty."""
         source, target = self._data_path(ingest_id), self._blob_path(digest)

@@ -16,6 +16,7 @@ from typing import Self
 from cached.checksum import crc32, crc64_hex, parse_crc64_hex
 from cached.errors import CachedError
 from cached.levels.files import is_digest, level_errors, open_checked
+from cached.manifest import BlobRecord
 from cached.types import Level
 from cached.units import MIB, chunk_count
 
@@ -152,6 +153,15 @@ def read_journal(path: str | os.PathLike[str]) -> JournalState | None:
         for body in bodies[1:]:
             _apply(state, body)
     return state
+
+
+def landed_record(path: str | os.PathLike[str]) -> BlobRecord | None:
+    """The blob that an ingest became, if its journal knows all of it. Raises LevelError."""
+    state = read_journal(path)
+    if state is None or not state.landed_digest or len(state.chunks) != chunk_count(state.size_bytes):
+        return None
+    crc64 = tuple(state.chunks[index].crc64 for index in range(len(state.chunks)))
+    return BlobRecord(state.landed_digest, state.size_bytes, crc64)
 
 
 def _line(body: str) -> bytes:

@@ -22,22 +22,28 @@ class FileLock:
     The file stays behind: removing it would let two processes hold "the" lock. It holds the owner's pid for people.
     """
 
-    def __init__(self, path: str, what: str) -> None:
-        """Takes the lock or raises AlreadyRunningError at once. ``what``: what is locked, in words."""
+    def __init__(
+        self,
+        path: str,
+        what: str,
+        *,
+        who: str = "daemon",
+        hint: str = "stop it, or give this one a socket and a state folder of its own",
+    ) -> None:
+        """Takes the lock or raises AlreadyRunningError at once. ``what`` is locked, and by ``who``, in words."""
         self.path = path
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self._descriptor = os.open(path, flags, 0o600)
         except OSError as error:
             msg = f"cannot open the lock {path}: {error.strerror}"
-            raise ConfigError(msg, hint="the daemon's user must be able to write there", file=path) from error
+            raise ConfigError(msg, hint=f"the user of the {who} must be able to write there", file=path) from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(self._descriptor)
-            msg = f"another daemon (pid {holder}) uses {what}"
-            hint = "stop it, or give this one a socket and a state folder of its own"
+            msg = f"another {who} (pid {holder}) uses {what}"
             raise AlreadyRunningError(msg, hint=hint, path=path, holder_pid=holder) from error
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)

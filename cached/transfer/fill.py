@@ -98,7 +98,7 @@ class Sources:
     """Where a blob's chunks may come from. ``expected`` holds the checksums known beforehand, by chunk.
 
     ``on_disk`` names the chunks that ``disk`` has, when it is an ingest that does not have all. A chunk in place or on
-    disk must have an expected checksum.
+    disk must have an expected checksum; ``disk_crc64`` holds those that only ``disk`` is measured by.
     """
 
     in_place: frozenset[int] = frozenset()
@@ -106,6 +106,7 @@ class Sources:
     on_disk: frozenset[int] | None = None
     origin: OriginSource | None = None
     expected: Mapping[int, int] = field(default_factory=dict)
+    disk_crc64: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -331,7 +332,7 @@ class Fill:
 
     async def _copied_from_disk(self, index: int, disk: FileRef) -> int | None:
         offset, length = index * CHUNK_BYTES, chunk_length(self.size_bytes, index)
-        expected = self._sources.expected.get(index)
+        expected = self._sources.expected.get(index, self._sources.disk_crc64.get(index))
         try:
             return (await self._moved(Copy(disk, self.target, offset, length, expected), Level.L2)).crc64
         except (IntegrityError, LevelError, NotFoundError) as error:

@@ -41,7 +41,8 @@ _SLOWEST_BYTES_PER_S = 20_000_000
 _KEYED_IDLE_FACTOR = 10
 _END_GRACE_S = 10.0
 _ABORT_S = 10.0
-_HEDGES_PER_MOVER = 2
+HEDGES_PER_MOVER = 2
+"""Threads of each for second tries."""
 _PREPARED = 4
 """What is about to come may be small: more of them are started when there is work for more."""
 
@@ -71,7 +72,7 @@ class MoverPool:
         self.restarts = 0
         self._max_movers = movers
         self._spread = threads
-        self._threads = Threads(threads, max(threads, -(-ranges // movers)), _HEDGES_PER_MOVER)
+        self._threads = Threads(threads, max(threads, -(-ranges // movers)), HEDGES_PER_MOVER)
         self._nice = nice
         self._idle_timeout_s = idle_timeout_s
         self._job_timeout_s = job_timeout_s

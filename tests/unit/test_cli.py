@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from cached import __version__, errors
 from cached.cli.failures import EXIT_CODES, exit_code
 from cached.cli.main import cli, main
 from cached.cli.output import ago, clean, rate, to_data
+from cached.cli.sections import SECTIONS
 from cached.errors import CachedError, IntegrityError, NoRoomError, NotFoundError
 from cached.types import (
     CheckedBy,
@@ -413,3 +415,13 @@ def test_small_words():
     assert (ago(0), ago(10, 85)) == ("-", "1m15s ago")
     kinds: list[type[CachedError]] = [NotFoundError, IntegrityError]
     assert [exit_code(kind.reason) for kind in kinds] == [3, 6]
+
+
+def test_every_command_is_shown_once_in_a_section():
+    listed = [name for names in SECTIONS.values() for name in names]
+    assert len(set(listed)) == len(listed)
+    assert set(cli.commands) <= set(listed), "name it in cached/cli/sections.py"
+    shown = CliRunner().invoke(cli, ["--help"]).output
+    for name in cli.commands:
+        assert len(re.findall(rf"^  {name} +\S", shown, re.MULTILINE)) == 1, name
+    assert "More:" not in shown

@@ -30,7 +30,7 @@ def _user(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Us
         raise click.BadParameter(f"there is no user {value!r} here; numbers such as 1000:1000 will do") from None
 
 
-@click.command()
+@click.command(short_help="Look at this host, and say what would help.")
 @click.option(
     "--only", multiple=True, type=click.Choice(_NAMES), metavar="NAME", help="Only this check or group; repeatable."
 )

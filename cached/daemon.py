@@ -127,7 +127,8 @@ class _Daemon:
             gid=group,
             access=AccessList(frozenset(access.uids), frozenset(access.gids)),
         )
-        views = Views(self._metrics, self._not_ready, self._overview, host=socket.gethostname())
+        host = config.fleet.node_name or socket.gethostname()
+        views = Views(self._metrics, self._not_ready, self._overview, host=host)
         self._http = HttpServer(config.http.listen, views) if config.http.listen else None
 
     async def run(self) -> None:

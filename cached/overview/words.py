@@ -76,6 +76,15 @@ _ADVICE = {
         "Take the tier hot from a model (cached tier NAME warm), or raise l1.hot_capacity.", "Hot models have no room"
     ),
     "artifacts": Advice("Check artifacts.destination and its credentials; it is tried again.", "An upload fails"),
+    "node_labels": Advice(
+        "The scheduler does not see which models are here; workers are not concerned. Check the service account's role "
+        "on nodes.",
+        "The node's labels are not up to date",
+    ),
+    "slots": Advice(
+        "Pulls begin without a slot once they have waited. Check the service account's role on leases.",
+        "Slots of the fleet cannot be asked for",
+    ),
     "model": Advice(
         "cached show {name} has the whole error; cached pull {name} tries again.", "A model cannot be brought"
     ),

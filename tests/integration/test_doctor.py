@@ -122,6 +122,17 @@ def origins(folder: Path, uri: str, **settings: str) -> list[Finding]:
     return list(network.origins(Host(folder).context(named, sources=(uri,))))
 
 
+def test_every_link_of_a_chain_is_looked_at(tmp_path):
+    links = [f"file://{tmp_path}/near", f"file://{tmp_path}/far"]
+    (tmp_path / "far").mkdir()
+    catalog = tmp_path / "catalog.json"
+    catalog.write_text(json.dumps({"models": {"m": {"origins": links}}}))
+    found = list(network.origins(Host(tmp_path).context({"daemon.catalog": str(catalog)})))
+    assert {finding.told.partition(" ")[0]: str(finding.verdict) for finding in found} == {
+        links[0]: "problem", links[1]: "ok",
+    }  # fmt: skip
+
+
 def problem(found: Sequence[Finding]) -> Finding:
     (finding,) = [finding for finding in found if finding.verdict == "problem"]
     return finding

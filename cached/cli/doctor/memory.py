@@ -26,6 +26,7 @@ from cached.units import GIB, MIB, format_size
 FILL_BYTES = 128 * MIB
 _LEAST_BYTES = 256 * MIB
 _BLOCK_BYTES = 512
+_SHOWN = 6
 _LARGE_SHARE = 0.8
 _TRIAL_TIMEOUT_S = 30.0
 _TRIAL = (
@@ -188,8 +189,11 @@ def _lost(context: Context, lost: Mapping[str, _Part], silent: Sequence[str]) ->
     told = f"{sum(part.count for part in lost.values())} segments with {format_size(size_bytes)} were made by {whose}"
     if silent:
         return unseen(f"{told}; these run here and did not tell what is theirs: {', '.join(silent)}")
-    names = min(lost) if len(lost) == 1 else f"{{{','.join(sorted(lost))}}}"
+    largest = sorted(lost, key=lambda name: (-lost[name].size_bytes, name))[:_SHOWN]
+    names = largest[0] if len(largest) == 1 else f"{{{','.join(largest)}}}"
     mend = f"rm {context.shm}/cached.{names}.*   (look first that no daemon in another container uses them)"
+    if len(lost) > _SHOWN:
+        mend += f", and look again: these are the {_SHOWN} largest"
     measured = {"instances": float(len(lost)), "size_bytes": float(size_bytes)}
     return advice(f"{told}, of which none is seen here any more", mend, **measured)
 

@@ -75,7 +75,9 @@ def places(context: Context) -> list[Place]:
 
 
 def _sources(model: CatalogModel) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every link of its chain: the source itself, and the places in front of it."""
     yield model.source, dict(model.origin)
+    yield from ((link.source, dict(link.origin)) for link in model.front)
 
 
 def _spec(uri: str, defaults: dict[str, dict[str, str]], options: dict[str, str]) -> OriginSpec:

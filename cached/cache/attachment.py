@@ -32,7 +32,10 @@ from cached.types import (
 from cached.units import CHUNK_BYTES
 
 _COALESCE_S = 0.02
-"""Verified chunks are announced at most this often: a worker's copy loop wants long ranges, not many messages."""
+_MAX_COALESCE_S = 0.1
+_COALESCE_SHARE = 0.1
+"""Verified chunks are announced so often at most, less often the longer it takes (by this share of it): a worker's copy
+loop wants long ranges, not many messages, and each costs both sides. The end is never waited for."""
 
 
 class _Arriving:
@@ -141,6 +144,8 @@ class Attachment:
         ]
         if resident:
             yield RangesReady(tuple(resident))
+        clock = self._services.clock
+        began_s = 0.0
         while not self._closed:
             ranges = tuple(item for file in arriving for item in file.take())
             arriving = [file for file in arriving if not file.finished]
@@ -156,7 +161,9 @@ class Attachment:
             if not ranges:
                 await _first_of(load.signal.next(), self._wake.wait())
             else:
-                await _first_of(self._services.clock.sleep(_COALESCE_S), _end_of(load), self._wake.wait())
+                began_s = began_s or clock.monotonic_s()
+                pause_s = max(_COALESCE_S, min(_MAX_COALESCE_S, _COALESCE_SHARE * (clock.monotonic_s() - began_s)))
+                await _first_of(clock.sleep(pause_s), _end_of(load), self._wake.wait())
 
     def _completed(self, load: Load) -> Complete | None:
         """What was asked for is there. Of a load that brings more, no more than that is waited for."""

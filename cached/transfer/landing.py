@@ -29,12 +29,17 @@ def land(target: FileRef, offset_bytes: int, length_bytes: int, read_into: ReadI
             return read_checksummed(view, read_into)
     crc64 = 0
     with ranges.LocalFile(target, writable=True) as file:
-        # A disk is written in large pieces, which it takes directly; memory while they are in the processor's cache.
-        step_bytes = PIECE_BYTES if target.memory else CHUNK_BYTES
-        for at in range(0, length_bytes, step_bytes):
-            with slab[: min(step_bytes, length_bytes - at)] as view:
+        if not target.memory:  # a disk is written in large pieces, which it takes directly
+            for at in range(0, length_bytes, CHUNK_BYTES):
+                view = slab[: min(CHUNK_BYTES, length_bytes - at)]
                 crc64 = read_checksummed(view, read_into, crc64)
                 file.write(offset_bytes + at, view)
+            return crc64
+        for at in range(0, length_bytes, PIECE_BYTES):
+            view = slab[: min(PIECE_BYTES, length_bytes - at)]
+            read_into(view)
+            crc64 = crc64nvme(view, crc64)
+            file.write(offset_bytes + at, view)
     return crc64
 
 

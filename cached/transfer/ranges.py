@@ -22,7 +22,7 @@ from typing import Self
 from cached.checksum import crc64_hex, crc64nvme
 from cached.errors import IntegrityError, InvalidRequestError, LevelError, NotFoundError
 from cached.levels.base import FileRef
-from cached.levels.files import level_errors, level_of, open_checked
+from cached.levels.files import level_error, level_errors, level_of, open_checked
 from cached.levels.memory import Mapping, allocate_pages, huge_buffer, open_mapping
 from cached.units import CHUNK_BYTES, MIB
 
@@ -79,10 +79,12 @@ class LocalFile:
         os.close(self._fd)
 
     def _move(self, call: _Call, doing: str, offset_bytes: int, view: memoryview) -> None:
-        done = 0
-        with level_errors(level_of(self._ref), self._ref.path, doing, len(view)):
+        try:  # not ``level_errors``, which costs more: this runs some thousand times for a GB
+            done = call(self._fd, [view], offset_bytes) if self._ref.memory else 0
             while done < len(view):
                 done += self._move_step(call, offset_bytes + done, view, done)
+        except OSError as error:
+            raise level_error(level_of(self._ref), self._ref.path, doing, error, len(view)) from error
 
     def _move_step(self, call: _Call, at_bytes: int, view: memoryview, done: int) -> int:
         length = min(STEP_BYTES, len(view) - done)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
@@ -17,6 +17,7 @@ from cached.errors import CachedError, MoverError
 from cached.transfer.jobs import Job, Result, Word
 
 _JOBS: dict[str, type] = {kind.__name__: kind for kind in get_args(Job)}
+_SIMPLE = frozenset({str, int, float, bool, type(None)})
 _RESULTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Result)}
 
 READY_LINE = b'{"ready": true}\n'
@@ -76,13 +77,23 @@ def _line(data: dict[str, Any]) -> bytes:
 
 
 def _plain(value: object) -> object:
-    if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if type(value) in _SIMPLE:
+        return value
+    kind: type = type(value)
+    names = _field_names(kind)
+    if names is not None:
+        return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return dict(value)
     return value
+
+
+@cache
+def _field_names(kind: type) -> tuple[str, ...] | None:
+    """None of what is no dataclass."""
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
 
 
 def _parse(line: bytes, *shapes: set[str]) -> dict[str, Any]:
@@ -118,36 +129,50 @@ def _error(data: object, line: bytes) -> CachedError:
     return CachedError.from_dict(data)
 
 
+_Convert = Callable[[object, bytes], object]
+
+
 def _build(kind: type, data: object, line: bytes) -> object:
-    hints = _field_types(kind)
-    if not isinstance(data, dict) or set(data) != set(hints):
+    converters = _converters(kind)
+    if not isinstance(data, dict) or data.keys() != converters.keys():
         raise _nonsense(f"fields of {kind.__name__} are wrong", line)
-    return kind(**{name: _convert(hint, data[name], line) for name, hint in hints.items()})
+    return kind(**{name: convert(data[name], line) for name, convert in converters.items()})
 
 
 @cache
-def _field_types(kind: type) -> dict[str, Any]:
+def _converters(kind: type) -> dict[str, _Convert]:
+    """By field. Found once for each type: looking at annotations takes longer than all the rest."""
     hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return {field.name: _converter(hints[field.name]) for field in dataclasses.fields(kind)}
 
 
-def _convert(hint: Any, value: object, line: bytes) -> object:
+def _converter(hint: Any) -> _Convert:
     origin = get_origin(hint)
     if origin in (types.UnionType, Union):
-        if value is None and type(None) in get_args(hint):
-            return None
-        hint = next(arm for arm in get_args(hint) if arm is not type(None))
-        origin = get_origin(hint)
+        some = _converter(next(arm for arm in get_args(hint) if arm is not type(None)))
+        optional = type(None) in get_args(hint)
+        return lambda value, line: None if optional and value is None else some(value, line)
     if dataclasses.is_dataclass(hint):
-        return _build(cast("type", hint), value, line)
-    if origin is tuple and isinstance(value, list):
-        item = get_args(hint)[0]
-        return tuple(_convert(item, entry, line) for entry in value)
-    if origin is Mapping and isinstance(value, dict) and all(type(entry) is str for entry in value.values()):
-        return value
-    if type(value) is hint:
-        return value
-    raise _nonsense(f"{value!r:.80} is not a {hint}", line)
+        return lambda value, line: _build(cast("type", hint), value, line)
+    if origin is tuple:
+        item = _converter(get_args(hint)[0])
+        return lambda value, line: tuple(item(entry, line) for entry in _checked(value, list, hint, line))
+    if origin is Mapping:
+        return lambda value, line: _texts(value, hint, line)
+    return lambda value, line: value if type(value) is hint else _checked(value, hint, hint, line)
+
+
+def _texts(value: object, hint: Any, line: bytes) -> object:
+    texts = _checked(value, dict, hint, line)
+    for entry in texts.values():
+        _checked(entry, str, hint, line)
+    return texts
+
+
+def _checked(value: object, kind: type, hint: Any, line: bytes) -> Any:
+    if type(value) is not kind:
+        raise _nonsense(f"{value!r:.80} is not a {hint}", line)
+    return value
 
 
 def _nonsense(what: str, line: bytes) -> MoverError:

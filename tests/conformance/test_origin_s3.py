@@ -95,13 +95,18 @@ FAULTS: list[tuple[FaultKind, dict[str, Any], type[CachedError]]] = [
 ]
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["first", "later"])
 @pytest.mark.parametrize(("kind", "settings", "expected"), FAULTS, ids=lambda value: str(value)[:40])
-def test_a_fault_is_the_right_error_once_and_then_forgotten(server, kind, settings, expected):
+def test_a_fault_is_the_right_error_once_and_then_forgotten(server, kind, settings, expected, later):
+    """In the first request, which is botocore's, and in later ones, which go out on the open connection."""
     bucket = new_bucket(server)
     server.put(bucket, "m/w", DATA)
+    server.put(bucket, "m/before", DATA)
     with CountingProxy(server.endpoint_url) as proxy:
         origin = open_origin(OriginSpec(f"s3://{bucket}/m", {"endpoint_url": proxy.endpoint_url}))
         item = origin.stat("w")
+        if later:
+            assert read(origin, origin.stat("before"), 0, 1000) == DATA[:1000]
         fault = proxy.inject(kind, ranged=True, **settings)
         with pytest.raises(expected) as error:
             read(origin, item, 1000, 20_000)

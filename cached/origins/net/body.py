@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from cached.origins.net.exchange import Reply, receiver
 
 _BUFFERED_BYTES = io.DEFAULT_BUFFER_SIZE
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -34,7 +35,7 @@ def range_problem(fields: Mapping[str, Any], offset_bytes: int, length_bytes: in
 
 
 class Body:
-    """The body of a urllib3 response: ``begin`` it, read it, and ``end`` it in any case. Raises what sockets raise."""
+    """The body of an answer: ``begin`` it, read it, and ``end`` it in any case. Raises what sockets raise."""
 
     def __init__(self) -> None:
         self._raw: Any = None
@@ -43,8 +44,10 @@ class Body:
         self._finished = False
 
     def begin(self, raw: Any) -> None:
-        """The response is there, with nothing read of its body."""
+        """The answer is there, with nothing read of its body: a Reply, or a response of urllib3's."""
         self._raw = raw
+        if isinstance(raw, Reply):
+            return
         # urllib3's own readinto goes through its buffer; http.client's reads from the socket into the view.
         inner: Any = getattr(raw, "_fp", None)
         self._inner = inner if hasattr(inner, "readinto") else raw
@@ -53,8 +56,7 @@ class Body:
         """Fills ``view``; the count of bytes, less than asked for if the body ends early."""
         done_bytes = 0
         while done_bytes < len(view):
-            with view[done_bytes:] as rest:
-                count = self._receive(rest) if self._receive is not None else self._read_first(rest)
+            count = (self._receive or self._read_first)(view[done_bytes:] if done_bytes else view)
             if not count:
                 break
             done_bytes += count
@@ -62,6 +64,9 @@ class Body:
 
     def finish(self) -> None:
         """Everything was read: a chunked body ends with a marker that has to be read before the next request."""
+        if isinstance(self._raw, Reply):
+            self._finished = self._raw.finish()
+            return
         if self._receive is not None:
             self._inner.length = 0
         self._finished = not self._inner.read(1)
@@ -75,21 +80,18 @@ class Body:
         self._raw.release_conn()
 
     def _read_first(self, view: memoryview) -> int:
-        """What came with the headers, and more. From then on a body of known length is received from the socket itself.
+        """What came with the headers, or more. From then on a body of known length is received from the socket itself.
 
         The layers above it cost more for 64 KiB (for 16 KiB, with TLS) than copying them does.
         """
+        if isinstance(self._raw, Reply):
+            count = self._raw.take_received(view)
+            if not self._raw.received:
+                self._receive = self._raw.receive
+            return count or self._raw.receive(view)
         buffered = getattr(self._inner, "fp", None)
         if len(view) <= _BUFFERED_BYTES or self._inner.length is None or not isinstance(buffered, io.BufferedReader):
             return int(self._inner.readinto(view))
         count = buffered.readinto1(view)  # takes all that is buffered, or else what the socket has
-        self._receive = _receiver(buffered)
+        self._receive = receiver(buffered.raw._sock)  # noqa: SLF001
         return count
-
-
-def _receiver(buffered: io.BufferedReader) -> Callable[[memoryview], int]:
-    sock = buffered.raw._sock  # type: ignore[attr-defined]  # noqa: SLF001
-    if isinstance(sock, ssl.SSLSocket):
-        read: Callable[[int, memoryview], int] = sock._sslobj.read  # type: ignore[attr-defined]  # noqa: SLF001
-        return lambda view: read(len(view), view)
-    return sock.recv_into  # type: ignore[no-any-return]

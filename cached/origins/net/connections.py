@@ -103,9 +103,13 @@ class SpreadConnection:
 
     def request(self, *args: Any, **kwargs: Any) -> Any:
         """See urllib3."""
+        self.hold_for_abort()
+        return super().request(*args, **kwargs)  # type: ignore[misc]
+
+    def hold_for_abort(self) -> None:
+        """This thread's interruptible read is on this connection from now on, if it is open."""
         if _reading.interrupt is not None and self.sock is not None:
             _reading.interrupt.hold(self.sock, self)
-        return super().request(*args, **kwargs)  # type: ignore[misc]
 
     def _new_conn(self) -> socket.socket:
         """As urllib3's own, which always begins with the first address."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from botocore.config import Config
 from cached.errors import InvalidRequestError
 from cached.origins.net.addresses import Addresses
 from cached.origins.net.connections import pool_classes
+from cached.origins.net.exchange import Reply, ask
 from cached.origins.s3.options import S3Options
 
 # With botocore's default, when_supported, a ranged GET of an object with a full-object checksum can raise
@@ -67,6 +69,15 @@ class Connection:
     def send(self, request: AWSPreparedRequest) -> Any:
         """A request over the client's own connections: an AWSResponse. Raises what the client raises."""
         return self.client._endpoint.http_session.send(request)  # noqa: SLF001 the pools, proxies and TLS of the client
+
+    def ask(self, url: str, headers: Mapping[str, str]) -> Reply | None:
+        """A GET over a connection of the client's that is open; None where there is none, or a proxy is between."""
+        session = self.client._endpoint.http_session  # noqa: SLF001
+        if session._proxy_config.proxy_url_for(url):  # noqa: SLF001
+            return None
+        parts = urlsplit(url)
+        target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+        return ask(session._manager.connection_from_url(url), target, headers)  # noqa: SLF001
 
     def credential_source(self) -> str:
         """Where the credentials come from, in words; never the credentials."""

@@ -32,6 +32,7 @@ from cached.settings import (
     Problem,
     S3Config,
     Setting,
+    TelemetryConfig,
     TransferConfig,
     describe_settings,
     example_toml,
@@ -57,6 +58,7 @@ __all__ = [
     "Place",
     "S3Config",
     "Setting",
+    "TelemetryConfig",
     "TransferConfig",
     "default_socket",
     "describe_settings",
@@ -71,6 +73,7 @@ __all__ = [
     "proxy_of",
     "read_token",
     "resolve_capacity",
+    "wants_telemetry",
 ]
 
 PUBLIC_HUB = "https://huggingface.co"
@@ -137,6 +140,15 @@ def proxy_of(url: str) -> str:
 def hub_endpoint(env: Mapping[str, str]) -> str:
     """Where ``hf://`` is, unless the settings or the catalog say otherwise: ``HF_ENDPOINT``, else the public hub."""
     return (env.get("HF_ENDPOINT") or PUBLIC_HUB).rstrip("/")
+
+
+def wants_telemetry(section: TelemetryConfig, env: Mapping[str, str]) -> bool:
+    """Whether spans are to be sent: by the settings, or by the variables of OpenTelemetry itself."""
+    if section.otlp_endpoint:
+        return True
+    if env.get("OTEL_SDK_DISABLED", "").lower() == "true" or env.get("OTEL_TRACES_EXPORTER") == "none":
+        return False
+    return bool(env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
 
 
 def hub_token(endpoint: str, token_file: str, env: Mapping[str, str]) -> str:

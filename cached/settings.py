@@ -287,6 +287,18 @@ class HttpConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TelemetryConfig:
+    """Traces of pulls and attaches for an OpenTelemetry collector; needs the extra ``cached[otel]``."""
+
+    otlp_endpoint: str = _setting(
+        "",
+        "URL of a collector that speaks OTLP over gRPC, such as http://127.0.0.1:4317. Empty: "
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT; without them no traces are sent.",
+        _url,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class AccessConfig:
     """Who may use the daemon."""
 
@@ -311,6 +323,7 @@ class Config:
     hf: HubConfig = field(default_factory=HubConfig)
     artifacts: ArtifactsConfig = field(default_factory=ArtifactsConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
 
 

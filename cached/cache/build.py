@@ -41,6 +41,7 @@ from cached.levels.disk import DiskLevel
 from cached.levels.shm import ShmLevel, huge_pages_allowed
 from cached.levels.striped import StripedDisk
 from cached.metrics import Metrics
+from cached.tracing import Tracer
 from cached.transfer.drives import Drives
 from cached.transfer.fill import RetryPolicy, Runner
 from cached.transfer.lanes import Lanes
@@ -80,7 +81,7 @@ def instance_of(state_dir: str) -> str:
     return hashlib.sha256(os.path.realpath(state_dir).encode()).hexdigest()[:12]
 
 
-def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str) -> Parts:
+def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, *, version: str) -> Parts:
     """Raises ConfigError for what only shows on this host."""
     state_dir = Path(config.daemon.state_dir)
     journal_dir = state_dir / "journals"
@@ -104,6 +105,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         registry=registry,
         history=UseHistory(registry, clock),
         metrics=metrics,
+        tracer=tracer,
         events=EventBus(clock),
         view=DirectoryView(Path(config.daemon.models_dir)),
         retry=RetryPolicy(max_attempts=config.transfer.max_attempts, budget_s=config.transfer.retry_budget_s),

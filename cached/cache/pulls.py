@@ -29,6 +29,7 @@ from cached.origins.base import OriginObject
 from cached.policy import Otherwise
 from cached.refs import Ref
 from cached.signals import Signal
+from cached.tracing import Span
 from cached.transfer.fill import OriginSource
 from cached.types import ByteRange, CheckedBy, Level, Selected, Selection, Tier
 
@@ -38,8 +39,9 @@ _RESTARTS_ON_CHANGE = 3
 class PullRun:
     """A pull as its watchers see it. ``signal`` fires when it gets a load (again) and when it ends."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, span: Span) -> None:
         self.name = name
+        self.span = span
         self.load: Load | None = None
         self.error: CachedError | None = None
         self.finished = False
@@ -87,7 +89,8 @@ class Pulls:
         """
         model = self._resolver.model_of(ref, source)
         try:
-            resolved = await self._resolver.resolve(model, source or ref.uri)
+            with self._services.tracer.start("resolve"):
+                resolved = await self._resolver.resolve(model, source or ref.uri)
             self._check_revision(ref, resolved)
         except CachedError as error:
             error.fields.setdefault("name", model.name)
@@ -145,9 +148,13 @@ class Pulls:
         tier: Tier | None = None,
         otherwise: Otherwise = Otherwise.EVICT,
         selection: Selection | None = None,
+        span: Span | None = None,
     ) -> PullRun:
-        """Starts a pull that goes on whoever watches it, and is begun again when an object changes under way."""
-        run = PullRun(ref.name)
+        """Starts a pull that goes on whoever watches it, and is begun again when an object changes under way.
+
+        ``span``: that of whoever asks for nothing else; it ends with the pull.
+        """
+        run = PullRun(ref.name, span or Span(""))
         run.task = asyncio.get_running_loop().create_task(
             self._run(
                 run,
@@ -164,6 +171,8 @@ class Pulls:
             for restart in range(_RESTARTS_ON_CHANGE + 1):
                 try:
                     run.load = load = await pull()
+                    run.span.set({"cached.revision": load.plan.revision, "cached.load.id": load.load_id})
+                    run.span.link(load.span)
                     run.signal.notify()
                     await load.until(lambda load=load: load.finished)  # type: ignore[misc]
                     break
@@ -172,11 +181,13 @@ class Pulls:
                         raise
         except CachedError as error:
             run.error = error
+            run.span.fail(error)
         except asyncio.CancelledError:
             run.error = UnavailableError("the pull was stopped", hint="it is resumed when the daemon starts again")
             raise
         finally:
             run.finished = True
+            run.span.end()
             run.signal.notify()
 
     def promote(self, manifest: Manifest, *, otherwise: Otherwise = Otherwise.EVICT) -> Load:

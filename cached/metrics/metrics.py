@@ -24,6 +24,7 @@ from cached.metrics.table import (
     METRICS,
     OTHER,
     PREDICTION_OUTCOMES,
+    PULL_OUTCOMES,
     RPC_BUCKETS_S,
     SPAN_OUTCOMES,
 )
@@ -61,7 +62,7 @@ class Metrics:
         self.evictions = self._counter("cached_evictions_total")
         self.admissions = self._counter("cached_admissions_total")
         self.evicted_bytes = self._counter("cached_evicted_bytes_total", LEVELS[:2])
-        self.pulls = self._counter("cached_pulls_total", ("ok",))
+        self.pulls = self._counter("cached_pulls_total", PULL_OUTCOMES)
         self.retries = self._counter("cached_retries_total")
         self.hedges = self._counter("cached_hedges_total", HEDGE_OUTCOMES)
         self.mover_restarts = self._counter("cached_mover_restarts_total")

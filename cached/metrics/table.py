@@ -9,6 +9,12 @@ from cached.types import Level
 LEVELS = tuple(level.value for level in Level)
 HOPS = ("l3_l1", "l3_l2", "l2_l1", "l1_l2")
 PREDICTION_OUTCOMES = ("right", "wrong", "acted")
+PULL_OUTCOMES = (
+    "ok", "INTEGRITY", "INTERNAL", "LEVEL_FAILED", "MOVER_FAILED", "NOT_FOUND", "NO_ROOM", "NO_SOURCE",
+    "OBJECT_CHANGED", "ORIGIN_DENIED", "ORIGIN_FAILED", "ORIGIN_PROTOCOL", "ORIGIN_UNAVAILABLE", "QUARANTINED",
+)  # fmt: skip
+"""Shown as 0 from the start: an alert would not see the first of a kind. Others are shown once they happened."""
+
 HEDGE_OUTCOMES = ("won", "lost", "failed")
 SPAN_OUTCOMES = ("exported", "failed")
 OTHER = "other"
@@ -101,17 +107,17 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("cached_hot_models", "gauge", (), "Models that are hot now, and so are wanted in L1 always."),
     MetricInfo("cached_hot_models_ready", "gauge", (), "Hot models that are in L1, verified."),
     MetricInfo(
-        "cached_level_used_bytes", "gauge", ("level",), "Bytes that a level holds; withdrawn and pool included."
+        "cached_level_used_bytes", "gauge", ("level",), "Bytes that a level holds; withdrawn, pool and transient included."
     ),
     MetricInfo("cached_level_reserved_bytes", "gauge", ("level",), "Bytes at a level that are promised to loads."),
-    MetricInfo("cached_level_capacity_bytes", "gauge", ("level",), "Bytes that a level may hold now."),
+    MetricInfo("cached_level_capacity_bytes", "gauge", ("level",), "Bytes that a level may hold now; transient included."),
     MetricInfo(
         "cached_level_withdrawn_bytes", "gauge", ("level",), "Evicted bytes at a level that workers still map."
     ),
     MetricInfo("cached_level_pool_bytes", "gauge", ("level",), "Memory that holds nothing, kept for the next blob."),
     MetricInfo(
         "cached_level_transient_bytes", "gauge", ("level",),
-        "Bytes beside a level's capacity, of models that stay until their last lease ends.",
+        "Bytes of models that a level holds beside its budget, until their last lease ends.",
     ),
     MetricInfo("cached_level_hot_bytes", "gauge", ("level",), "What hot models take once all of them are there."),
     MetricInfo("cached_level_hot_capacity_bytes", "gauge", ("level",), "What hot models may take."),

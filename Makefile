@@ -116,6 +116,7 @@ proto: $(STAMP_PROTO) ## Generate client/cached_client/_proto from the .proto
 .PHONY: docs
 docs: $(STAMP) ## Write the parts of docs/ that come from the code
 	$(BIN)/python docs/generate.py
+	$(BIN)/python deploy/grafana/generate.py
 
 .PHONY: wheels
 wheels: $(STAMP) ## Build both wheels into dist/

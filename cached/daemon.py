@@ -279,7 +279,6 @@ class _Daemon:
                 self._notifier.extend_timeout(4 * interval_s)
             await asyncio.sleep(interval_s)
 
-
     async def _measure_lag(self) -> None:
         """A loop that is held up answers nobody meanwhile, and it is this that shows it first."""
         loop = asyncio.get_running_loop()

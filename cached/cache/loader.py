@@ -169,9 +169,7 @@ class Loader:
             load_s=round(ready.load_s, 3), load=load.load_id,
         )  # fmt: skip
         load.span.set({"cached.from_level": ready.from_level.value, "cached.origin_bytes": ready.origin_bytes})
-        services.metrics.loaded(
-            ready.from_level, ready.load_s, trace_id=load.span.trace_id, load_id=load.load_id
-        )
+        services.metrics.loaded(ready.from_level, ready.load_s, trace_id=load.span.trace_id, load_id=load.load_id)
 
     async def _open_at_its_turn(self, load: Load) -> None:
         """Only one load at a time brings a part of a blob: whoever wants more of it goes on where that one ends."""
@@ -180,8 +178,7 @@ class Loader:
                 await other.signal.wait()
             async with nullcontext() if load.plan.needs_no_room else self._evictor.opening:
                 if self._in_the_way_of(load) is None:
-                    with self._services.tracer.start("reserve"):
-                        await self._open(load)
+                    await self._open(load)
                     waited_s = self._services.clock.monotonic_s() - load.started_s
                     self._services.metrics.load_opened(waited_s, trace_id=load.span.trace_id, load_id=load.load_id)
                     return
@@ -202,9 +199,10 @@ class Loader:
         try:
             sizes = {key: self._room_bytes(order) for key, order in new.items() if not order.adopt}
             lengths = {key: new[key].size_bytes for key in sizes if new[key].is_part}
-            admitted = await self._evictor.open(
-                Wanted(plan.level, sizes, plan.name, plan.revision, plan.otherwise, plan.digests, lengths)
-            )
+            with self._services.tracer.start("reserve"):
+                admitted = await self._evictor.open(
+                    Wanted(plan.level, sizes, plan.name, plan.revision, plan.otherwise, plan.digests, lengths)
+                )
             if not admitted:
                 raise NoRoomError(
                     f"{plan.name} is not worth the place of what is in {plan.level}",

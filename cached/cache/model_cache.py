@@ -70,9 +70,7 @@ class ModelCache:
         parts.services.metrics.bind(self.gauges, lambda: self.ready)
 
     @classmethod
-    def build(
-        cls, config: Config, metrics: Metrics, clock: Clock | None = None, tracer: Tracer | None = None
-    ) -> Self:
+    def build(cls, config: Config, metrics: Metrics, clock: Clock | None = None, tracer: Tracer | None = None) -> Self:
         """Makes every part from the configuration. Touches the state folder; moves no bytes yet."""
         return cls(build_parts(config, metrics, clock or SystemClock(), tracer or Tracer(), version=__version__))
 

@@ -107,10 +107,13 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("cached_hot_models", "gauge", (), "Models that are hot now, and so are wanted in L1 always."),
     MetricInfo("cached_hot_models_ready", "gauge", (), "Hot models that are in L1, verified."),
     MetricInfo(
-        "cached_level_used_bytes", "gauge", ("level",), "Bytes that a level holds; withdrawn, pool and transient included."
+        "cached_level_used_bytes", "gauge", ("level",),
+        "Bytes that a level holds; withdrawn, pool and transient included.",
     ),
     MetricInfo("cached_level_reserved_bytes", "gauge", ("level",), "Bytes at a level that are promised to loads."),
-    MetricInfo("cached_level_capacity_bytes", "gauge", ("level",), "Bytes that a level may hold now; transient included."),
+    MetricInfo(
+        "cached_level_capacity_bytes", "gauge", ("level",), "Bytes that a level may hold now; transient included."
+    ),
     MetricInfo(
         "cached_level_withdrawn_bytes", "gauge", ("level",), "Evicted bytes at a level that workers still map."
     ),

@@ -175,9 +175,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         with self._tracer.request(headers, attributes):
             return await self._guard(method, context, work, streams=streams)
 
-    async def _guard(
-        self, method: str, context: _Context, work: Callable[[], Awaitable[Any]], *, streams: bool
-    ) -> Any:
+    async def _guard(self, method: str, context: _Context, work: Callable[[], Awaitable[Any]], *, streams: bool) -> Any:
         code, started_s = grpc.StatusCode.OK, time.monotonic()
         try:
             self._gate.check(method)

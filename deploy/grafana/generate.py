@@ -302,7 +302,7 @@ DAEMON = [
         Query(now("cached_movers"), "alive"),
         Query(f"sum(increase(cached_mover_restarts_total{{{HOSTS}}}{RATE}))", "died"),
     ]),
-    Panel("Memory pressure", "Share of the time in which all tasks of a host waited for memory. From 5 % on L1 shrinks.",
+    Panel("Memory pressure", "Share of the time in which all tasks of a host waited for memory. From 5 % L1 shrinks.",
           "percentunit", [Query(f"max by (instance) (cached_memory_stall_ratio{{{HOSTS}}})", "{{instance}}")],
           red_from=0.05),
     Panel("Since it last worked", "A pull, and the reading of the catalog.", "s", [

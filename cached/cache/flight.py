@@ -110,9 +110,9 @@ class Flight:
         priority: int,
         urgent: bool = False,
         head_start: HeadStart | None = None,
-        tracer: Tracer | None = None,
+        tracer: Tracer,
     ) -> None:
-        self._tracer = tracer or Tracer()
+        self._tracer = tracer
         self.order = order
         self.signal = Signal()
         self.verified = False

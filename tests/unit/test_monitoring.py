@@ -66,7 +66,7 @@ def selectors(expression: str) -> Iterator[tuple[str, set[str]]]:
     """Name and labels of each series that is asked for."""
     for node in nodes(promql_parser.parse(expression)):
         if isinstance(node, promql_parser.VectorSelector):
-            yield node.name, {matcher.name for matcher in node.matchers.matchers}
+            yield node.name or "", {matcher.name for matcher in node.matchers.matchers}
 
 
 def labels_of() -> dict[str, set[str]]:

@@ -80,6 +80,12 @@ lock: ## Resolve requirements/*.in and both pyproject.toml files into hashed loc
 		-o requirements/vllm.lock
 	$(LOCK_COMMAND) --no-emit-package cached-client --overrides requirements/overrides.txt \
 		pyproject.toml client/pyproject.toml requirements/dev.in -o requirements/dev.lock
+	$(LOCK_COMMAND) --constraint requirements/dev.lock requirements/build.in -o requirements/build.lock
+	$(LOCK_COMMAND) --constraint requirements/dev.lock --no-emit-package cached-client $(IMAGE_EXTRAS) \
+		pyproject.toml client/pyproject.toml -o requirements/runtime.lock
+
+# What of the optional dependencies the container image has.
+IMAGE_EXTRAS := --extra az --extra gs
 
 # Pins that are in a lock stay; `make lock LOCK_ARGS=--upgrade` moves them.
 LOCK_ARGS ?=
@@ -118,10 +124,20 @@ docs: $(STAMP) ## Write the parts of docs/ that come from the code
 	$(BIN)/python docs/generate.py
 	$(BIN)/python deploy/grafana/generate.py
 
+.PHONY: manifests
+manifests: $(STAMP) ## Write the parts of deploy/ that come from the chart and the code
+	$(BIN)/python -m deploy.generate
+
 .PHONY: wheels
 wheels: $(STAMP) ## Build both wheels into dist/
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist client
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
+
+.PHONY: version
+version: ## Set the version of both distributions (V=0.2.0); then write its section of CHANGELOG.md
+	@[[ "$(V)" =~ ^[0-9]+\.[0-9]+\.[0-9]+((a|b|rc)[0-9]+)?$$ ]] || { echo "V= must be a version such as 0.2.0" >&2; exit 1; }
+	sed -i 's/^__version__ = .*/__version__ = "$(V)"/' cached/__init__.py client/cached_client/_version.py
+	sed -i 's/"cached-client==[^"]*"/"cached-client==$(V)"/' pyproject.toml
 
 .PHONY: clean
 clean: ## Remove the environments, build output and caches
@@ -135,9 +151,10 @@ clean: ## Remove the environments, build output and caches
 check: lint types contracts wire locks docs-check ## Everything that needs no running daemon: lint, types, contracts, wire, locks, docs
 
 .PHONY: lint
-lint: $(STAMP) ## ruff: rules and format
+lint: $(STAMP) ## ruff: rules and format; hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint deploy/image/*Dockerfile
 
 .PHONY: format
 format: $(STAMP) ## Format, and mend what ruff can mend safely
@@ -161,7 +178,8 @@ wire: $(STAMP) $(STAMP_PROTO) ## buf lint, the generated code is fresh, no break
 	if tag=$$(git describe --tags --abbrev=0 2>/dev/null); then $(BIN)/buf breaking --against ".git#tag=$$tag"; fi
 
 .PHONY: docs-check
-docs-check: $(STAMP) ## The documents are fresh, name what there is, and their links lead somewhere
+docs-check: $(STAMP) ## Documents and manifests are fresh, name what there is, and their links lead somewhere
+	$(BIN)/python -m deploy.generate --check
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python -m pytest -q tests/docs
 
@@ -171,9 +189,12 @@ locks: ## The locks hold pins and hashes, no address, index or option
 
 ##@ Tests
 
+# Processes that run tests beside each other, a file of tests each at a time; 0 runs them in this one.
+TEST_PROCESSES ?= 2
+
 .PHONY: test
 test: $(STAMP) ## All tests that need no GPU (PYTEST_ARGS= adds arguments)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: cover
 cover: $(STAMP) ## As test, with branch coverage
@@ -186,6 +207,10 @@ test-gpu: $(STAMP) ## Tests of the GPU copy (opt-in; needs an NVIDIA GPU and a C
 		echo "No GPU here that torch can use: nothing was tested." >&2; exit 1; }
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
 
+.PHONY: test-systemd
+test-systemd: $(STAMP) ## The unit under a real systemd, in a container of this host (opt-in; needs root and systemd-nspawn)
+	$(BIN)/python -m pytest -m systemd tests/systemd $(PYTEST_ARGS)
+
 # Another environment, with vLLM and the client, instead of the one that is built here.
 VLLM_PYTHON ?=
 
@@ -194,6 +219,10 @@ test-vllm: $(STAMP) $(if $(VLLM_PYTHON),,$(STAMP_VLLM)) ## Real vLLM on the CPU 
 	VLLM_PYTHON="$(or $(VLLM_PYTHON),$(abspath $(VENV_VLLM))/bin/python)" $(BIN)/python -m pytest -m vllm tests/vllm $(PYTEST_ARGS)
 
 ##@ See it work
+
+.PHONY: screenshots
+screenshots: $(STAMP) ## Take the pictures of docs/images anew (needs a Chromium in PATH)
+	@$(BIN)/python docs/screenshots.py
 
 .PHONY: demo
 demo: $(STAMP) ## A real model from an S3 server into two workers (DEMO_ARGS= adds arguments)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import os
 import signal
+import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,18 +22,23 @@ from cached.catalog_file import load_catalog
 from cached.clock import SystemClock
 from cached.config import Config, LoadedConfig, wants_telemetry
 from cached.errors import CachedError, ConfigError
+from cached.layout import claim_layout
 from cached.metrics import Metrics, Reload
+from cached.overview import Limits, Overview
 from cached.rpc import sockets
 from cached.rpc.descriptors import AccessList, DescriptorServer
 from cached.rpc.server import RpcServer
 from cached.sdnotify import Notifier
+from cached.service_status import StatusReporter
 from cached.tracing import Tracer
-from cached.types import Level
 from cached.units import format_size
 from cached.web.http import HttpServer, Views
 
 CATALOG_POLL_S = 2.0
 _WATCHDOG_S = 5.0
+_MORE_TIME_S = 30.0
+"""What a daemon that starts or stops asks for with each sign of life; it takes that long to notice that one hangs."""
+
 _LAG_INTERVAL_S = 1.0
 _STOP_GRACE_S = 1.0
 _CLOSE_TIMEOUT_S = 10.0
@@ -45,21 +52,29 @@ def serve(loaded: LoadedConfig, environment: Mapping[str, str], read: Callable[[
     as they are now, with SIGHUP: of these the budgets of the levels are taken. Raises ConfigError for what
     cannot be used, AlreadyRunningError within a second when another daemon holds the state folder or the socket.
     """
-    config = loaded.config
+    config, notifier = loaded.config, Notifier.from_environment(environment)
     logs.configure(config.daemon.log_level, config.daemon.log_format)
+    faulthandler.enable()  # a watchdog ends a daemon that hangs by SIGABRT: then the log has where it hung
     os.umask(0o077)
-    with _locked(config):
-        _log.info("daemon.starting", version=__version__, pid=os.getpid(), config=loaded.file or "defaults")
-        asyncio.run(_run(config, environment, read))
+    try:
+        with _locked(config):
+            _log.info("daemon.starting", version=__version__, pid=os.getpid(), config=loaded.file or "defaults")
+            notifier.status("starting: reading what an earlier daemon left")
+            asyncio.run(_run(config, environment, notifier, read))
+    except CachedError as error:
+        notifier.status(f"failed: {error.message}")
+        raise
     return 0
 
 
-async def _run(config: Config, environment: Mapping[str, str], read: Callable[[], LoadedConfig]) -> None:
+async def _run(
+    config: Config, environment: Mapping[str, str], notifier: Notifier, read: Callable[[], LoadedConfig]
+) -> None:
     """Built within the loop: the gRPC server belongs to the loop that it is made in."""
     metrics = Metrics(__version__)
     tracer = _tracer(config, environment, metrics)
     try:
-        await _Daemon(config, Notifier.from_environment(environment), read, metrics, tracer).run()
+        await _Daemon(config, notifier, read, metrics, tracer).run()
     finally:
         await asyncio.to_thread(tracer.close)
 
@@ -89,7 +104,7 @@ def _tracer(config: Config, environment: Mapping[str, str], metrics: Metrics) ->
 
 @contextmanager
 def _locked(config: Config) -> Iterator[None]:
-    """The folders exist, and both locks are held."""
+    """The folders exist and can be used by this version, and both locks are held."""
     daemon, access = config.daemon, config.access
     sockets.prepare_directory(daemon.state_dir, 0o700, "state folder", "daemon.state_dir")
     group = sockets.group_id(access.socket_group, "access.socket_group")
@@ -99,11 +114,12 @@ def _locked(config: Config) -> Iterator[None]:
     )
     state = sockets.FileLock(f"{daemon.state_dir}/lock", f"the state folder {daemon.state_dir}")
     try:
-        socket = sockets.FileLock(f"{daemon.socket}.lock", f"the socket {daemon.socket}")
+        claim_layout(daemon.state_dir, __version__)
+        bound = sockets.FileLock(f"{daemon.socket}.lock", f"the socket {daemon.socket}")
         try:
             yield
         finally:
-            socket.release()
+            bound.release()
     finally:
         state.release()
 
@@ -134,6 +150,8 @@ class _Daemon:
         self._metrics.config.done(successful=True)
         self._engine = ModelCache.build(config, self._metrics, SystemClock(), tracer)
         self._catalog = CatalogWatch(config.daemon.catalog, self._engine, self._metrics.catalog)
+        self._refused = ""
+        self._status = StatusReporter(notifier, self._engine, self._problems)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._phase = "starting"
@@ -155,7 +173,7 @@ class _Daemon:
             gid=group,
             access=AccessList(frozenset(access.uids), frozenset(access.gids)),
         )
-        views = Views(self._metrics, self._not_ready, self._engine.stats, self._engine.list_models)
+        views = Views(self._metrics, self._not_ready, self._overview, host=socket.gethostname())
         self._http = HttpServer(config.http.listen, views) if config.http.listen else None
 
     async def run(self) -> None:
@@ -164,29 +182,45 @@ class _Daemon:
         loop.set_exception_handler(_log_stray)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        loop.add_signal_handler(signal.SIGHUP, self._catalog.reload_soon)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(_background(self._watchdog()))
             await stack.enter_async_context(_background(self._measure_lag()))
             stack.push_async_callback(self._close_engine)
             await self._bind(stack)
             if not await self._recover():
+                self._notifier.stopping("stopped before it was ready")
                 return
-            await stack.enter_async_context(_background(self._catalog.run(self._notifier)))
+            await stack.enter_async_context(_background(self._catalog.run(self._reload)))
+            await stack.enter_async_context(_background(self._status.run()))
             await self._stop.wait()
             await self._drain()
 
-    def _on_hangup(self) -> None:
-        """Settings that cannot be used change nothing, and are told like a catalog that cannot."""
+    async def _reload(self) -> None:
+        """Reads settings and catalog. READY=1 comes in any case: if nothing else, the daemon serves as before."""
+        self._notifier.reloading()
         try:
-            self._engine.set_budgets(self._read().config)
+            await self._reload_settings()
+            await self._catalog.load(force=True)
+        finally:
+            self._notifier.ready(self._status.line())
+
+    async def _reload_settings(self) -> None:
+        """What cannot be used changes nothing, and is told like a catalog that cannot: log, event and status."""
+        self._refused = ""
+        try:
+            loaded = await asyncio.to_thread(self._read)
+            self._engine.set_budgets(loaded.config)
             self._metrics.config.done(successful=True)
         except CachedError as error:
             self._metrics.config.done(successful=False)
+            self._refused = f"the new settings are refused, the old ones stay: {error.message}"
             self._engine.tell(
                 "config.refused", f"the settings cannot be used: {error.message}", error=error.message, hint=error.hint
             )
-        self._catalog.reload_soon()
+
+    def _problems(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self._refused, self._catalog.problem)))
 
     async def _bind(self, stack: AsyncExitStack) -> None:
         """Answers before it is ready: who asks early is told so, and health probes see a live process."""
@@ -228,19 +262,19 @@ class _Daemon:
             for level in stats.levels
         }
         http = self._http.address if self._http is not None else "off"
-        socket = self._config.daemon.socket
-        _log.info("daemon.ready", socket=socket, http=http, models=stats.model_count, version=__version__, **levels)
+        path = self._config.daemon.socket
+        _log.info("daemon.ready", socket=path, http=http, models=stats.model_count, version=__version__, **levels)
         for problem in stats.degraded:
             _log.warning("daemon.degraded", problem=problem)
-        self._notifier.ready(f"serving {stats.model_count} models on {socket}; L1 {levels.get(Level.L1.value, 'off')}")
+        self._notifier.ready(self._status.line())
 
     async def _drain(self) -> None:
         """Nothing new begins; loads under way have ``daemon.drain_timeout_s`` to end."""
         timeout_s = self._config.daemon.drain_timeout_s
         self._phase = "draining"
         _log.info("daemon.draining", timeout_s=timeout_s)
-        self._notifier.stopping("draining")
-        self._notifier.extend_timeout(timeout_s + 3 * _CLOSE_TIMEOUT_S)
+        self._notifier.stopping(self._status.drain(timeout_s))
+        self._notifier.extend_timeout(_MORE_TIME_S)
         await self._rpc.draining()
         drain = asyncio.create_task(self._engine.drain(timeout_s))
         hurry = asyncio.create_task(self._hurry.wait())
@@ -270,13 +304,16 @@ class _Daemon:
         reasons = [] if self._phase == "serving" and self._engine.ready else [f"the daemon is {self._phase}"]
         return (*reasons, *([self._catalog.missing] if self._catalog.missing else []))
 
+    def _overview(self, limits: Limits) -> Overview | None:
+        return self._engine.overview(limits) if self._engine.ready else None
+
     async def _watchdog(self) -> None:
-        """From the loop, so that a loop that hangs is noticed; and a long recovery is not taken for a hang."""
+        """From the loop, so that a loop that hangs is noticed; and a long recovery or drain is not taken for a hang."""
         interval_s = min(_WATCHDOG_S, (self._notifier.watchdog_s or 2 * _WATCHDOG_S) / 2)
         while True:
             self._notifier.watchdog()
-            if self._phase == "starting":
-                self._notifier.extend_timeout(4 * interval_s)
+            if self._phase != "serving":
+                self._notifier.extend_timeout(_MORE_TIME_S)
             await asyncio.sleep(interval_s)
 
     async def _measure_lag(self) -> None:
@@ -342,12 +379,17 @@ class CatalogWatch:
         """Why there is no catalog although one is configured; empty once one was loaded."""
         return "" if self._loaded else f"the catalog is not loaded: {self._problem or 'not read yet'}"
 
+    @property
+    def problem(self) -> str:
+        """Why the file as it is now cannot be used, whether an older catalog is in use or none; empty if it can."""
+        return f"the catalog cannot be used: {self._problem}" if self._problem else ""
+
     def reload_soon(self) -> None:
-        """Reads the file again even if it looks unchanged. Any caller in the loop."""
+        """Lets ``run`` reload. Any caller in the loop."""
         self._forced.set()
 
-    async def run(self, notifier: Notifier) -> None:
-        """Until cancelled."""
+    async def run(self, reload: Callable[[], Awaitable[None]]) -> None:
+        """Until cancelled. ``reload`` is called when somebody asked for it, and loads the catalog as well."""
         while True:
             try:
                 async with asyncio.timeout(CATALOG_POLL_S):
@@ -356,9 +398,7 @@ class CatalogWatch:
                 await self.load()
                 continue
             self._forced.clear()
-            notifier.reloading()
-            await self.load(force=True)
-            notifier.ready()
+            await reload()
 
     async def load(self, *, force: bool = False) -> None:
         """Reads the file if it changed. Raises nothing that the file could cause."""

@@ -92,11 +92,6 @@ class Schedule:
         start_s = self.next_start(now_s)
         return None if start_s is None else start_s - lead_s(load_s)
 
-    def wants_hot(self, now_s: float, load_s: float) -> bool:
-        """Within a window, or so shortly before one that a load has to begin."""
-        begin_s = self.prefetch_at(now_s, load_s)
-        return self.is_hot(now_s) or (begin_s is not None and begin_s <= now_s)
-
     def _spans(self, now_s: float) -> list[tuple[float, float]]:
         around = datetime.fromtimestamp(now_s, UTC)
         return [span for window in self.windows for span in window.spans(around)]

@@ -77,6 +77,10 @@ def _path(value: str) -> str:
     return "" if not value or os.path.isabs(value) else "an absolute path"
 
 
+def _filled_path(value: str) -> str:
+    return "" if os.path.isabs(value) and value == os.path.normpath(value) else "an absolute path, such as /dev/shm"
+
+
 def _paths(value: tuple[str, ...]) -> str:
     if len(set(map(os.path.normpath, value))) < len(value):
         return "each folder once"
@@ -103,7 +107,7 @@ def _any(_value: object) -> str:
     return ""
 
 
-PATH_CHECKS: tuple[_Check, ...] = (_path, _paths, _socket)
+PATH_CHECKS: tuple[_Check, ...] = (_path, _filled_path, _paths, _socket)
 """The checks of settings that are paths; an empty one is a default that depends on the host."""
 
 
@@ -149,9 +153,14 @@ class L1Config:
     """L1, POSIX shared memory."""
 
     capacity: str = _setting("50%", "Budget of L1: a size, or a share of the host's memory.", _capacity)
+    path: str = _setting(
+        "/dev/shm",  # noqa: S108 where shm_open(3) keeps its objects
+        "Where segments are: /dev/shm, or a folder on a tmpfs of L1's own, with its own size and huge pages.",
+        _filled_path,
+    )
     memory_reserve_bytes: str = _setting("2GiB", "Available memory that L1 leaves to others in any case.", _size)
     require_huge_pages: bool = _setting(
-        False, "Refuse to start where the mount of /dev/shm gives no huge pages. Where it does, they are always used."
+        False, "Refuse to start where the mount of l1.path gives no huge pages. Where it does, they are always used."
     )
     pool_bytes: str = _setting(
         "auto", "Memory of evicted segments that is kept for the next load: auto, or a size.", _size_or_auto

@@ -185,11 +185,13 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Credentials of a connected process, from SO_PEERCRED."""
+    """Credentials of a connected process, from SO_PEERCRED, and what /proc tells of it, if anything."""
 
     pid: int
     uid: int
     gid: int
+    process: str = ""
+    container: str = ""
 
 
 @dataclass(frozen=True, slots=True)

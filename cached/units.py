@@ -47,6 +47,13 @@ def _three_digits(value: float) -> str:
     return f"{value:.1f}"
 
 
+def format_rate(bytes_per_s: float) -> str:
+    """``1.5 GB/s``, in decimal units as networks and buses are; empty for nothing."""
+    if bytes_per_s <= 0:
+        return ""
+    return f"{bytes_per_s / 1e9:.1f} GB/s" if bytes_per_s >= 1e9 else f"{bytes_per_s / 1e6:.1f} MB/s"
+
+
 def parse_duration(text: str) -> float:
     """Seconds of ``"500ms"``, ``"30s"``, ``"5m"``, ``"2h"``, ``"1d"`` or a plain number. Raises ValueError."""
     match = _DURATION.fullmatch(text)

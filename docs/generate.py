@@ -21,6 +21,7 @@ from pathlib import Path
 import click
 
 from bench.compile_starts import starts_text
+from bench.headline import headline_text
 from bench.scale import scale_text
 from bench.tables import part_text, required_text
 from cached import errors, metrics, settings
@@ -291,6 +292,7 @@ class Part:
 
 
 PARTS = (
+    Part("../README.md", "headline", headline_text),
     Part("architecture.md", "house", house_text),
     Part("artifacts.md", "starts", starts_text),
     Part("coldstart.md", "phases", phases_text),
@@ -331,7 +333,8 @@ def main() -> int:
     check = parser.parse_args().check
     stale = 0
     for document in sorted({part.document for part in PARTS}):
-        path = DOCS / document
+        path = (DOCS / document).resolve()
+        shown = path.relative_to(ROOT).as_posix()
         old = path.read_text(encoding="utf-8")
         new = generated(document, old)
         if old == new:
@@ -339,11 +342,11 @@ def main() -> int:
         stale += 1
         if check:
             sys.stdout.writelines(
-                difflib.unified_diff(old.splitlines(True), new.splitlines(True), f"docs/{document}", "as generated")
+                difflib.unified_diff(old.splitlines(True), new.splitlines(True), shown, "as generated")
             )
         else:
             path.write_text(new, encoding="utf-8")
-            print(f"docs/{document} was brought up to date")
+            print(f"{shown} was brought up to date")
     if check and stale:
         print("run: make docs", file=sys.stderr)
     return 1 if check and stale else 0

@@ -248,6 +248,8 @@ class Attachment:
         storage = self._services.storage
         if self._load is not None:
             flight = self._load.flight_of(self._load.plan.files[index])
+            if flight is not None and flight.error is not None:
+                raise flight.error  # its bytes are gone already, and why is about to be told by the stream
             if flight is not None and flight.record is None and not flight.order.adopt:
                 return self._open_arriving(flight, self._load.plan.files[index].path)
             digest = flight.record.digest if flight and flight.record else self._load.plan.files[index].digest

@@ -20,6 +20,7 @@ from cached.cache.foresight import Foresight
 from cached.cache.history import UseHistory
 from cached.cache.links import DirectoryView
 from cached.cache.loader import Loader
+from cached.cache.overview import Overviews
 from cached.cache.pool_keeper import PoolKeeper
 from cached.cache.pulls import Pulls
 from cached.cache.recovery import Recovery
@@ -32,13 +33,13 @@ from cached.cache.trace import TraceFiles, TraceLog
 from cached.cache.upkeep import Upkeep
 from cached.cache.verify import Verifier
 from cached.clock import Clock
-from cached.config import Config, origin_defaults
+from cached.config import Config, L1Config, origin_defaults
 from cached.errors import ConfigError
 from cached.index import Index
 from cached.leases import LeaseTable
 from cached.levels.base import LocalLevel
 from cached.levels.disk import DiskLevel
-from cached.levels.shm import ShmLevel, huge_pages_allowed
+from cached.levels.shm import SHM_FOLDER, ShmLevel, huge_pages_allowed, mount_of
 from cached.levels.striped import StripedDisk
 from cached.metrics import Metrics
 from cached.tracing import Tracer
@@ -72,6 +73,7 @@ class Parts:
     pool_keeper: PoolKeeper
     verifier: Verifier
     describer: Describer
+    overviews: Overviews
     artifacts: Artifacts
     trace: TraceLog
 
@@ -122,6 +124,9 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, 
     pulls = Pulls(services, loader, resolver)
     view = services.view
     cold_starts = ColdStarts(registry, metrics, services.events, clock)
+    describer = Describer(
+        services, loader, leases, view, Explainer(services, evictor), version=version, instance=instance
+    )
     return Parts(
         services=services,
         pool=pool,
@@ -140,9 +145,8 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, 
         ),
         pool_keeper=PoolKeeper(services, lambda: bool(loader.loads)),
         verifier=Verifier(services, pulls),
-        describer=Describer(
-            services, loader, leases, view, Explainer(services, evictor), version=version, instance=instance
-        ),
+        describer=describer,
+        overviews=Overviews(services, loader, leases, evictor, pulls, describer, cold_starts),
         artifacts=Artifacts(services, resolver, loader, evictor, config.artifacts),
         trace=TraceLog(TraceFiles(state_dir), clock),
     )
@@ -178,9 +182,10 @@ def _runner(config: Config, lanes: Lanes, pool: MoverPool) -> Runner:
 
 
 def _storage(config: Config, instance: str) -> Storage:
-    _check_huge_pages(config)
+    _check_memory(config.l1)
     l1 = ShmLevel(
         instance,
+        folder=config.l1.path,
         mode=int(config.l1.segment_mode, 8),
         group=_group_id(config.l1.segment_group, "l1.segment_group"),
     )
@@ -192,11 +197,23 @@ def _disks(config: Config) -> LocalLevel:
     return disks[0] if len(disks) == 1 else StripedDisk(disks)
 
 
-def _check_huge_pages(config: Config) -> None:
-    if config.l1.require_huge_pages and not huge_pages_allowed(Path("/proc/self/mounts").read_text()):
+def _check_memory(l1: L1Config) -> None:
+    """The folder of L1 is memory, of the kind that is required."""
+    mounts = Path("/proc/self/mounts").read_text()
+    fs_type, _ = mount_of(mounts, os.path.realpath(l1.path))
+    if l1.path != SHM_FOLDER and not (os.path.isdir(l1.path) and fs_type == "tmpfs"):
+        what = f"is on {fs_type}" if os.path.isdir(l1.path) else "is no folder"
         raise ConfigError(
-            "l1.require_huge_pages is set, but the mount of /dev/shm does not give huge pages",
-            hint="mount -o remount,huge=advise /dev/shm, or leave the setting out",
+            f"l1.path = {l1.path!r} {what}: L1 is memory",
+            hint=f"mount -t tmpfs -o size=50%,huge=advise,mode=0750,uid={os.geteuid()} tmpfs {l1.path}, or leave "
+            "the setting out",
+            key="l1.path",
+            value=l1.path,
+        )
+    if l1.require_huge_pages and not huge_pages_allowed(mounts, os.path.realpath(l1.path)):
+        raise ConfigError(
+            f"l1.require_huge_pages is set, but the mount of {l1.path} does not give huge pages",
+            hint=f"mount -o remount,huge=advise {l1.path}, or leave the setting out",
             key="l1.require_huge_pages",
             value="true",
         )

@@ -30,15 +30,16 @@ class Limit:
 class Allocated:
     """What a daemon's segments really take up; one that is still arriving has only some of its pages."""
 
-    def __init__(self, instance: str) -> None:
+    def __init__(self, instance: str, folder: str = SHM_FOLDER) -> None:
         self._prefix = f"cached.{instance}."
+        self._folder = folder
         self._blobs: dict[str, int] = {}
 
     def size_bytes(self) -> int:
         """Now. Of blobs, which stay as they are, only new ones are looked at."""
         blobs, self._blobs = self._blobs, {}
         others_bytes = 0
-        with os.scandir(SHM_FOLDER) as entries:
+        with os.scandir(self._folder) as entries:
             for entry in entries:
                 name = entry.name
                 if not name.startswith(self._prefix):

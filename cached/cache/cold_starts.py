@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
+from heapq import nlargest
 
 from cached.cache.events import EventBus
 from cached.cache.registry import Registry
@@ -84,6 +85,12 @@ class ColdStarts:
         """The last ``limit`` starts with a model (0: all that are kept), the oldest first. Raises NotFoundError."""
         name = self._registry.require(parse_ref(ref)).name
         return tuple(self._starts.get(name, ()))[-limit:]
+
+    def latest(self, limit: int) -> tuple[ColdStart, ...]:
+        """The last starts of all models, the latest first."""
+        names = list(self._starts)[-limit:] if limit else []
+        found = [start for name in names for start in self._starts[name]]
+        return tuple(nlargest(limit, found, key=lambda start: start.reported_time_s))
 
     def forget(self, name: str) -> None:
         """A model is not known any more: neither are its starts, nor its series in the metrics."""

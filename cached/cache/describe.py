@@ -214,7 +214,7 @@ class Describer:
             reserved_bytes=ledger.reserved_bytes,
             withdrawn_bytes=storage.withdrawn_bytes(level),
             pool_bytes=storage.pool_bytes(level),
-            blob_count=sum(blob.at(level) for blob in self._services.registry.blobs.values()),
+            blob_count=self._services.registry.blob_count(level),
             limited_by=storage.limited_by(level),
             transient_bytes=storage.transient_bytes if in_l1 else 0,
             hot_bytes=self._hot_set.used_bytes if in_l1 else 0,

@@ -16,7 +16,10 @@ _log = structlog.get_logger("cached.events")
 
 _REMEMBERED = 500
 _QUEUE = 1000
-_WRONG = frozenset({"catalog.refused", "damage.found", "l2.write_failed", "load.failed"})
+_DECISIONS = 100
+_COMMON = frozenset({"lease.opened", "lease.closed", "coldstart.reported"})
+"""They come with every worker, and told elsewhere: in the leases that are held, and in the starts that are kept."""
+_WRONG = frozenset({"catalog.refused", "config.refused", "damage.found", "l2.write_failed", "load.failed"})
 
 
 class EventBus:
@@ -25,6 +28,7 @@ class EventBus:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._recent: deque[Event] = deque(maxlen=_REMEMBERED)
+        self._decisions: deque[Event] = deque(maxlen=_DECISIONS)
         self._watchers: set[asyncio.Queue[Event]] = set()
 
     def emit(self, kind: str, message: str, *, name: str = "", revision: str = "", **fields: object) -> None:
@@ -47,6 +51,8 @@ class EventBus:
         log = _log.error if kind in _WRONG else _log.info
         log(kind, model=name, revision=revision, message=message, **shown)
         self._recent.append(event)
+        if kind not in _COMMON:
+            self._decisions.append(event)
         for queue in self._watchers:
             if queue.full():
                 queue.get_nowait()
@@ -56,6 +62,11 @@ class EventBus:
     def recent(self) -> tuple[Event, ...]:
         """Those that are still remembered, the oldest first."""
         return tuple(self._recent)
+
+    @property
+    def decisions(self) -> tuple[Event, ...]:
+        """The last ones without what comes with every worker, so that a thousand of those do not hide them."""
+        return tuple(self._decisions)
 
     async def watch(self, *, replay: bool) -> AsyncIterator[Event]:
         """Events from now on, after those still remembered if ``replay``; until the caller stops iterating."""

@@ -18,6 +18,8 @@ _DECISIONS = frozenset({"admitted", "kept_out", "evicted"})
 _LEVELS = (Level.L1, Level.L2)
 _FRESH_S = 1.0
 """What models are worth changes slowly, and a list of a thousand is asked for by more than one."""
+_LONG_S, _REST = 0.03, 50
+"""Where it takes this long to find out, it is not asked again before so many times that: 2 % of the loop."""
 
 _Worths = Mapping[Level, Mapping[tuple[str, str], float]]
 
@@ -30,6 +32,7 @@ class Explainer:
         self._evictor = evictor
         self._worths: _Worths = {}
         self._worths_of = (-1, float("-inf"))
+        self._rest_until_s = float("-inf")
 
     def worth_s(self, manifest: Manifest) -> float:
         """What a revision is worth in L1 if any of it is there, else in L2; 0 where it is at neither."""
@@ -43,10 +46,12 @@ class Explainer:
         """Of all models in one go, and not again for a while."""
         changes, now_s = self._services.registry.changes, self._services.clock.monotonic_s()
         counted, counted_s = self._worths_of
-        if counted != changes or now_s - counted_s >= _FRESH_S:
+        if (counted != changes or now_s - counted_s >= _FRESH_S) and now_s >= self._rest_until_s:
             snapshot = self._evictor.snapshot()
             self._worths = {level: worths(snapshot, level, now_s) for level in snapshot.levels}
             self._worths_of = (changes, now_s)
+            took_s = self._services.clock.monotonic_s() - now_s
+            self._rest_until_s = now_s + _REST * took_s if took_s >= _LONG_S else now_s
         return self._worths
 
     def is_transient(self, manifest: Manifest) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from cached.cache.checks import confirm_origin_checksum, confirm_sha256, strongest
+from cached.cache.pace import Pace, Written
 from cached.cache.persist import Persist
 from cached.cache.services import Services
 from cached.errors import (
@@ -127,6 +128,7 @@ class Flight:
         level = services.storage.level(order.level)
         self.target: FileRef = level.blob(order.digest) if order.adopt else level.ingest(order.ingest_id)
         self._persist = self._make_persist() if order.persist else None
+        self.pace = Pace(services.clock.monotonic_s())
         sources = self._sources()
         self.fill = Fill(
             key=order.ingest_id,
@@ -148,6 +150,11 @@ class Flight:
         self._task: asyncio.Task[None] | None = None
         self._begun = False
         """A task that is cancelled before its first step never runs, not even its ``finally``."""
+
+    @property
+    def written(self) -> Written | None:
+        """How far the write to L2 behind it is; None where there is none, or it failed."""
+        return self._persist.written if self._persist is not None and self._persist.error is None else None
 
     def start(self) -> None:
         """Takes off. Its outcome is in ``error`` and the milestones, never in an exception of the task."""
@@ -407,6 +414,8 @@ class Flight:
 
     def _on_chunk(self, index: int, crc64: int, level: Level) -> None:
         self._note(index, crc64, self.order.level)
+        if level is not Level.L1 or self.order.adopt:  # what was found in place took no time
+            self.pace.add(self._services.clock.monotonic_s(), chunk_length(self.order.size_bytes, index))
         if level is Level.L2 and self._persist is not None:
             self._persist.already(index)
         self.signal.notify()

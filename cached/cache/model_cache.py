@@ -23,6 +23,7 @@ from cached.index import PartRecord
 from cached.leases import check_keep_alive
 from cached.manifest import FileEntry, Manifest
 from cached.metrics import Gauges, Metrics
+from cached.overview import Limits, Overview
 from cached.processes import children_usage
 from cached.refs import Ref, artifact_digest, parse_ref
 from cached.tracing import Tracer
@@ -408,6 +409,14 @@ class ModelCache:
         return parts.describer.gauges(
             children_usage(parts.pool.pids), parts.pool.active_movers, parts.lanes.stats(), parts.foresight.precision
         )
+
+    def loads(self) -> tuple[PullProgress, ...]:
+        """What is being brought to a level now, or made durable there."""
+        return tuple(load.progress() for load in self._parts.loader.loads.values())
+
+    def overview(self, limits: Limits) -> Overview:
+        """What is where, what moves and who holds what, in one look."""
+        return self._parts.overviews.now(self.stats(), limits)
 
     def trace(self) -> Iterator[Attached]:
         """The attaches that this host remembers, oldest first."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from cached.cache.pace import Pace, Written
 from cached.cache.services import Services
 from cached.errors import CachedError, IntegrityError, LevelError, MoverError, NotFoundError
 from cached.levels.base import FileRef
@@ -34,6 +35,7 @@ class Persist:
         target: FileRef,
         source: Callable[[], FileRef],
         on_chunk: Callable[[int], None] = lambda _index: None,
+        digest: str = "",
     ) -> None:
         self._services = services
         self._ingest_id = ingest_id
@@ -41,11 +43,17 @@ class Persist:
         self._source = source
         self._on_chunk = on_chunk
         self._taken: set[int] = set()
+        self.written = Written(digest, target.size_bytes, Pace(services.clock.monotonic_s()))
         self.error: CachedError | None = None
 
     def already(self, index: int) -> None:
         """This chunk is in the L2 ingest, verified: it need not be written."""
         self._taken.add(index)
+        self._count(index)
+
+    def _count(self, index: int) -> None:
+        length = chunk_length(self.target.size_bytes, index)
+        self.written.add(index, length, self._services.clock.monotonic_s())
 
     async def behind(self, fill: Fill) -> None:
         """Copies every chunk of ``fill`` after it was verified. Keeps an error in ``error`` instead of raising it."""
@@ -124,6 +132,7 @@ class Persist:
         if not isinstance(answer, Moved):
             raise MoverError("a mover answered a copy with something else")
         self._services.moved("l1_l2", answer.length_bytes, answer.busy_s, answer.cpu_s)
+        self._count(index)
         self._on_chunk(index)
 
 
@@ -131,13 +140,17 @@ async def persist_resident(services: Services, record: BlobRecord, source: Calla
     """Writes a blob that is in L1, confirmed, to L2; its L2 bytes must be reserved under ``record.digest[:32]``."""
     ingest_id = record.digest[:32]
     persist = Persist(
-        services, ingest_id=ingest_id, target=services.storage.level(Level.L2).ingest(ingest_id), source=source
-    )
+        services, ingest_id=ingest_id, target=services.storage.level(Level.L2).ingest(ingest_id), source=source,
+        digest=record.digest,
+    )  # fmt: skip
+    services.writes[ingest_id] = persist.written
     try:
         await persist.whole(record)
     except asyncio.CancelledError:
         persist.abandon()
         raise
+    finally:
+        del services.writes[ingest_id]
     if isinstance(persist.error, IntegrityError):
         services.metrics.checksum_failures.labels(level="l1").inc()
     return await persist.finish(record)

@@ -70,7 +70,7 @@ class Pulls:
         self._loader = loader
         self._resolver = resolver
         self._chooser = Chooser(services, loader)
-        self._runs: set[asyncio.Task[None]] = set()
+        self._runs: dict[asyncio.Task[None], PullRun] = {}
 
     async def pull(
         self,
@@ -162,9 +162,14 @@ class Pulls:
             ),
             name=f"pull {ref.name}",
         )
-        self._runs.add(run.task)
-        run.task.add_done_callback(self._runs.discard)
+        self._runs[run.task] = run
+        run.task.add_done_callback(self._runs.pop)
         return run
+
+    @property
+    def resolving(self) -> tuple[str, ...]:
+        """Models whose pulls have no load yet: their origins are being asked."""
+        return tuple(run.name for run in self._runs.values() if run.load is None and not run.finished)
 
     async def _run(self, run: PullRun, pull: Callable[[], Awaitable[Load]]) -> None:
         try:

@@ -48,6 +48,8 @@ class Registry:
         self._used: set[str] = set()
         self._present: dict[tuple[str, str], Present] = {}
         self._present_at = -1
+        self._counts: dict[Level, int] = {}
+        self._counted_at = -1
 
     def load(self) -> None:
         """Reads the index. No blob is at any level until recovery says so. What the catalog said before stays said."""
@@ -109,10 +111,6 @@ class Registry:
     def pull_times_s(self, name: str) -> tuple[float, ...]:
         """When pulls of a model begin by themselves, in Unix time, the next one first."""
         return tuple(pull.at_time_s for pull in self._index.timed(name))
-
-    def adapters_of(self, name: str) -> tuple[str, ...]:
-        """The adapters that a model has, by the catalog."""
-        return tuple(sorted(self._adapters.get(name, ())))
 
     def find(self, ref: Ref) -> Model | None:
         """The model of a reference, or None."""
@@ -286,6 +284,14 @@ class Registry:
             self._present[key] = Present.of(self.blobs_of(manifest))
         return self._present[key]
 
+    def blob_count(self, level: Level) -> int:
+        """How many blobs are at a level; counted once, until something changes."""
+        if self._counted_at != self.changes:
+            in_l1 = sum(blob.l1 is not Presence.ABSENT for blob in self.blobs.values())
+            self._counts = {Level.L1: in_l1, Level.L2: sum(blob.l2 for blob in self.blobs.values())}
+            self._counted_at = self.changes
+        return self._counts[level]
+
     def bytes_at(self, manifest: Manifest, level: Level) -> int:
         """Bytes of a revision that are at a level, shared ones included."""
         present = self.present(manifest)
@@ -337,7 +343,7 @@ class Registry:
 
     def is_quarantined(self, manifest: Manifest) -> bool:
         """True if a blob of this revision is damaged and could not be mended."""
-        return any(entry.digest in self._quarantined for entry in manifest.files)
+        return bool(self._quarantined) and any(entry.digest in self._quarantined for entry in manifest.files)
 
     @property
     def quarantined_count(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from cached.cache.events import EventBus
 from cached.cache.history import UseHistory
 from cached.cache.links import DirectoryView
+from cached.cache.pace import Written
 from cached.cache.registry import Blob, Model, Presence, Registry
 from cached.cache.storage import Storage
 from cached.clock import Clock
@@ -47,6 +48,8 @@ class Services:
     journal_dir: Path
     degraded: dict[str, str] = field(default_factory=dict)
     """What does not work as it should → why, for health; empty when all is well."""
+    writes: dict[str, Written] = field(default_factory=dict)
+    """Ingest id → how far it is, of what is copied from L1 to L2 without a load."""
 
     def failed(self, model: Model, error: CachedError, *, load: str = "") -> None:
         """Remembers why a model could not be brought, for `cached show`, the events and the metrics.

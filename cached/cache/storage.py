@@ -52,7 +52,7 @@ class Storage:
         self._resumed: dict[Level, set[str]] = {level: set() for level in self._levels}
         self._collecting = asyncio.Lock()
         self._freeing: set[asyncio.Task[None]] = set()
-        self._allocated = Allocated(l1.instance)
+        self._allocated = Allocated(l1.instance, l1.folder)
         self._beside: dict[tuple[str, str], int] = {}
         self._leaving_bytes = 0
         self._host_bytes = 0

@@ -12,6 +12,8 @@ from cached.cli.connect import Globals
 from cached.cli.doctor import doctor
 from cached.cli.failures import INTERRUPTED, exit_code, print_failure
 from cached.cli.interrupt import heard_interrupts
+from cached.cli.service import install_service, uninstall_service
+from cached.cli.top import top
 from cached.errors import CachedError
 from cached_client.errors import CacheError
 
@@ -54,12 +56,15 @@ for _command in (
     simulate.simulate_command,
     coldstart.coldstart,
     ops.stats,
+    top,
     ops.events,
     ops.health,
     doctor,
     ops.config,
     ops.catalog,
     ops.version,
+    install_service,
+    uninstall_service,
 ):
     cli.add_command(_command)
 

@@ -107,6 +107,9 @@ def _state(model: pb.ModelSummary) -> str:
 def ps(options: Globals, output: str) -> None:
     """List the leases: which worker holds which model.
 
+    PROCESS is what the kernel calls the worker, with the pod, container or service that it runs in, where the daemon
+    can see that; CLIENT is what it calls itself.
+
     Example: cached ps
     """
     with connected(options) as cache:
@@ -127,12 +130,17 @@ def _print_leases(leases: Iterable[pb.Lease]) -> None:
             lease.client_name,
             str(lease.peer_pid if lease.peer_pid > 0 else lease.client_pid),
             str(lease.peer_uid) if lease.peer_uid >= 0 else "-",
+            " in ".join(part for part in (lease.process, lease.container) if part) or "-",
             ago(lease.since_time_s),
         )
         for lease in leases
     ]
     print_table(
-        ("LEASE", "MODEL", "STATE", "SIZE", "CLIENT", "PID", "UID", "SINCE"), rows, right=("SIZE", "PID", "UID")
+        ("LEASE", "MODEL", "STATE", "SIZE", "CLIENT", "PID", "UID", "PROCESS", "SINCE"),
+        rows,
+        right=("SIZE", "PID", "UID"),
+        spare=("SIZE", "STATE"),
+        folding=("MODEL", "CLIENT", "PROCESS"),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import platform
 import queue
 import sys
 import threading
@@ -30,6 +31,7 @@ from cached.cli.output import (
     to_data,
 )
 from cached.config import describe_settings, example_toml, load_config, process_environment
+from cached.layout import LAYOUT
 from cached.units import format_duration, format_size
 from cached_client._proto import cached_pb2 as pb
 from cached_client._version import __version__ as client_version
@@ -299,7 +301,9 @@ def _catalog_data(model: object) -> dict[str, object]:
 @output_option
 @pass_globals
 def version(options: Globals, output: str) -> None:
-    """Show the versions of the command and of the daemon.
+    """Show the versions of the command, of what it speaks and stores, and of the daemon.
+
+    The state layout is that of the state folder: a daemon reads layouts up to its own.
 
     Example: cached version
     """
@@ -311,7 +315,26 @@ def version(options: Globals, output: str) -> None:
             daemon = ""  # it is no failure: there may be none on this host
         target = cache.target
     if output == "json":
-        print_json({"cached": __version__, "cached_client": client_version, "daemon": daemon or None})
+        print_json(
+            {
+                "cached": __version__,
+                "cached_client": client_version,
+                "daemon": daemon or None,
+                "python": platform.python_version(),
+                "protocol": pb.DESCRIPTOR.package,
+                "state_layout": LAYOUT,
+            }
+        )
         return
-    print_pairs({"cached": __version__, "cached-client": client_version})
-    print_pairs({"daemon": f"{daemon} on {target}" if daemon else f"none answers on {target}"})
+    print_pairs(
+        {
+            "cached": __version__,
+            "cached-client": client_version,
+            "python": f"{platform.python_version()}, {sys.executable}",
+            "protocol": pb.DESCRIPTOR.package,
+            "state layout": str(LAYOUT),
+            "daemon": f"{daemon} on {target}" if daemon else f"none answers on {target}",
+        }
+    )
+    if daemon and daemon != __version__:
+        click.echo(f"the daemon still runs {daemon}: `systemctl restart cached` starts {__version__}; L1 stays")

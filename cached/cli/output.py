@@ -15,7 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cached.units import format_duration, format_size
+from cached.overview.words import clean
+from cached.units import format_duration, format_rate, format_size
+
+__all__ = [
+    "ago", "clean", "enum_word", "is_terminal", "output_option", "print_json", "print_pairs", "print_table",
+    "print_text", "rate", "say", "short", "size", "to_data",
+]  # fmt: skip
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _UNBOUNDED_COLUMNS = 100_000
@@ -77,12 +83,6 @@ def enum_word(message: Message, name: str) -> str:
 def print_json(data: Any) -> None:
     """One document on standard output."""
     click.echo(json.dumps(data, indent=2, ensure_ascii=False))
-
-
-def clean(text: str, *, lines: bool = False) -> str:
-    """Text from elsewhere, without what would command a terminal; ``lines`` keeps line feeds."""
-    kept = "\n" if lines else ""
-    return "".join(char if char.isprintable() or char in kept else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def print_table(
@@ -176,11 +176,8 @@ def size(size_bytes: float) -> str:
 
 
 def rate(size_bytes: float, seconds: float) -> str:
-    """``1.5 GB/s``, in decimal units as networks and buses are; empty when nothing was measured."""
-    if size_bytes <= 0 or seconds <= 0:
-        return ""
-    per_second = size_bytes / seconds
-    return f"{per_second / 1e9:.1f} GB/s" if per_second >= 1e9 else f"{per_second / 1e6:.1f} MB/s"
+    """``1.5 GB/s``; empty when nothing was measured."""
+    return format_rate(size_bytes / seconds) if seconds > 0 else ""
 
 
 def ago(time_s: float, now_s: float | None = None) -> str:

@@ -8,6 +8,8 @@ import click
 
 from cached.cli.connect import Globals, pass_globals
 from cached.config import LoadedConfig, load_config, process_environment
+from cached.errors import CachedError
+from cached.sdnotify import Notifier
 
 _FLAGS = {
     "socket": "daemon.socket",
@@ -53,7 +55,11 @@ def serve(options: Globals, /, file: Path | None, **flags: str | None) -> int:
     def read() -> LoadedConfig:
         return load_config(file, environment, overrides)
 
-    loaded = read()
+    try:
+        loaded = read()
+    except CachedError as error:
+        Notifier.from_environment(environment).status(f"failed: {error.message}")
+        raise
     from cached.daemon import serve as run_daemon
 
     return run_daemon(loaded, environment, read)

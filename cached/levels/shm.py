@@ -1,6 +1,8 @@
 """L1: blobs as POSIX shared-memory objects, byte-identical images of their files. The only importer of posix_ipc.
 
-Names say all there is to know, so that a scan needs no index: ``cached.<instance>.<kind>.<id>``, flat in /dev/shm, of
+In a tmpfs of L1's own they are files of it, which is all that shm_open(3) makes in /dev/shm.
+
+Names say all there is to know, so that a scan needs no index: ``cached.<instance>.<kind>.<id>``, flat in the folder, of
 kind ``blob`` (id: SHA-256), ``ingest``, ``withdrawn`` (no longer to be opened; workers may still map it) and ``pool``
 (memory kept for the next blob). A segment goes ingest → blob → withdrawn → pool → ingest by renaming, and no step
 overwrites a name. For a moment of ``commit`` it has a second name (``spare``), for those who come by path.
@@ -40,6 +42,7 @@ from cached.types import Level
 _log = structlog.get_logger(__name__)
 
 SHM_FOLDER = "/dev/shm"  # noqa: S108 - where shm_open(3) keeps its objects; ours are made with O_EXCL
+_OCTAL = re.compile(r"\\([0-7]{3})")
 _INSTANCE = re.compile(r"[0-9A-Za-z_-]{1,32}")
 _PRIVATE = 0o600
 _BLOCK_BYTES = 512
@@ -50,15 +53,18 @@ class ShmLevel:
     """L1. Belongs to the loop, but for what is said to be safe in a thread beside it.
 
     ``instance`` keeps daemons on one host apart. ``mode`` and ``group`` are those of segments that may be opened by
-    path; withdrawn and pooled ones are always 0600.
+    path; withdrawn and pooled ones are always 0600. ``folder`` is that of shm_open(3), or on a tmpfs.
     """
 
     level = Level.L1
 
-    def __init__(self, instance: str, *, mode: int = _PRIVATE, group: int | None = None) -> None:
+    def __init__(
+        self, instance: str, *, folder: str = SHM_FOLDER, mode: int = _PRIVATE, group: int | None = None
+    ) -> None:
         if not _INSTANCE.fullmatch(instance):
             raise InvalidRequestError(f"{instance!r} cannot name an instance", value=instance)
         self.instance = instance
+        self.folder = folder
         self._mode = mode
         self._group = group
         self._prefix = f"cached.{instance}."
@@ -74,13 +80,13 @@ class ShmLevel:
         self._lengths, self._withdrawn, self._leaving, self._pool = {}, {}, {}, Pool()
         found = Found(blobs={}, ingests={}, set_aside=())
         aside: list[str] = []
-        with level_errors(Level.L1, SHM_FOLDER, "list"):
-            names = sorted(name for name in os.listdir(SHM_FOLDER) if name.startswith(self._prefix))
+        with level_errors(Level.L1, self.folder, "list", missing_is_failure=True):
+            names = sorted(name for name in os.listdir(self.folder) if name.startswith(self._prefix))
         self._remove_spares(names)
         for name in names:
             problem = self._sort_in(name, found)
             if problem:
-                aside.append(f"{SHM_FOLDER}/{name}: {problem}, left alone")
+                aside.append(f"{self.folder}/{name}: {problem}, left alone")
         return Found(found.blobs, found.ingests, tuple(aside))
 
     def blob(self, digest: str) -> FileRef:
@@ -101,7 +107,7 @@ class ShmLevel:
 
     def free_bytes(self) -> int:
         """See LocalLevel."""
-        return free_bytes(Level.L1, SHM_FOLDER)
+        return free_bytes(Level.L1, self.folder)
 
     @property
     def withdrawn_bytes(self) -> int:
@@ -381,15 +387,15 @@ class ShmLevel:
         """Second names, left by a daemon that was killed within ``commit``. First of all: a file of ours has one."""
         for name in [name for name in names if name.startswith(f"{self._prefix}spare.")]:
             with suppress(OSError):  # _sort_in tells what cannot be looked at
-                found = os.lstat(f"{SHM_FOLDER}/{name}")
+                found = os.lstat(f"{self.folder}/{name}")
                 if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
-                    _unlink(f"{SHM_FOLDER}/{name}")
+                    _unlink(f"{self.folder}/{name}")
                     names.remove(name)
 
     def _sort_in(self, name: str, found: Found) -> str:
         """Takes account of one name of ours; the reason why it is none of ours, or nothing."""
         kind, _, own_id = name.removeprefix(self._prefix).partition(".")
-        path = f"{SHM_FOLDER}/{name}"
+        path = f"{self.folder}/{name}"
         try:
             problem = foreign(os.lstat(path))
         except OSError as error:
@@ -410,17 +416,27 @@ class ShmLevel:
         return ""
 
     def _path(self, kind: str, own_id: str) -> str:
-        return f"{SHM_FOLDER}/{self._prefix}{kind}.{own_id}"
+        return f"{self.folder}/{self._prefix}{kind}.{own_id}"
 
 
-def huge_pages_allowed(mounts: str) -> bool:
-    """Whether /dev/shm gives huge pages to those who ask, from the text of /proc/self/mounts."""
-    options = ""
+def huge_pages_allowed(mounts: str, folder: str = SHM_FOLDER) -> bool:
+    """Whether the mount that a folder is on gives huge pages to those who ask, from the text of /proc/self/mounts."""
+    _, options = mount_of(mounts, folder)
+    return bool({"huge=always", "huge=within_size", "huge=advise"} & set(options.split(",")))
+
+
+def mount_of(mounts: str, folder: str) -> tuple[str, str]:
+    """Type and options of the file system that a folder is on, from the text of /proc/self/mounts; empty: not told."""
+    found, best = ("", ""), ""
     for line in mounts.splitlines():
         fields = line.split(" ")
-        if len(fields) > 3 and fields[1] == SHM_FOLDER:
-            options = fields[3]  # the last mount on a folder is the one that is seen
-    return bool({"huge=always", "huge=within_size", "huge=advise"} & set(options.split(",")))
+        if len(fields) < 4:
+            continue
+        point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[1])
+        inside = folder == point or folder.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):  # of several on one folder the last one is seen
+            found, best = (fields[2], fields[3]), point
+    return found
 
 
 def _by_pages(segment_id: str, ref: FileRef) -> Segment:
@@ -439,6 +455,8 @@ def _cut(ref: FileRef, size_bytes: int) -> None:
 
 
 def _create_exclusive(path: str) -> int:
+    if os.path.dirname(path) != SHM_FOLDER:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _PRIVATE)
     name = "/" + os.path.basename(path)
     try:
         segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=_PRIVATE)
@@ -452,6 +470,10 @@ def _create_exclusive(path: str) -> int:
 def _unlink(path: str) -> None:
     """Takes the name away, and with it the memory once nobody maps it; a name that is gone already is fine."""
     with level_errors(Level.L1, path, "unlink"):
+        if os.path.dirname(path) != SHM_FOLDER:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            return
         try:
             posix_ipc.unlink_shared_memory("/" + os.path.basename(path))
         except posix_ipc.ExistentialError:

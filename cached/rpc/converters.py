@@ -309,6 +309,8 @@ def lease_message(value: types.LeaseInfo) -> pb.Lease:
         since_time_s=value.since_time_s,
         complete=value.complete,
         size_bytes=value.size_bytes,
+        process=text(value.peer.process) if value.peer else "",
+        container=text(value.peer.container) if value.peer else "",
     )
 
 

@@ -23,6 +23,7 @@ import structlog
 from cached.errors import CachedError, InvalidRequestError, PermissionDeniedError, UnavailableError
 from cached.rpc import errors, sockets
 from cached.rpc.engine import Engine
+from cached.rpc.peers import peer_of
 from cached.types import Peer
 
 REQUEST_LIMIT_BYTES = 16 * 1024
@@ -121,7 +122,7 @@ class DescriptorServer:
             _close_after(task, connection)
 
     async def _serve(self, connection: socket.socket) -> None:
-        peer = _credentials(connection)
+        peer = peer_of(connection)
         self._per_uid[peer.uid] += 1
         try:
             await self._converse(connection, peer)
@@ -229,12 +230,6 @@ def _parse(packet: bytes) -> tuple[str, list[int]]:
 
 def _error_packet(error: CachedError) -> bytes:
     return json.dumps({"error": error.to_dict()}).encode()
-
-
-def _credentials(connection: socket.socket) -> Peer:
-    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, gid = struct.unpack("3i", data)
-    return Peer(pid=pid, uid=uid, gid=gid)
 
 
 def _groups(connection: socket.socket) -> tuple[int, ...]:

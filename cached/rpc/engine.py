@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+from cached.overview import Limits, Overview
 from cached.types import (
     Artifact,
     ArtifactFound,
@@ -99,6 +100,8 @@ class Engine(Protocol):
     def verify(self, ref: str | None, *, repair: bool) -> AsyncIterator[VerifyProgress]: ...
 
     def stats(self) -> Stats: ...
+
+    def overview(self, limits: Limits) -> Overview: ...
 
     def trace(self) -> Iterator[Attached]:
         """What it gives out may be taken in any thread."""

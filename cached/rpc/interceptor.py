@@ -23,7 +23,7 @@ _SERVICE = "cached.v1.CacheService"
 _PREFIX = f"/{_SERVICE}/"
 _SILENT_S = 0.02
 _WHILE_DRAINING = frozenset(
-    {"Detach", "List", "Describe", "ListLeases", "Stats", "Watch", "ListArtifacts", "ListColdStarts"}
+    {"Detach", "List", "Describe", "ListLeases", "Stats", "Watch", "ListArtifacts", "ListColdStarts", "Overview"}
 )
 
 _Context = grpc.aio.ServicerContext[Any, Any]

@@ -12,7 +12,7 @@ from typing import Any
 import grpc.aio
 
 from cached.errors import InvalidRequestError
-from cached.rpc import coldstart
+from cached.rpc import coldstart, overview
 from cached.rpc import converters as convert
 from cached.rpc.engine import Engine
 from cached.rpc.pacing import EventMerge, PullMerge, merge_attach, merge_verify, paced
@@ -136,6 +136,10 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
     async def Stats(self, request: pb.StatsRequest, context: _Context) -> pb.StatsResponse:
         """The daemon at a glance."""
         return convert.stats_message(self._engine.stats())
+
+    async def Overview(self, request: pb.OverviewRequest, context: _Context) -> pb.OverviewResponse:
+        """All that `cached top` shows."""
+        return overview.overview_message(self._engine.overview(overview.limits_of(request)))
 
     async def Trace(self, request: pb.TraceRequest, context: _Context) -> AsyncIterator[pb.TraceResponse]:
         """The attaches that are remembered, in batches; they are read from a file beside the loop."""

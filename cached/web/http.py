@@ -1,18 +1,17 @@
-"""HTTP for machines and a look by eye: /metrics, /healthz, /readyz and a plain status page. Reads only."""
+"""HTTP for machines and a look by eye: /metrics, /healthz, /readyz and the status page. Reads only."""
 
 from __future__ import annotations
 
-import html
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from cached.errors import ConfigError
 from cached.metrics import Metrics
-from cached.types import ModelSummary, Stats
-from cached.units import format_duration, format_size
+from cached.overview import Limits, Overview
+from cached.web.page import StatusPage
 
 _KEY = "http.listen"
 
@@ -24,8 +23,10 @@ class Views:
     metrics: Metrics
     not_ready: Callable[[], tuple[str, ...]]
     """Why the daemon is not ready; empty when it is."""
-    stats: Callable[[], Stats]
-    models: Callable[[], tuple[ModelSummary, ...]]
+    overview: Callable[[Limits], Overview | None]
+    """None while there is nothing to look at yet."""
+    host: str = ""
+    """What this host is called."""
 
 
 class HttpServer:
@@ -78,6 +79,7 @@ def _split(listen: str) -> tuple[str, int]:
 @dataclass(frozen=True, slots=True)
 class _Pages:
     views: Views
+    page: StatusPage
     headers: dict[str, str] = field(
         default_factory=lambda: {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
     )
@@ -94,16 +96,18 @@ class _Pages:
         text = "".join(f"{reason}\n" for reason in reasons) or "ready\n"
         return web.Response(text=text, status=503 if reasons else 200, headers=self.headers)
 
-    async def status(self, _request: web.Request) -> web.Response:
-        reasons = self.views.not_ready()
-        body = f"<p>Not ready: {html.escape('; '.join(reasons))}</p>" if reasons else _overview(self.views)
-        page = f"{_HEAD}<h1>cached</h1>{body}</html>"
-        policy = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
-        return web.Response(text=page, content_type="text/html", headers=self.headers | policy)
+    async def status(self, request: web.Request) -> web.Response:
+        page, policy = await self.page.get(), {"Content-Security-Policy": self.page.policy}
+        headers = self.headers | policy | {"Referrer-Policy": "no-referrer", "Vary": "Accept-Encoding"}
+        body = page.html
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            body, headers = page.packed, headers | {"Content-Encoding": "gzip"}
+        return web.Response(body=body, content_type="text/html", charset="utf-8", headers=headers)
 
 
 def _application(views: Views) -> web.Application:
-    pages = _Pages(views)
+    page = StatusPage(views.overview, views.not_ready, host=views.host, wall_s=time.time)
+    pages = _Pages(views, page)
     application = web.Application()
     application.add_routes(
         [
@@ -114,64 +118,3 @@ def _application(views: Views) -> web.Application:
         ]
     )
     return application
-
-
-_HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>cached</title>
-<style>body{font:14px system-ui;margin:2em}td,th{padding:.2em 1em .2em 0;text-align:left}</style>
-"""
-
-
-_MODEL_HEADS = (
-    "model", "revision", "state", "tier", "value", "idle", "size", "L1", "L2", "leases", "notes",
-)  # fmt: skip
-
-
-def _idle(model: ModelSummary, now_s: float) -> str:
-    if model.lease_count:
-        return "in use"
-    return format_duration(max(0.0, now_s - model.last_used_time_s)) if model.last_used_time_s else "never used"
-
-
-def _notes(model: ModelSummary) -> str:
-    notes = [
-        ("pinned", model.pinned), ("transient", model.transient), (f"adapter of {model.base}", model.base),
-        (f"tenant {model.tenant}", model.tenant),
-    ]  # fmt: skip
-    return ", ".join(note for note, holds in notes if holds)
-
-
-def _overview(views: Views) -> str:
-    stats, now_s = views.stats(), time.time()
-    state = "; ".join(stats.degraded) if stats.degraded else "all is well"
-    facts = (
-        f"<p>Version {html.escape(stats.version)}, up {format_duration(stats.uptime_s)}, {stats.lease_count} leases, "
-        f"{stats.active_load_count} loads, {stats.mover_count} movers: {html.escape(state)}.</p>"
-    )
-    levels = [
-        (
-            level.level.value.upper(), format_size(level.used_bytes), format_size(level.reserved_bytes),
-            format_size(level.capacity_bytes), format_size(level.transient_bytes),
-            f"{format_size(level.hot_bytes)} of {format_size(level.hot_capacity_bytes)}", str(level.blob_count),
-            level.limited_by,
-        )
-        for level in stats.levels
-    ]  # fmt: skip
-    models = [
-        (
-            model.name, model.revision[:12], model.state.value, f"{model.tier.value} (by {model.tier_from})",
-            format_duration(model.worth_s), _idle(model, now_s), format_size(model.size_bytes),
-            format_size(model.l1_bytes), format_size(model.l2_bytes), str(model.lease_count), _notes(model),
-        )
-        for model in views.models()
-    ]  # fmt: skip
-    return (
-        facts
-        + _table(("level", "used", "reserved", "capacity", "transient", "hot", "blobs", "limited by"), levels)
-        + _table(_MODEL_HEADS, models)
-    )
-
-
-def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    head = "".join(f"<th>{item}</th>" for item in heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(item)}</td>" for item in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from bench.contest import hold, rotated
+from bench.headline import headline_text
 from bench.results import (
     Contest,
     FigureTable,
@@ -102,6 +103,22 @@ def test_requirements_of_all_parts_come_together(tmp_path):
     lines = required_text(tmp_path).splitlines()
     assert "| part | fast \\| enough | 4.00 × | ≥ 2.00 × | yes |" in lines
     assert "| part | small | – | ≤ 3.00 | not measured |" in lines
+
+
+def test_the_headline_names_ours_the_best_peer_and_the_best_limit(tmp_path):
+    assert headline_text(tmp_path) == "Nothing was measured yet."
+    race = contest()
+    race.standings[0].name = "cached-crc"
+    PartResult("s3", "S3", contests=[race], hardware={"cores": 2, "cpu": "some"}).write(tmp_path)
+    _heads, _rule, row, _empty, where = headline_text(tmp_path).splitlines()
+    told = [
+        "A race, 2.0 GB",
+        "1.00 GB/s, 0.50 CPU-s/GB",
+        "the peer: 0.25 GB/s, 3.00 CPU-s/GB",
+        "4.00 GB/s, 0.50 CPU-s/GB",
+    ]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == told
+    assert where.endswith("Nothing was measured on a GPU.")
 
 
 def test_what_was_never_measured_says_how_to(tmp_path):

@@ -8,6 +8,7 @@ import mmap
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,16 +47,16 @@ class Place:
         return level, level.scan()
 
 
-def _shm_place() -> Iterator[Place]:
+def _shm_place(folder: str = SHM_FOLDER) -> Iterator[Place]:
     instance = secrets.token_hex(6)
-    prefix = f"{SHM_FOLDER}/cached.{instance}."
+    prefix = f"{folder}/cached.{instance}."
     yield Place(
-        lambda: ShmLevel(instance),
+        lambda: ShmLevel(instance, folder=folder),
         lambda digest: f"{prefix}blob.{digest}",
         lambda ingest_id: f"{prefix}ingest.{ingest_id}",
     )
-    for name in os.listdir(SHM_FOLDER):
-        path = os.path.join(SHM_FOLDER, name)
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
         if path.startswith(prefix):
             os.rmdir(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
 
@@ -78,10 +79,13 @@ def _striped_place(tmp_path: Path) -> Iterator[Place]:
     )
 
 
-@pytest.fixture(params=["l1", "l2", "l2-striped"])
+@pytest.fixture(params=["l1", "l1-folder", "l2", "l2-striped"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     if request.param == "l1":
         yield from _shm_place()
+    elif request.param == "l1-folder":
+        with tempfile.TemporaryDirectory(dir=SHM_FOLDER, prefix="test-cached-") as folder:
+            yield from _shm_place(folder)
     else:
         yield from _disk_place(tmp_path) if request.param == "l2" else _striped_place(tmp_path)
 

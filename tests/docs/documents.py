@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
     path
-    for folder in (ROOT, ROOT / "docs", ROOT / "deploy", ROOT / "bench", ROOT / "systemd")
-    for path in folder.glob("*.md")
+    for folder in ("", "docs", "deploy", "deploy/helm/cached", "bench", "systemd")
+    for path in (ROOT / folder).glob("*.md")
 )
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 import cached_client
+from cached.cache import ModelCache
+from cached.catalog_file import parse_catalog
+from cached.config import load_config
+from cached.errors import IntegrityError
+from cached.metrics import Metrics
+from cached.types import Client, Opened, Peer
 from cached.units import CHUNK_BYTES
 from tests.integration.harness import wait_for
 from tests.integration.support import MB, Site, model_files, refused, sha256, total_bytes
@@ -79,6 +87,35 @@ def test_a_final_check_that_fails_reaches_the_worker_that_has_streamed(site: Sit
             model.tensor("t0.weight")
     check_at_rest(site.daemon)
     assert not site.segments("blob")
+
+
+async def test_who_asks_for_descriptors_of_a_load_that_failed_is_told_why(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    source.joinpath("model.safetensors").write_bytes(model_files(MB)["model.safetensors"])
+    entry = {"source": f"file://{source}", "sha256": {"model.safetensors": "f" * 64}}
+    settings = {
+        "daemon.socket": str(tmp_path / "run.sock"), "daemon.state_dir": str(tmp_path / "state"),
+        "daemon.models_dir": str(tmp_path / "models"), "transfer.movers": "1",
+    }  # fmt: skip
+    cache = ModelCache.build(load_config(None, {}, settings).config, Metrics())
+    await cache.start()
+    try:
+        cache.set_catalog(parse_catalog(json.dumps({"models": {"m": entry}}), "json", "catalog.json"))
+        async with await cache.attach("m", client=Client("test", 1)) as attachment:
+            events = attachment.events()
+            opened = await anext(events)
+            assert isinstance(opened, Opened)
+            with pytest.raises(IntegrityError):
+                async for _ in cache.pull("m"):
+                    pass
+            with pytest.raises(IntegrityError):  # and not that some file of ours is not there
+                cache.open_descriptors(opened.token, [0], Peer(1, 0, 0))
+            with pytest.raises(IntegrityError):
+                async for _ in events:
+                    pass
+    finally:
+        await cache.close()
 
 
 def test_workers_that_come_at_different_moments_share_the_pull(site: Site) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,41 @@ def test_what_is_in_memory_is_adopted_without_reading_l2_or_l3(site: Site, *, ki
     assert moved(site, "l2_l1") == 0
     assert counter(site, "cached_adopted_bytes_total") == total_bytes(files)
     check_at_rest(site.daemon)
+
+
+def test_memory_in_a_folder_of_its_own_is_used_and_adopted(site: Site) -> None:
+    """A folder of /dev/shm is on a tmpfs as well."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="test-cached-") as folder:
+        site.settings |= {"l1": {"path": folder}}
+        site.add("m", model_files(SIZE))
+        site.start()
+        site.check_served("m")
+        assert len(list(Path(folder).glob("cached.*.blob.*"))) == 3
+        assert not site.daemon.segments()
+        link = site.daemon.models_dir / "m" / WEIGHTS
+        assert link.read_bytes() == site.files["m"][WEIGHTS]
+        assert str(link.resolve()).startswith(folder)
+        site.proxy.clear()
+        site.daemon.restart()
+        wait_for(lambda: site.summary("m").l1_bytes == total_bytes(site.files["m"]), "the segments to be adopted")
+        site.check_served("m")
+        assert not site.proxy.gets(WEIGHTS)
+        assert moved(site, "l2_l1") == 0
+        site.evict("m")
+        wait_for(lambda: not list(Path(folder).iterdir()), "the memory to be given back")
+        assert site.daemon.terminate() == 0
+    site.check = False
+
+
+@pytest.mark.parametrize("folder", ["here", "nowhere"])
+def test_memory_that_is_none_is_refused(site: Site, tmp_path: Path, folder: str) -> None:
+    site.check = False
+    (tmp_path / "here").mkdir()
+    site.settings |= {"l1": {"path": str(tmp_path / folder)}}
+    site.daemon.start(wait=False)
+    assert site.daemon.wait() == 1
+    assert "L1 is memory" in site.daemon.log()
+    assert "l1.path" in site.daemon.log()
 
 
 def test_a_worker_keeps_its_tensors_and_its_lease_over_a_kill(site: Site) -> None:

@@ -206,6 +206,27 @@ def test_where_the_directory_is_not_to_be_seen_the_adapter_is_copied(site, tmp_p
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+def test_where_the_directorys_links_lead_nowhere_the_adapter_is_copied(site, tmp_path, monkeypatch):
+    """As in a container that has the folder of the sockets, with the directory view in it, and not the segments."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    files = add_adapter(site)
+    site.start()
+    site.pull("style")
+    links = {link: os.readlink(link) for link in Path(site.describe("style").path).resolve().iterdir()}
+    point(links, lambda _: tmp_path / "nowhere")
+    try:
+        adapter = AdapterSource(str(site.daemon.socket)).find("style", "llama")
+        assert {path.name: path.read_bytes() for path in adapter.directory.iterdir() if path.name[0] != "."} == files
+    finally:
+        point(links, links.get)
+
+
+def point(links, to):
+    for link in links:
+        link.unlink()
+        link.symlink_to(to(link))
+
+
 def test_only_adapters_of_this_base_are_served(site):
     site.add("llama", model_files(MB))
     site.add("mistral", model_files(MB, seed=3))

@@ -33,6 +33,10 @@ def test_daemon_asks_for_the_client_of_its_own_version() -> None:
     assert f"cached-client=={cached.__version__}" in project("pyproject.toml")["dependencies"]
 
 
+def test_the_changelog_has_a_section_of_this_version() -> None:
+    assert f"\n## [{cached.__version__}] - " in (ROOT / "CHANGELOG.md").read_text()
+
+
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
 def test_lock_holds_pins_and_hashes_and_no_address(lock: Path) -> None:
     text = lock.read_text()

@@ -15,6 +15,7 @@ import grpc.aio
 
 from cached.errors import CachedError, NotFoundError
 from cached.metrics import Metrics
+from cached.overview import Holding, LevelUse, Limits, Move, MoveKind, MovePhase, Overview, Problem
 from cached.rpc.server import RpcServer
 from cached.types import (
     Attached,
@@ -53,7 +54,9 @@ SUMMARY = ModelSummary(
     checked_by=CheckedBy.ORIGIN_CHECKSUM, progress=0.5, priority=3,
     worth_s=200.0, transient=True, tenant="red", base="tiny-base",
 )  # fmt: skip
-LEASE = LeaseInfo("l1", "tiny", "r1", Client("worker", 12), Peer(13, 14, 15), 7.5, True, 100)
+LEASE = LeaseInfo(
+    "l1", "tiny", "r1", Client("worker", 12), Peer(13, 14, 15, "python3", "pod 1c7f9e0b"), 7.5, True, 100
+)  # fmt: skip
 DETAIL = ModelDetail(
     summary=SUMMARY,
     files=(FileDetail("a.safetensors", 99, "ab" * 32, True, True, ("other",), 1, CheckedBy.FIRST_SEEN),),
@@ -79,6 +82,24 @@ COLD_START = ColdStart(
         ColdStartPhase("b8.s16", 3.0, 3.5, parent=2, after="download", running=True, failed=True),
     ),
     {"from_level": "l3", "engine": "mine"}, 1010.0,
+)  # fmt: skip
+OVERVIEW = Overview(
+    time_s=2000.5,
+    stats=STATS,
+    uses=(LevelUse(Level.L1, {**dict.fromkeys(Holding, 3), Holding.FREE: 30}, 7),),
+    models=(SUMMARY,),
+    model_count=3,
+    moves=(
+        Move(
+            MoveKind.PULL, MovePhase.MOVING, "tiny", "r2", Level.L1, "s3://b/tiny", 1000, 400, 900, 300, 50.0, 8.5,
+            ("vllm (pid 7)",), 2, partial=True,
+        ),
+    ),
+    move_count=2,
+    leases=(LEASE,),
+    events=(Event(1999.0, "evicted", "other", "r1", "other left l1: it is cold", {"level": "l1"}),),
+    cold_starts=(COLD_START,),
+    problems=(Problem("l2", "L2 could not be written"), Problem("model", "s3://b/x: 403", "x")),
 )  # fmt: skip
 NOBODY = Client()
 COMPLETE = Complete(Level.L2, 1, 2, 3, 0.5, CheckedBy.CATALOG_SHA256)
@@ -212,6 +233,10 @@ class FakeEngine:
     def stats(self) -> Stats:
         self._called("stats")
         return STATS
+
+    def overview(self, limits: Limits) -> Overview:
+        self._called("overview", limits)
+        return OVERVIEW
 
     def trace(self) -> Iterator[Attached]:
         self._called("trace")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cached import errors
+from cached import __version__, errors
 from cached.cli.failures import EXIT_CODES, exit_code
 from cached.cli.main import cli, main
 from cached.cli.output import ago, clean, rate, to_data
@@ -32,7 +33,7 @@ from tests.unit.rpc_support import STATS
 DESIGNED_VERBS = {
     "serve", "pull", "ls", "ps", "show", "tier", "pin", "unpin", "evict", "rm", "verify", "path", "run", "push",
     "artifact", "catalog", "convert", "simulate", "coldstart", "stats", "events", "health", "doctor", "config",
-    "version",
+    "top", "version", "install-service", "uninstall-service",
 }  # fmt: skip
 READY = PullProgress(
     PullPhase.READY, "tiny", "abcdef0123456789", 3 * 2**30, 3 * 2**30, 3 * 2**30, elapsed_s=1.5,
@@ -75,7 +76,9 @@ def test_every_reader_speaks_json():
             group = group.commands[word]
         return any("--output" in option.opts for option in group.params)
 
-    assert {" ".join(words) for words in verbs() if not reads(words)} == {"serve", "run", "path", "config example"}
+    assert {" ".join(words) for words in verbs() if not reads(words)} == {
+        "serve", "run", "path", "config example", "install-service", "uninstall-service",
+    }  # fmt: skip
 
 
 def test_json_has_the_names_of_the_wire_and_numbers_as_numbers(cached):
@@ -248,7 +251,12 @@ def test_health_of_a_daemon_that_starts(tmp_path, capfd):
 
 
 def test_version_with_and_without_a_daemon(cached, tmp_path):
-    assert json.loads(cached("version", "-o", "json").out)["daemon"] == "1"
+    told = json.loads(cached("version", "-o", "json").out)
+    assert told == {
+        "cached": __version__, "cached_client": __version__, "daemon": "1", "python": platform.python_version(),
+        "protocol": "cached.v1", "state_layout": 1,
+    }  # fmt: skip
+    assert "the daemon still runs 1: `systemctl restart cached`" in cached("version").out
     cached.socket = tmp_path / "none.sock"
     ran = cached("version")
     assert ran.code == 0

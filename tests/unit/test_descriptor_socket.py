@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from cached.rpc.descriptors import FILES_LIMIT, REQUEST_LIMIT_BYTES, AccessList, DescriptorServer, Limits
+from cached.rpc.peers import container_of
 from cached.rpc.sockets import descriptor_socket_path
 from cached.types import Peer
 from tests.unit.rpc_support import FakeEngine
@@ -92,7 +93,9 @@ async def test_a_token_buys_descriptors_in_order_for_the_peer_that_the_kernel_na
         assert [os.read(descriptor, 99) for descriptor in descriptors] == [b"content 1", b"content 0"]
         for descriptor in descriptors:
             os.close(descriptor)
-        peer = Peer(os.getpid(), os.geteuid(), os.getegid())
+        process = Path("/proc/self/comm").read_text().strip()
+        container = container_of(Path("/proc/self/cgroup").read_text())
+        peer = Peer(os.getpid(), os.geteuid(), os.getegid(), process, container)
         assert it.engine.calls == [("open_descriptors", "secret", [1, 0], peer)]
 
 

@@ -75,7 +75,6 @@ def test_an_adapter_has_priority_and_tenant_of_its_base(registry: Registry) -> N
     assert (own.base, own.priority, own.tenant) == ("big", 2, "blue")
     assert (other.base, other.priority, other.tenant) == ("", 0, "")
     assert {name: dict(bounds) for name, bounds in registry.tenants.items()} == {"red": {Level.L1: "50%"}, "blue": {}}
-    assert registry.adapters_of("big") == ("lora", "own")
 
 
 def test_an_adapter_is_kept_with_its_base(registry: Registry) -> None:

@@ -34,7 +34,6 @@ def test_office_hours() -> None:
 def test_without_windows_nothing_is_hot() -> None:
     assert not Schedule().is_hot(0.0)
     assert Schedule().next_start(0.0) is None
-    assert not Schedule().wants_hot(0.0, 1e9)
 
 
 def test_a_window_may_cross_midnight_and_belongs_to_the_day_it_begins_on() -> None:
@@ -95,11 +94,7 @@ def test_the_zone_decides_what_a_day_is() -> None:
 def test_prefetch_begins_early_enough_for_the_measured_load() -> None:
     hours = parse_schedule(["08:00-20:00"])
     start = utc("2026-11-20 08:00")
-    begin = hours.prefetch_at(utc("2026-11-20 07:00"), 100.0)
-    assert begin == start - LEAD_FACTOR * 100.0 - LEAD_S
-    assert not hours.wants_hot(begin - 1, 100.0)
-    assert hours.wants_hot(begin, 100.0)
-    assert hours.wants_hot(start + 1, 100.0)
+    assert hours.prefetch_at(utc("2026-11-20 07:00"), 100.0) == start - LEAD_FACTOR * 100.0 - LEAD_S
 
 
 @pytest.mark.parametrize(

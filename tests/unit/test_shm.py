@@ -20,7 +20,7 @@ from cached.errors import InvalidRequestError, LevelError
 from cached.levels.base import FileRef
 from cached.levels.memory import open_mapping
 from cached.levels.segments import Collected
-from cached.levels.shm import SHM_FOLDER, ShmLevel, huge_pages_allowed
+from cached.levels.shm import SHM_FOLDER, ShmLevel, huge_pages_allowed, mount_of
 
 MIB = 1024 * 1024
 SECRET = b"the bytes of another tenant"
@@ -439,3 +439,17 @@ def test_huge_pages_depend_on_the_mount_that_is_seen() -> None:
     assert not huge_pages_allowed(advise + plain)
     assert not huge_pages_allowed("tmpfs /mnt tmpfs rw,huge=always 0 0\n")
     assert not huge_pages_allowed("")
+
+
+def test_the_mount_of_a_folder_is_the_nearest_and_the_last() -> None:
+    mounts = (
+        "/dev/vda / ext4 rw 0 0\ndevtmpfs /dev devtmpfs rw 0 0\ntmpfs /dev/cached tmpfs rw,huge=advise 0 0\n"
+        "tmpfs /mnt/a\\040b tmpfs rw,size=1k 0 0\n"
+    )
+    assert mount_of(mounts, "/dev/cached") == ("tmpfs", "rw,huge=advise")
+    assert mount_of(mounts, "/dev/cached/l1")[0] == "tmpfs"
+    assert mount_of(mounts, "/dev/cached2")[0] == "devtmpfs"
+    assert mount_of(mounts, "/mnt/a b") == ("tmpfs", "rw,size=1k")
+    assert mount_of(mounts, "/mnt")[0] == "ext4"
+    assert mount_of(mounts + "overlay /dev/cached overlay rw 0 0\n", "/dev/cached")[0] == "overlay"
+    assert huge_pages_allowed(mounts, "/dev/cached")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import dataclasses
+import gzip
+import hashlib
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,22 +17,37 @@ import pytest
 
 from cached.errors import ConfigError
 from cached.metrics import Metrics
-from cached.types import ModelSummary
+from cached.overview import Limits, Overview
 from cached.web.http import HttpServer, Views
-from tests.unit.rpc_support import STATS, SUMMARY
+from cached.web.page import Renderer
+from cached.web.view import view_of
+from tests.unit.rpc_support import OVERVIEW, STATS, SUMMARY
 
 
 class Place:
     def __init__(self) -> None:
         self.reasons: tuple[str, ...] = ()
-        self.models: tuple[ModelSummary, ...] = (SUMMARY,)
+        self.overview: Overview | None = OVERVIEW
+        self.looks = 0
         self.metrics = Metrics("1.2")
-        views = Views(self.metrics, lambda: self.reasons, lambda: STATS, lambda: self.models)
+        views = Views(self.metrics, lambda: self.reasons, self.look, host="node-<7>")
         self.server = HttpServer("127.0.0.1:0", views)
 
+    def look(self, limits: Limits) -> Overview | None:
+        self.looks += 1
+        return self.overview
+
+    async def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[aiohttp.ClientResponse, bytes]:
+        url = f"http://{self.server.address}{path}"
+        async with (
+            aiohttp.ClientSession(auto_decompress=False) as session,
+            session.request(method, url, headers={"Accept-Encoding": "identity", **headers}) as answer,
+        ):
+            return answer, await answer.read()
+
     async def get(self, path: str) -> tuple[int, str]:
-        async with aiohttp.ClientSession() as session, session.get(f"http://{self.server.address}{path}") as answer:
-            return answer.status, await answer.text()
+        answer, body = await self.ask(path)
+        return answer.status, body.decode()
 
 
 @asynccontextmanager
@@ -59,18 +79,130 @@ async def test_metrics_are_served() -> None:
         assert "process_resident_memory_bytes" in text
 
 
-async def test_the_status_page_shows_models_and_escapes_them() -> None:
+async def test_the_status_page_shows_everything_escaped() -> None:
     async with serving() as it:
-        it.models = (dataclasses.replace(SUMMARY, name="<script>x"),)
+        model = dataclasses.replace(SUMMARY, name="<script>x", tenant='"><img src=x>')
+        event = dataclasses.replace(OVERVIEW.events[0], message='it\'s "quoted" & \u202eturned\x1b[31m')
+        it.overview = dataclasses.replace(OVERVIEW, models=(model,), events=(event,))
         status, text = await it.get("/")
         assert status == 200
+        assert "cached <b>on</b> node-&lt;7&gt;" in text
         assert "&lt;script&gt;x" in text
-        assert "<script>" not in text
-        for told in ("warm (by catalog)", "3m20s", "in use", "pinned, transient, adapter of tiny-base, tenant red"):
+        assert text.count("<script>") == 1
+        assert "<img" not in text
+        assert "it&#39;s &#34;quoted&#34; &amp; \ufffdturned\ufffd[31m" in text
+        for told in (
+            "70 B</b> of 100 B",
+            "limited by: configured",
+            "hot models have 12 B of 80 B",
+            "7 B held by workers",
+            "pull to L1",
+            "40 % · 400 B of 1000 B",
+            "from s3://b/tiny",
+            "waited for by vllm (pid 7) and 1 more",
+            "L2 33 % written",
+            "warm <small>catalog",
+            "in use",
+            "3m20s",
+            "pinned, transient, adapter of tiny-base, tenant",
+            "python3 in pod 1c7f9e0b, pid 13, uid 14",
+            "and 2 more: <code>cached ls",
+            "and 1 more: <code>cached ps",
+            "and 1 more: <code>cached top",
+            "L2 could not be written",
+            "x: s3://b/x: 403",
+            "cached show x has the whole error",
+        ):
+            assert told in text, told
+
+
+async def test_states_of_the_daemon_in_words() -> None:
+    async with serving() as it:
+        assert '<p class="chip degraded" role="status">degraded</p>' in (await it.get("/"))[1]
+    async with serving() as it:
+        it.overview = dataclasses.replace(OVERVIEW, problems=())
+        assert "all is well" in (await it.get("/"))[1]
+    async with serving() as it:
+        it.overview, it.reasons = None, ("the daemon is starting",)
+        text = (await it.get("/"))[1]
+        assert "The daemon is starting" in text
+        assert "Models" not in text
+    async with serving() as it:
+        it.reasons = ("the daemon is draining", "the catalog is not loaded: no such <file>")
+        text = (await it.get("/"))[1]
+        assert "no such &lt;file&gt;" in text
+        assert "Nothing new begins" in text
+        assert "held by workers" in text, "what it has is still shown"
+
+
+async def test_a_daemon_that_has_nothing_says_what_to_do() -> None:
+    async with serving() as it:
+        it.overview = Overview(time_s=1.0, stats=dataclasses.replace(STATS, levels=(), lease_count=0))
+        text = (await it.get("/"))[1]
+        for told in (
+            "No model is known yet",
+            "No worker holds a model",
+            "Nothing is being pulled",
+            "Nothing was decided",
+        ):
             assert told in text
-        assert "12 B of 80 B" in text, "what hot models take, and may take"
-        it.reasons = ("the daemon is <starting>",)
-        assert "the daemon is &lt;starting&gt;" in (await it.get("/"))[1]
+
+
+async def test_the_page_allows_itself_and_nothing_else() -> None:
+    async with serving() as it:
+        answer, body = await it.ask("/")
+        policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
+        assert policy["default-src"] == "'none'"
+        assert policy["frame-ancestors"] == "'none'"
+        for tag, directive in (("script", "script-src"), ("style", "style-src")):
+            found = re.findall(rf"<{tag}>(.*?)</{tag}>", body.decode(), re.DOTALL)
+            assert len(found) == 1
+            digest = base64.b64encode(hashlib.sha256(found[0].encode()).digest()).decode()
+            assert policy[directive] == f"'sha256-{digest}'"
+        assert " style=" not in body.decode()
+        assert not re.search(r"(src|href)=.https?:", body.decode())
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+
+
+async def test_it_is_read_only() -> None:
+    async with serving() as it:
+        for method in ("POST", "PUT", "DELETE", "PATCH"):
+            assert (await it.ask("/", method))[0].status == 405
+        answer, body = await it.ask("/", "HEAD")
+        assert (answer.status, body) == (200, b"")
+        assert it.looks == 1
+
+
+async def test_it_comes_packed_to_who_can_unpack_it() -> None:
+    async with serving() as it:
+        plain = (await it.ask("/"))[1]
+        answer, packed = await it.ask("/", **{"Accept-Encoding": "br, gzip"})
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert gzip.decompress(packed) == plain
+
+
+async def test_many_who_look_at_once_cost_one_look() -> None:
+    async with serving() as it:
+        pages = await asyncio.gather(*(it.get("/") for _ in range(20)))
+        assert len({text for _, text in pages}) == 1
+        assert it.looks == 1
+
+
+def test_a_busy_host_makes_a_small_page() -> None:
+    limits = Limits()
+    models = tuple(dataclasses.replace(SUMMARY, name=f"org--model-{n:04}-instruct-fp8") for n in range(limits.models))
+    why = "it was worth least for each byte: 14.9 GiB that spare 40 s of waiting in the next six hours"
+    event = dataclasses.replace(OVERVIEW.events[0], message=f"org--model-0001-instruct-fp8 left l1: {why}")
+    overview = dataclasses.replace(
+        OVERVIEW, models=models, model_count=5000, leases=OVERVIEW.leases * limits.leases,
+        events=(event,) * limits.events, cold_starts=OVERVIEW.cold_starts * limits.cold_starts,
+        moves=OVERVIEW.moves * limits.moves,
+    )  # fmt: skip
+    html = Renderer().html(view_of(overview, (), host="h", now_s=2000.0)).encode()
+    assert len(html) < 100_000
+    assert len(gzip.compress(html, 3)) < 16_000
+    assert b"and 4800 more" in html
 
 
 @pytest.mark.parametrize("listen", ["nonsense", "127.0.0.1:99999", ":80", "203.0.113.7:0", "no.such.host.invalid:80"])

@@ -399,7 +399,7 @@ class FileDetail(_message.Message):
     def __init__(self, path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., in_l1: bool = ..., in_l2: bool = ..., shared_with: _Optional[_Iterable[str]] = ..., chunk_count: _Optional[int] = ..., checked_by: _Optional[str] = ...) -> None: ...
 
 class Lease(_message.Message):
-    __slots__ = ("lease_id", "name", "revision", "client_name", "client_pid", "peer_pid", "peer_uid", "since_time_s", "complete", "size_bytes")
+    __slots__ = ("lease_id", "name", "revision", "client_name", "client_pid", "peer_pid", "peer_uid", "since_time_s", "complete", "size_bytes", "process", "container")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -410,6 +410,8 @@ class Lease(_message.Message):
     SINCE_TIME_S_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     name: str
     revision: str
@@ -420,7 +422,9 @@ class Lease(_message.Message):
     since_time_s: float
     complete: bool
     size_bytes: int
-    def __init__(self, lease_id: _Optional[str] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., client_name: _Optional[str] = ..., client_pid: _Optional[int] = ..., peer_pid: _Optional[int] = ..., peer_uid: _Optional[int] = ..., since_time_s: _Optional[float] = ..., complete: bool = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    process: str
+    container: str
+    def __init__(self, lease_id: _Optional[str] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., client_name: _Optional[str] = ..., client_pid: _Optional[int] = ..., peer_pid: _Optional[int] = ..., peer_uid: _Optional[int] = ..., since_time_s: _Optional[float] = ..., complete: bool = ..., size_bytes: _Optional[int] = ..., process: _Optional[str] = ..., container: _Optional[str] = ...) -> None: ...
 
 class ListLeasesRequest(_message.Message):
     __slots__ = ()
@@ -630,6 +634,107 @@ class LevelStats(_message.Message):
     hot_bytes: int
     hot_capacity_bytes: int
     def __init__(self, level: _Optional[_Union[Level, str]] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., withdrawn_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., blob_count: _Optional[int] = ..., limited_by: _Optional[str] = ..., transient_bytes: _Optional[int] = ..., hot_bytes: _Optional[int] = ..., hot_capacity_bytes: _Optional[int] = ...) -> None: ...
+
+class OverviewRequest(_message.Message):
+    __slots__ = ("models", "leases", "events", "moves", "cold_starts")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    COLD_STARTS_FIELD_NUMBER: _ClassVar[int]
+    models: int
+    leases: int
+    events: int
+    moves: int
+    cold_starts: int
+    def __init__(self, models: _Optional[int] = ..., leases: _Optional[int] = ..., events: _Optional[int] = ..., moves: _Optional[int] = ..., cold_starts: _Optional[int] = ...) -> None: ...
+
+class OverviewResponse(_message.Message):
+    __slots__ = ("time_s", "stats", "uses", "models", "model_count", "moves", "move_count", "leases", "events", "cold_starts", "problems")
+    TIME_S_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    USES_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    MOVE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    COLD_STARTS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    time_s: float
+    stats: StatsResponse
+    uses: _containers.RepeatedCompositeFieldContainer[LevelUse]
+    models: _containers.RepeatedCompositeFieldContainer[ModelSummary]
+    model_count: int
+    moves: _containers.RepeatedCompositeFieldContainer[Move]
+    move_count: int
+    leases: _containers.RepeatedCompositeFieldContainer[Lease]
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    cold_starts: _containers.RepeatedCompositeFieldContainer[ColdStart]
+    problems: _containers.RepeatedCompositeFieldContainer[Problem]
+    def __init__(self, time_s: _Optional[float] = ..., stats: _Optional[_Union[StatsResponse, _Mapping[str, _Any]]] = ..., uses: _Optional[_Iterable[_Union[LevelUse, _Mapping[str, _Any]]]] = ..., models: _Optional[_Iterable[_Union[ModelSummary, _Mapping[str, _Any]]]] = ..., model_count: _Optional[int] = ..., moves: _Optional[_Iterable[_Union[Move, _Mapping[str, _Any]]]] = ..., move_count: _Optional[int] = ..., leases: _Optional[_Iterable[_Union[Lease, _Mapping[str, _Any]]]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping[str, _Any]]]] = ..., cold_starts: _Optional[_Iterable[_Union[ColdStart, _Mapping[str, _Any]]]] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping[str, _Any]]]] = ...) -> None: ...
+
+class LevelUse(_message.Message):
+    __slots__ = ("level", "holdings_bytes", "leased_bytes")
+    class HoldingsBytesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    HOLDINGS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEASED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    level: Level
+    holdings_bytes: _containers.ScalarMap[str, int]
+    leased_bytes: int
+    def __init__(self, level: _Optional[_Union[Level, str]] = ..., holdings_bytes: _Optional[_Mapping[str, int]] = ..., leased_bytes: _Optional[int] = ...) -> None: ...
+
+class Move(_message.Message):
+    __slots__ = ("kind", "phase", "name", "revision", "level", "source", "total_bytes", "done_bytes", "behind_total_bytes", "behind_bytes", "speed_bytes_per_s", "elapsed_s", "waiting", "waiting_count", "partial")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SPEED_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_S_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    phase: str
+    name: str
+    revision: str
+    level: Level
+    source: str
+    total_bytes: int
+    done_bytes: int
+    behind_total_bytes: int
+    behind_bytes: int
+    speed_bytes_per_s: float
+    elapsed_s: float
+    waiting: _containers.RepeatedScalarFieldContainer[str]
+    waiting_count: int
+    partial: bool
+    def __init__(self, kind: _Optional[str] = ..., phase: _Optional[str] = ..., name: _Optional[str] = ..., revision: _Optional[str] = ..., level: _Optional[_Union[Level, str]] = ..., source: _Optional[str] = ..., total_bytes: _Optional[int] = ..., done_bytes: _Optional[int] = ..., behind_total_bytes: _Optional[int] = ..., behind_bytes: _Optional[int] = ..., speed_bytes_per_s: _Optional[float] = ..., elapsed_s: _Optional[float] = ..., waiting: _Optional[_Iterable[str]] = ..., waiting_count: _Optional[int] = ..., partial: bool = ...) -> None: ...
+
+class Problem(_message.Message):
+    __slots__ = ("about", "message", "name")
+    ABOUT_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    about: str
+    message: str
+    name: str
+    def __init__(self, about: _Optional[str] = ..., message: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class TraceRequest(_message.Message):
     __slots__ = ()

@@ -100,6 +100,11 @@ class CacheServiceStub(object):
                 request_serializer=cached_dot_v1_dot_cached__pb2.StatsRequest.SerializeToString,
                 response_deserializer=cached_dot_v1_dot_cached__pb2.StatsResponse.FromString,
                 _registered_method=True)
+        self.Overview = channel.unary_unary(
+                '/cached.v1.CacheService/Overview',
+                request_serializer=cached_dot_v1_dot_cached__pb2.OverviewRequest.SerializeToString,
+                response_deserializer=cached_dot_v1_dot_cached__pb2.OverviewResponse.FromString,
+                _registered_method=True)
         self.Trace = channel.unary_stream(
                 '/cached.v1.CacheService/Trace',
                 request_serializer=cached_dot_v1_dot_cached__pb2.TraceRequest.SerializeToString,
@@ -230,6 +235,13 @@ class CacheServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Overview(self, request, context):
+        """What is where, what moves and who holds what, in one answer: what `cached top` shows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Trace(self, request, context):
         """The attaches that this host remembers, oldest first: the trace that `cached simulate` reads.
         """
@@ -346,6 +358,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=cached_dot_v1_dot_cached__pb2.StatsRequest.FromString,
                     response_serializer=cached_dot_v1_dot_cached__pb2.StatsResponse.SerializeToString,
+            ),
+            'Overview': grpc.unary_unary_rpc_method_handler(
+                    servicer.Overview,
+                    request_deserializer=cached_dot_v1_dot_cached__pb2.OverviewRequest.FromString,
+                    response_serializer=cached_dot_v1_dot_cached__pb2.OverviewResponse.SerializeToString,
             ),
             'Trace': grpc.unary_stream_rpc_method_handler(
                     servicer.Trace,
@@ -734,6 +751,33 @@ class CacheService(object):
             '/cached.v1.CacheService/Stats',
             cached_dot_v1_dot_cached__pb2.StatsRequest.SerializeToString,
             cached_dot_v1_dot_cached__pb2.StatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Overview(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cached.v1.CacheService/Overview',
+            cached_dot_v1_dot_cached__pb2.OverviewRequest.SerializeToString,
+            cached_dot_v1_dot_cached__pb2.OverviewResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import tempfile
 import threading
@@ -35,8 +36,8 @@ class Adapter:
         self.ref: str = f"{model.name}@{model.revision}"
         self._model = model
         directory = model.directory
-        if directory is None:
-            # The daemon's directory is not to be seen from here (a container with only the socket).
+        if directory is None or not all(os.access(directory / path, os.R_OK) for path in model.files):
+            # A container with only the sockets sees no directory, or links that lead nowhere; others may not read.
             folder = Path(tempfile.mkdtemp(prefix="cached-lora-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             directory = stage(model, folder, weights=True)

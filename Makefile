@@ -85,7 +85,7 @@ lock: ## Resolve requirements/*.in and both pyproject.toml files into hashed loc
 		pyproject.toml client/pyproject.toml -o requirements/runtime.lock
 
 # What of the optional dependencies the container image has.
-IMAGE_EXTRAS := --extra az --extra gs
+IMAGE_EXTRAS := --extra az --extra gs --extra kubernetes
 
 # Pins that are in a lock stay; `make lock LOCK_ARGS=--upgrade` moves them.
 LOCK_ARGS ?=

@@ -39,9 +39,19 @@ SCHEMES: Final = tuple(ORIGIN_KEYS)
 
 _MAX_BYTES: Final = 16 * 1024 * 1024
 _MAX_PRIORITY: Final = 1000
+_MAX_LINKS: Final = 8
+_IN_LINK: Final = 'options of a link stand in it: {"source": "s3://BUCKET/PREFIX", "origin": {"endpoint_url": "…"}}'
 _LEVELS: Final = (Level.L1, Level.L2)
 _ALL_KEYS: Final = tuple(sorted({key for keys in ORIGIN_KEYS.values() for key in keys}))
 _HINT: Final = "correct the file, and check it with: cached catalog validate FILE"
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogLink:
+    """A nearer place of a model's objects, with its options, that is asked for bytes before the model's source."""
+
+    source: str
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,8 @@ class CatalogModel:
     ``hot``: weekly windows such as ``mon-fri 08:00-20:00 Europe/Berlin``, which ``schedule.parse_window`` reads.
     ``sha256``: path within the model → digest. ``origin``: options of its origin, by name, as text. A model of higher
     ``priority`` is evicted later within its tier, and confirmed earlier after a restart. ``base``: the model that it is
-    an adapter of, which the catalog need not know. ``tenant``: one of the catalog's.
+    an adapter of, which the catalog need not know. ``tenant``: one of the catalog's. ``front``: of a chain
+    (``origins``) all links but the last, which is ``source`` with ``origin``.
     """
 
     name: str
@@ -68,6 +79,7 @@ class CatalogModel:
     origin: Mapping[str, str] = field(default_factory=dict)
     base: str = ""
     tenant: str = ""
+    front: tuple[CatalogLink, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,21 +194,19 @@ class _Reader:
 
     def _model(self, key: str, name: str, entry: Any) -> CatalogModel | None:
         known = tuple(CatalogModel.__dataclass_fields__)
-        readers = {"size" if item == "size_bytes" else item for item in known if item != "name"}
+        keys = {"size_bytes": "size", "front": "origins"}
+        readers = {keys.get(item, item) for item in known if item != "name"}
         table = self._table(key, entry)
         if not isinstance(entry, dict):
             return None
         self._known_keys(key, table, tuple(sorted(readers)))
-        if table.get("source") is None:
-            self._refuse(
-                f"{key}.source", None, "is missing", "write the URI that the model comes from: s3://BUCKET/PREFIX"
-            )
         if artifact_digest(name):
             self._refuse(key, name, "is the name of a compile artifact", "call the model something else")
-        source = self._source(f"{key}.source", table.get("source"))
+        *front, last = self._links(key, table)
         return CatalogModel(
             name=name,
-            source=source,
+            source=last.source,
+            front=tuple(front),
             tier=self._tier(f"{key}.tier", table.get("tier")),
             format=self._word(f"{key}.format", table.get("format"), FORMATS),
             size_bytes=self._size(f"{key}.size", table.get("size")),
@@ -206,10 +216,47 @@ class _Reader:
             hot=self._windows(f"{key}.hot", table.get("hot", [])),
             priority=self._priority(f"{key}.priority", table.get("priority", 0)),
             pinned=self._truth(f"{key}.pinned", table.get("pinned", False)),
-            origin=self._origin(f"{key}.origin", table.get("origin", {}), source),
+            origin=last.origin,
             base=self._name(f"{key}.base", table.get("base")),
             tenant=self._name(f"{key}.tenant", table.get("tenant")),
         )
+
+    def _links(self, key: str, table: Mapping[str, Any]) -> list[CatalogLink]:
+        """Where a model comes from: of ``origins`` each link, of ``source`` the only one. At least one."""
+        if "origins" not in table:
+            if table.get("source") is None:
+                self._refuse(
+                    f"{key}.source", None, "is missing", "write the URI that the model comes from: s3://BUCKET/PREFIX"
+                )
+            return [self._link(key, table)]
+        for name in ("source", "origin"):
+            if name in table:
+                right = "keep one of source and origins" if name == "source" else _IN_LINK
+                self._refuse(f"{key}.{name}", None, "stands beside origins", right)
+        value = table["origins"]
+        if not isinstance(value, list) or not 1 <= len(value) <= _MAX_LINKS:
+            right = f"write a list of 1 to {_MAX_LINKS} URIs, the nearest first, the authority last"
+            self._refuse(f"{key}.origins", value, "is not a chain", right)
+            return [CatalogLink("")]
+        links = [self._entry(f"{key}.origins[{index}]", entry) for index, entry in enumerate(value)]
+        places = [(link.source, tuple(sorted(link.origin.items()))) for link in links]
+        if len(set(places)) < len(places):
+            self._refuse(f"{key}.origins", None, "names a link twice", "keep the first of them")
+        return links
+
+    def _entry(self, key: str, entry: Any) -> CatalogLink:
+        if isinstance(entry, str):
+            return CatalogLink(self._source(key, entry))
+        if not isinstance(entry, dict) or entry.get("source") is None:
+            self._refuse(key, entry, "is no link", f"write a URI, or {_IN_LINK}")
+            return CatalogLink("")
+        table = self._table(key, entry)
+        self._known_keys(key, table, ("origin", "source"))
+        return self._link(key, table)
+
+    def _link(self, key: str, table: Mapping[str, Any]) -> CatalogLink:
+        source = self._source(f"{key}.source", table.get("source"))
+        return CatalogLink(source, self._origin(f"{key}.origin", table.get("origin", {}), source))
 
     def _name(self, key: str, value: Any) -> str:
         if value is None:

@@ -25,6 +25,7 @@ from cached.settings import (
     ArtifactsConfig,
     Config,
     DaemonConfig,
+    FleetConfig,
     HttpConfig,
     HubConfig,
     L1Config,
@@ -35,7 +36,6 @@ from cached.settings import (
     TelemetryConfig,
     TransferConfig,
     describe_settings,
-    example_toml,
     nearest,
     origin_defaults,
     origin_options,
@@ -50,6 +50,7 @@ __all__ = [
     "ArtifactsConfig",
     "Config",
     "DaemonConfig",
+    "FleetConfig",
     "HttpConfig",
     "HubConfig",
     "L1Config",
@@ -112,6 +113,22 @@ class Place:
     def here(cls) -> Place:
         """This process on this host."""
         return cls(uid=os.geteuid(), run_dir_writable=os.access(SYSTEM_RUN_DIR, os.W_OK | os.X_OK))
+
+
+def example_toml() -> str:
+    """A configuration file with every setting commented out at its default."""
+    lines = [
+        "# Settings of cached. Each line that is commented out shows its default.",
+        "# Order: defaults < this file < CACHED_SECTION_KEY environment < flags; see `cached config show`.",
+    ]
+    section = ""
+    for setting in describe_settings():
+        head, key = setting.key.split(".")
+        if head != section:
+            section = head
+            lines += ["", f"# {sections()[head].__doc__}", f"[{head}]"]
+        lines += ["", f"# {setting.doc}", f"#{key} = {setting.default}"]
+    return "\n".join(lines) + "\n"
 
 
 def default_socket(env: Mapping[str, str], place: Place | None = None) -> str:

@@ -11,6 +11,7 @@ from cached.errors import InvalidRequestError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REVISION = re.compile(r"[0-9a-f]{4,64}")
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://")
+_BETWEEN_URIS = re.compile(r"\s+(?=[a-z][a-z0-9+.-]*://)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ARTIFACT = re.compile(r"artifact\.([0-9a-f]{64})")
 _MAX_PATH_BYTES = 1024
@@ -42,6 +43,11 @@ def parse_ref(text: str) -> Ref:
             value=text[:200],
         )
     return Ref(name=name, revision=revision)
+
+
+def uris_of(source: str) -> tuple[str, ...]:
+    """The URIs of a source: one, or those of a chain, with blanks between them. The last one is its authority."""
+    return tuple(_BETWEEN_URIS.split(source.strip()))
 
 
 def check_name(name: str) -> str:

@@ -73,6 +73,11 @@ def _destination(value: str) -> str:
     return "" if good else "a URI such as 's3://BUCKET/PREFIX' or 'file:///FOLDER'"
 
 
+def _label_prefix(value: str) -> str:
+    good = len(value) <= 250 and re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", value)
+    return "" if good else "a domain name such as 'models.example.com', in small letters"
+
+
 def _path(value: str) -> str:
     return "" if not value or os.path.isabs(value) else "an absolute path"
 
@@ -289,6 +294,31 @@ class ArtifactsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class FleetConfig:
+    """Many hosts at once: when pulls that nobody waits for begin, and what Kubernetes is told. See docs/scale.md."""
+
+    jitter_s: float = _setting(
+        0.0,
+        "A pull that nobody waits for (a hot model, a window, a time, a resume) begins after a random share of this.",
+        _between(0, 86400),
+    )
+    slots: int = _setting(
+        0,
+        "Hosts of the cluster that pull at the same time where nobody waits for it, by Lease objects of Kubernetes "
+        "(cached-pull-0 and so on). 0: no bound.",
+        _between(0, 1000),
+    )
+    node_labels: bool = _setting(False, "Label this node of a Kubernetes cluster with the models that are ready on it.")
+    node_name: str = _setting("", "This node's name in the cluster. Empty: the host's name.")
+    namespace: str = _setting("", "Namespace of the Lease objects. Empty: the pod's, else default.")
+    label_prefix: str = _setting(
+        "models.cached.local",
+        "Labels are PREFIX/NAME for models in memory or on disk, and l1.PREFIX/NAME besides for those in memory.",
+        _label_prefix,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class HttpConfig:
     """Metrics, health and the status page."""
 
@@ -331,6 +361,7 @@ class Config:
     s3: S3Config = field(default_factory=S3Config)
     hf: HubConfig = field(default_factory=HubConfig)
     artifacts: ArtifactsConfig = field(default_factory=ArtifactsConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
@@ -384,22 +415,6 @@ def describe_settings() -> Iterator[Setting]:
                 default=toml_text(item.default),
                 doc=item.metadata["doc"],
             )
-
-
-def example_toml() -> str:
-    """A configuration file with every setting commented out at its default."""
-    lines = [
-        "# Settings of cached. Each line that is commented out shows its default.",
-        "# Order: defaults < this file < CACHED_SECTION_KEY environment < flags; see `cached config show`.",
-    ]
-    section = ""
-    for setting in describe_settings():
-        head, key = setting.key.split(".")
-        if head != section:
-            section = head
-            lines += ["", f"# {sections()[head].__doc__}", f"[{head}]"]
-        lines += ["", f"# {setting.doc}", f"#{key} = {setting.default}"]
-    return "\n".join(lines) + "\n"
 
 
 def origin_options(section: S3Config | HubConfig) -> dict[str, str]:

@@ -26,8 +26,9 @@ from deploy.tools import CHART, KUSTOMIZE, template
 
 COMPUTED = (
     "daemon.socket", "daemon.state_dir", "daemon.models_dir", "daemon.catalog", "daemon.log_format",
-    "daemon.drain_timeout_s", "l1.capacity", "l1.transient_capacity", "l1.segment_mode", "l2.enabled", "l2.path",
-    "l2.paths", "l2.capacity", "http.listen", "fleet.node_labels", "fleet.node_name", "fleet.namespace", "fleet.slots",
+    "daemon.drain_timeout_s", "l1.path", "l1.capacity", "l1.transient_capacity", "l1.segment_mode",
+    "l2.enabled", "l2.path", "l2.paths", "l2.capacity", "http.listen",
+    "fleet.node_labels", "fleet.node_name", "fleet.namespace", "fleet.slots",
 )  # fmt: skip
 """Settings that other values of the chart decide, or that its paths depend on."""
 

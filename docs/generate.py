@@ -21,6 +21,7 @@ from pathlib import Path
 import click
 
 from bench.compile_starts import starts_text
+from bench.fleet import fleet_text
 from bench.headline import headline_text
 from bench.scale import scale_text
 from bench.tables import part_text, required_text
@@ -302,6 +303,7 @@ PARTS = (
     Part("policy.md", "policy-numbers", policy_numbers_text),
     Part("policy.md", "policy-reasons", policy_reasons_text),
     Part("policy.md", "policy-verdicts", policy_verdicts_text),
+    Part("scale.md", "fleet", fleet_text),
     Part("reference.md", "settings", settings_text),
     Part("reference.md", "cli", cli_text),
     Part("reference.md", "metrics", metrics_text),

@@ -20,6 +20,7 @@ from cached.cache.foresight import Foresight
 from cached.cache.history import UseHistory
 from cached.cache.links import DirectoryView
 from cached.cache.loader import Loader
+from cached.cache.node_labels import NodeLabels
 from cached.cache.overview import Overviews
 from cached.cache.pool_keeper import PoolKeeper
 from cached.cache.pulls import Pulls
@@ -27,6 +28,7 @@ from cached.cache.recovery import Recovery
 from cached.cache.registry import Registry
 from cached.cache.resolver import Resolver
 from cached.cache.services import Services
+from cached.cache.stagger import Stagger
 from cached.cache.storage import Storage
 from cached.cache.timed_pulls import TimedPulls
 from cached.cache.trace import TraceFiles, TraceLog
@@ -35,6 +37,8 @@ from cached.cache.verify import Verifier
 from cached.clock import Clock
 from cached.config import Config, L1Config, origin_defaults
 from cached.errors import ConfigError
+from cached.fleet.kube import KubeApi, require_library
+from cached.fleet.slots import Slots
 from cached.index import Index
 from cached.leases import LeaseTable
 from cached.levels.base import LocalLevel
@@ -43,8 +47,9 @@ from cached.levels.shm import SHM_FOLDER, ShmLevel, huge_pages_allowed, mount_of
 from cached.levels.striped import StripedDisk
 from cached.metrics import Metrics
 from cached.tracing import Tracer
+from cached.transfer.chain import Chains
 from cached.transfer.drives import Drives
-from cached.transfer.fill import RetryPolicy, Runner
+from cached.transfer.fill import RetryPolicy
 from cached.transfer.lanes import Lanes
 from cached.transfer.pool import MoverPool
 
@@ -76,6 +81,7 @@ class Parts:
     overviews: Overviews
     artifacts: Artifacts
     trace: TraceLog
+    node_labels: NodeLabels | None
 
 
 def instance_of(state_dir: str) -> str:
@@ -100,15 +106,18 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, 
             degraded.pop("index", None)
 
     registry = Registry(Index(state_dir / "index"), on_index_fault, time_zone=config.policy.time_zone)
+    events = EventBus(clock)
+    chains = _chains(config, metrics, clock, lanes, pool, events)
     services = Services(
         clock=clock,
-        runner=_runner(config, lanes, pool),
+        runner=chains,
+        chains=chains,
         storage=_storage(config, instance),
         registry=registry,
         history=UseHistory(registry, clock),
         metrics=metrics,
         tracer=tracer,
-        events=EventBus(clock),
+        events=events,
         view=DirectoryView(Path(config.daemon.models_dir)),
         retry=RetryPolicy(max_attempts=config.transfer.max_attempts, budget_s=config.transfer.retry_budget_s),
         width=max(pool.capacity, config.transfer.max_ranges) + config.transfer.threads_per_mover,
@@ -121,11 +130,12 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, 
     loader = Loader(services, evictor, max_loads=config.transfer.max_concurrent_loads)
     evictor.join(loader)
     resolver = Resolver(services, origin_defaults(config), destination_of(config.artifacts))
-    pulls = Pulls(services, loader, resolver)
+    kube = _kube(config)
+    pulls = Pulls(services, loader, resolver, _stagger(config, services, kube, instance))
     view = services.view
     cold_starts = ColdStarts(registry, metrics, services.events, clock)
     describer = Describer(
-        services, loader, leases, view, Explainer(services, evictor), version=version, instance=instance
+        services, loader, leases, view, Explainer(services, evictor), pulls, version=version, instance=instance
     )
     return Parts(
         services=services,
@@ -149,6 +159,9 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, 
         overviews=Overviews(services, loader, leases, evictor, pulls, describer, cold_starts),
         artifacts=Artifacts(services, resolver, loader, evictor, config.artifacts),
         trace=TraceLog(TraceFiles(state_dir), clock),
+        node_labels=NodeLabels(services, kube, prefix=config.fleet.label_prefix)
+        if kube is not None and config.fleet.node_labels
+        else None,
     )
 
 
@@ -176,9 +189,44 @@ def _lanes(config: Config, metrics: Metrics, clock: Clock, pool: MoverPool) -> L
     )
 
 
-def _runner(config: Config, lanes: Lanes, pool: MoverPool) -> Runner:
+def _chains(config: Config, metrics: Metrics, clock: Clock, lanes: Lanes, pool: MoverPool, events: EventBus) -> Chains:
     several = config.l2.enabled and len(config.l2.folders) > 1
-    return Drives(lanes, config.l2.folders, limit=pool.capacity) if several else lanes
+    return Chains(
+        Drives(lanes, config.l2.folders, limit=pool.capacity) if several else lanes,
+        clock,
+        on_bytes=metrics.delivered,
+        on_failover=metrics.failed_over,
+        events=events,
+    )
+
+
+def _kube(config: Config) -> KubeApi | None:
+    """Kubernetes' API, where a setting asks for it."""
+    fleet = config.fleet
+    if not (fleet.slots or fleet.node_labels):
+        return None
+    require_library("fleet.node_labels" if fleet.node_labels else "fleet.slots")
+    return KubeApi(fleet.node_name, fleet.namespace)
+
+
+def _stagger(config: Config, services: Services, kube: KubeApi | None, instance: str) -> Stagger:
+    count = config.fleet.slots
+
+    def on_away(why: str) -> None:
+        if why:
+            services.degraded["slots"] = f"slots of the fleet cannot be asked for: {why}"
+        else:
+            services.degraded.pop("slots", None)
+
+    slots = None
+    if kube is not None and count:
+        slots = Slots(
+            kube, services.clock, count=count, identity=f"{kube.node_name}.{instance}",
+            on_outcome=lambda outcome: services.metrics.fleet_slots.labels(outcome=outcome).inc(), on_away=on_away,
+        )  # fmt: skip
+    return Stagger(
+        services.clock, services.metrics, services.events, jitter_s=config.fleet.jitter_s, slots=slots, count=count
+    )
 
 
 def _storage(config: Config, instance: str) -> Storage:

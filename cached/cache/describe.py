@@ -10,6 +10,7 @@ from cached.cache.hot_set import HotSet
 from cached.cache.links import DirectoryView
 from cached.cache.load import Load
 from cached.cache.loader import Loader
+from cached.cache.pulls import Pulls
 from cached.cache.registry import Model
 from cached.cache.services import Services
 from cached.index import PartRecord
@@ -31,6 +32,7 @@ class Describer:
         leases: LeaseTable,
         view: DirectoryView,
         explainer: Explainer,
+        pulls: Pulls,
         *,
         version: str,
         instance: str,
@@ -40,6 +42,7 @@ class Describer:
         self._leases = leases
         self._view = view
         self._explainer = explainer
+        self._pulls = pulls
         self._hot_set = HotSet(services)
         self._version = version
         self._instance = instance
@@ -108,13 +111,17 @@ class Describer:
             revisions=tuple(revisions),
             path=self._view.path(model.name, manifest.revision) if manifest else "",
             leases=tuple(lease.info() for lease in self._leases.of(model.name)),
-            notes=manifest.notes if manifest else (),
+            notes=(*(manifest.notes if manifest else ()), *self._moment(model)),
             last_error=model.record.last_error,
             places=self._explainer.places(model, manifest) if manifest else (),
             schedule=model.catalog.hot if model.catalog else (),
             pull_times_s=self._services.registry.pull_times_s(model.name),
             schedule_change_time_s=model.schedule.next_change(self._services.clock.wall_s()) or 0.0,
         )
+
+    def _moment(self, model: Model) -> Iterator[str]:
+        """What is to be said of where it comes from, and when, as things are now."""
+        yield from filter(None, (self._pulls.links_of(model), self._pulls.why_waiting(model.name)))
 
     def arrived(self, model: Model, load: Load) -> ModelDetail:
         """A revision that may be used but is not recorded yet; blobs that are not known yet have no SHA-256."""

@@ -19,7 +19,9 @@ _QUEUE = 1000
 _DECISIONS = 100
 _COMMON = frozenset({"lease.opened", "lease.closed", "coldstart.reported"})
 """They come with every worker, and told elsewhere: in the leases that are held, and in the starts that are kept."""
-_WRONG = frozenset({"catalog.refused", "config.refused", "damage.found", "l2.write_failed", "load.failed"})
+_WRONG = frozenset(
+    {"catalog.refused", "config.refused", "damage.found", "l2.write_failed", "load.failed", "origin.blamed"}
+)
 
 
 class EventBus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ _LEVELS = (Level.L1, Level.L2)
 _FRESH_S = 1.0
 """What models are worth changes slowly, and a list of a thousand is asked for by more than one."""
 _LONG_S, _REST = 0.03, 50
-"""Where it takes this long to find out, it is not asked again before so many times that: 2 % of the loop."""
+"""Where it takes this much of the processor, it is not done again before so many times that: 2 % of the loop."""
 
 _Worths = Mapping[Level, Mapping[tuple[str, str], float]]
 
@@ -47,10 +48,11 @@ class Explainer:
         changes, now_s = self._services.registry.changes, self._services.clock.monotonic_s()
         counted, counted_s = self._worths_of
         if (counted != changes or now_s - counted_s >= _FRESH_S) and now_s >= self._rest_until_s:
+            began_s = time.thread_time()
             snapshot = self._evictor.snapshot()
             self._worths = {level: worths(snapshot, level, now_s) for level in snapshot.levels}
             self._worths_of = (changes, now_s)
-            took_s = self._services.clock.monotonic_s() - now_s
+            took_s = time.thread_time() - began_s
             self._rest_until_s = now_s + _REST * took_s if took_s >= _LONG_S else now_s
         return self._worths
 

@@ -31,6 +31,7 @@ from cached.signals import Signal, run_all
 from cached.tracing import Attributes, Tracer
 from cached.transfer.fill import Fill, HeadStart, Observer, OriginSource, Sources
 from cached.transfer.jobs import Copy, Moved
+from cached.transfer.lanes import name_of
 from cached.types import CheckedBy, Level
 from cached.units import CHUNK_BYTES, chunk_length
 
@@ -80,8 +81,15 @@ class BlobOrder:
         """The object and version that the bytes are from; empty when they are not from an origin."""
         if self.origin is None:
             return ""
-        item = self.origin.item
-        return "\0".join((self.origin.spec.uri, item.path, item.version, str(item.size_bytes)))
+        item, key = self.origin.item, self.origin.spec.uri
+        if self.origin.chain is not None:
+            key = f"{key}\0{name_of(self.origin.spec)}"  # what comes from elsewhere must not be put to it
+        return "\0".join((key, item.path, item.version, str(item.size_bytes)))
+
+    @property
+    def is_proven(self) -> bool:
+        """All of its bytes will have been compared with something when it counts as verified."""
+        return self.record is not None or bool(self.sha256) or self.vouched
 
     @property
     def vouched(self) -> bool:
@@ -121,6 +129,8 @@ class Flight:
         self.checked_by: CheckedBy | None = None
         self.finished = False
         self.error: CachedError | None = None
+        self.next_link = False
+        """It failed by the fault of one link of a chain: another try gets its bytes from others."""
         self.users = 0
         self._services = services
         self._journal: IngestJournal | None = None
@@ -329,6 +339,8 @@ class Flight:
             error = self._quarantined(min(self._damaged), error)
         if isinstance(error, IntegrityError) and self.order.record is None:
             self._services.metrics.checksum_failures.labels(level="l3").inc()
+        if self.order.origin is not None and self.order.record is None:
+            self.next_link = self._services.chains.blame(self.order.origin, error)
         error.fields.setdefault("name", self.order.name)
         error.fields.setdefault("path", self.order.path)
         self.error = error

@@ -127,7 +127,7 @@ class Foresight:
                 share=round(prediction.share, 3),
                 start_time_s=prediction.start_s,
             )
-            self._pulls.promote(manifest)
+            self._pulls.bring(manifest)
 
     def _is_missing(self, manifest: Manifest) -> bool:
         registry = self._services.registry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -180,6 +181,22 @@ class Load:
         return sum(flight.fill.bytes_from[level] for flight in self.flights.values())
 
     @property
+    def bytes_of(self) -> Counter[str]:
+        """Bytes that came from origins, by their names."""
+        return sum((flight.fill.bytes_of for flight in self.flights.values()), Counter[str]())
+
+    @property
+    def has_chain(self) -> bool:
+        """Of its bytes some could have come from several origins."""
+        origins = [order.origin for order in self.plan.orders.values() if order.origin is not None]
+        return any(origin.spec.front or origin.chain for origin in origins)
+
+    @property
+    def next_link(self) -> bool:
+        """It failed, and another try goes to other links of its chain."""
+        return any(flight.next_link for flight in self.flights.values())
+
+    @property
     def resident_bytes(self) -> int:
         """Bytes of files that were at the level already."""
         return sum(file.size_bytes for file in self.plan.files if file.order is None and not file.left_out)
@@ -271,5 +288,9 @@ def _only(file: LoadFile, chunks: frozenset[int]) -> LoadFile:
     if order is None or order.adopt:
         return replace(file, chunks=frozenset(range(chunk_count(file.size_bytes))))
     # The check of the whole does not come; a known blob's chunks have passed theirs.
-    checked_by = file.checked_by if order.record is not None else CheckedBy.FIRST_SEEN
-    return replace(file, order=replace(order, chunks=chunks, persist=False), checked_by=checked_by, chunks=chunks)
+    known = order.record is not None
+    checked_by = file.checked_by if known else CheckedBy.FIRST_SEEN
+    # … nor may anybody but the authority of a chain be asked for what is not going to be checked.
+    origin = order.origin if known or order.origin is None else order.origin.alone
+    part = replace(order, chunks=chunks, persist=False, origin=origin)
+    return replace(file, order=part, checked_by=checked_by, chunks=chunks)

@@ -24,7 +24,7 @@ from cached.signals import run_all
 from cached.tracing import Tracer
 from cached.transfer.fill import HeadStart
 from cached.types import Complete, Level
-from cached.units import chunk_length
+from cached.units import chunk_length, format_size
 
 _log = structlog.get_logger(__name__)
 
@@ -166,7 +166,7 @@ class Loader:
             "load.finished", f"{'part of ' if plan.is_part else ''}{plan.name} is in {plan.level}",
             name=plan.name, revision=plan.revision, level=plan.level.value, from_level=ready.from_level.value,
             origin_bytes=ready.origin_bytes, disk_bytes=ready.disk_bytes, reused_bytes=ready.reused_bytes,
-            load_s=round(ready.load_s, 3), load=load.load_id,
+            load_s=round(ready.load_s, 3), origins=_told(load), load=load.load_id,
         )  # fmt: skip
         load.span.set({"cached.from_level": ready.from_level.value, "cached.origin_bytes": ready.origin_bytes})
         services.metrics.loaded(ready.from_level, ready.load_s, trace_id=load.span.trace_id, load_id=load.load_id)
@@ -359,7 +359,7 @@ class Loader:
                 origin_options=plan.origin_options,
                 files=load.entries(),
                 created_time_s=self._services.clock.wall_s(),
-                notes=plan.notes,
+                notes=(*plan.notes, *([f"came from {_told(load)}"] if load.bytes_of and load.has_chain else [])),
             )
         )
         await self._services.registry.durable()
@@ -428,6 +428,11 @@ class Loader:
         wanted = {ingest for pull in services.registry.index.pending() for ingest in pull.ingests}
         wanted |= {ingest_id for _, ingest_id in self._flights}
         return wanted | self._evictor.leased_parts() | services.part_ingests()
+
+
+def _told(load: Load) -> str:
+    """Which origins the bytes are from, and how many are from each."""
+    return ", ".join(f"{origin} ({format_size(count)})" for origin, count in load.bytes_of.most_common())
 
 
 async def _landed(flight: Flight) -> None:

@@ -90,6 +90,8 @@ class ModelCache:
         self._spawn("pool_keeper", self._parts.pool_keeper.run())
         self._spawn("trace", self._parts.trace.run())
         self._spawn("artifacts", self._parts.artifacts.run())
+        if self._parts.node_labels is not None:
+            self._spawn("node_labels", self._parts.node_labels.run())
 
     async def drain(self, timeout_s: float) -> None:
         """Refuses new work and gives loads under way a moment to finish; what is left stays resumable."""
@@ -108,6 +110,7 @@ class ModelCache:
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._parts.trace.write()
         await self._parts.pulls.stop()
+        await self._parts.services.chains.close()
         # Loads end when the movers do: what a mover still writes must not outlive the record of it.
         await asyncio.gather(self._parts.loader.stop(), self._parts.pool.close(_MOVERS_END_S))
         await self._parts.services.storage.collect()
@@ -405,10 +408,9 @@ class ModelCache:
 
     def gauges(self) -> Gauges:
         """The same for the metrics."""
-        parts = self._parts
-        return parts.describer.gauges(
-            children_usage(parts.pool.pids), parts.pool.active_movers, parts.lanes.stats(), parts.foresight.precision
-        )
+        parts, movers = self._parts, children_usage(self._parts.pool.pids)
+        lanes, precision = parts.lanes.stats(), parts.foresight.precision
+        return parts.describer.gauges(movers, parts.pool.active_movers, lanes, precision)
 
     def loads(self) -> tuple[PullProgress, ...]:
         """What is being brought to a level now, or made durable there."""

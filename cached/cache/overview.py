@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from heapq import nsmallest
@@ -114,8 +115,9 @@ class Overviews:
     def _uses(self, stats: Stats) -> tuple[LevelUse, ...]:
         now_s = self._services.clock.monotonic_s()
         if now_s >= self._count_again_s:
+            began_s = time.thread_time()
             self._counted = self._count()
-            self._count_again_s = now_s + _REST * (self._services.clock.monotonic_s() - now_s)
+            self._count_again_s = now_s + _REST * (time.thread_time() - began_s)
         return tuple(self._use(level, *self._counted[level.level]) for level in stats.levels)
 
     def _use(self, stats: LevelStats, counted: Mapping[Holding, int], leased_bytes: int) -> LevelUse:

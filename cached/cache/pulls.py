@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 
 from cached.cache.chooser import Chooser, chunks_of
@@ -16,6 +16,7 @@ from cached.cache.loader import Loader
 from cached.cache.registry import Blob, Model, Presence
 from cached.cache.resolver import Resolved, Resolver, vouched_sha256
 from cached.cache.services import Services
+from cached.cache.stagger import Stagger
 from cached.errors import (
     CachedError,
     NoSourceError,
@@ -31,17 +32,24 @@ from cached.refs import Ref
 from cached.signals import Signal
 from cached.tracing import Span
 from cached.transfer.fill import OriginSource
+from cached.transfer.lanes import name_of
 from cached.types import ByteRange, CheckedBy, Level, Selected, Selection, Tier
 
-_RESTARTS_ON_CHANGE = 3
+_RESTARTS = 3
+"""Of a pull whose objects change under it, or of which a link of a chain sent what cannot be kept."""
 
 
 class PullRun:
-    """A pull as its watchers see it. ``signal`` fires when it gets a load (again) and when it ends."""
+    """A pull as its watchers see it. ``signal`` fires when it gets a load (again) and when it ends.
 
-    def __init__(self, name: str, span: Span) -> None:
+    ``unattended``: nobody waits for it. ``begun``: it has its turn. ``span``: that of whoever asks for nothing else.
+    """
+
+    def __init__(self, name: str, span: Span, *, unattended: bool) -> None:
         self.name = name
         self.span = span
+        self.unattended = unattended
+        self.begun = False
         self.load: Load | None = None
         self.error: CachedError | None = None
         self.finished = False
@@ -65,10 +73,12 @@ class Pulls:
         services: Services,
         loader: Loader,
         resolver: Resolver,
+        stagger: Stagger,
     ) -> None:
         self._services = services
         self._loader = loader
         self._resolver = resolver
+        self._stagger = stagger
         self._chooser = Chooser(services, loader)
         self._runs: dict[asyncio.Task[None], PullRun] = {}
 
@@ -100,14 +110,25 @@ class Pulls:
         chosen = await self._choose_new(model, self._plan(model, resolved, level), selection)
         await self._other_level(model.name, resolved.revision, level)
         plan = replace(self._plan(model, resolved, level), otherwise=otherwise)
-        if selection is not None and chosen is not None:
-            if not selection.rest_follows:
-                return self._begin_part(model, plan, selection, chosen)
+        if selection is not None and chosen is not None and not selection.rest_follows:
+            return self._begin_part(model, plan, selection, chosen)
+        plan = await self._unmixed(plan)
+        if chosen is not None:
             plan = plan.preferring(chosen)
         if tier is Tier.HOT:
             HotSet(self._services).check(model, plan.total_bytes)
         self._remember(model, plan, tier)
         return self._begin(plan, chosen)
+
+    async def _unmixed(self, plan: LoadPlan) -> LoadPlan:
+        """Of a chain: what nothing will prove as a whole comes from one link alone."""
+        return replace(plan, files=tuple(await asyncio.gather(*map(self._from_one_link, plan.files))))
+
+    async def _from_one_link(self, file: LoadFile) -> LoadFile:
+        order = file.order
+        if order is None or order.is_proven or order.origin is None or not order.origin.spec.front:
+            return file
+        return replace(file, order=replace(order, origin=await self._services.chains.standing_in(order.origin)))
 
     def _begin(self, plan: LoadPlan, first: Chosen | None = None) -> Load:
         if plan.otherwise is Otherwise.TRANSIENT:
@@ -148,42 +169,69 @@ class Pulls:
         tier: Tier | None = None,
         otherwise: Otherwise = Otherwise.EVICT,
         selection: Selection | None = None,
+        unattended: bool = False,
         span: Span | None = None,
     ) -> PullRun:
         """Starts a pull that goes on whoever watches it, and is begun again when an object changes under way.
 
-        ``span``: that of whoever asks for nothing else; it ends with the pull.
+        ``unattended``: nobody waits for it, so it waits for its turn in the fleet. ``span`` ends with the pull.
         """
-        run = PullRun(ref.name, span or Span(""))
-        run.task = asyncio.get_running_loop().create_task(
-            self._run(
-                run,
-                lambda: self.pull(ref, source=source, level=level, tier=tier, otherwise=otherwise, selection=selection),
-            ),
-            name=f"pull {ref.name}",
+        return self._start(
+            ref.name,
+            lambda: self.pull(ref, source=source, level=level, tier=tier, otherwise=otherwise, selection=selection),
+            unattended=unattended,
+            span=span,
         )
+
+    def bring(self, manifest: Manifest) -> None:
+        """A known revision to L1, for nobody who waits: from a level of this host at once, else in its turn."""
+        if self._services.registry.is_here(manifest):
+            self.promote(manifest)
+        elif not self.is_coming(manifest.name):
+            self._start(manifest.name, lambda: self._promoted(manifest), unattended=True)
+
+    async def _promoted(self, manifest: Manifest) -> Load:
+        return self.promote(manifest)
+
+    def why_waiting(self, name: str) -> str:
+        """What an unattended pull of a model waits for before it begins, for people; empty: none waits."""
+        return self._stagger.why_waiting(name)
+
+    def links_of(self, model: Model) -> str:
+        """The links in front of a model's source, for people, with why any of them is left alone now; empty: none."""
+        if not model.source:
+            return ""
+        front, skipped = self._resolver.spec(model, "").front, self._services.chains.skipped()
+        names = [name_of(link) for link in front]
+        told = [f"{name} (left alone now: {skipped[name]})" if name in skipped else name for name in names]
+        return f"asked for bytes before the source: {', '.join(told)}" if told else ""
+
+    def is_coming(self, name: str) -> bool:
+        """Whether an unattended pull of a model waits or is under way."""
+        return any(run.name == name and run.unattended for run in self._runs.values())
+
+    @property
+    def resolving(self) -> tuple[str, ...]:
+        """Models whose pulls have begun and have no load yet: their origins are being asked."""
+        return tuple(run.name for run in self._runs.values() if run.begun and run.load is None and not run.finished)
+
+    def _start(
+        self, name: str, pull: Callable[[], Awaitable[Load]], *, unattended: bool, span: Span | None = None
+    ) -> PullRun:
+        run = PullRun(name, span or Span(""), unattended=unattended)
+        turn = self._stagger.turn(name) if unattended else nullcontext()
+        run.task = asyncio.get_running_loop().create_task(self._run(run, pull, turn), name=f"pull {name}")
         self._runs[run.task] = run
         run.task.add_done_callback(self._runs.pop)
         return run
 
-    @property
-    def resolving(self) -> tuple[str, ...]:
-        """Models whose pulls have no load yet: their origins are being asked."""
-        return tuple(run.name for run in self._runs.values() if run.load is None and not run.finished)
-
-    async def _run(self, run: PullRun, pull: Callable[[], Awaitable[Load]]) -> None:
+    async def _run(
+        self, run: PullRun, pull: Callable[[], Awaitable[Load]], turn: AbstractAsyncContextManager[None]
+    ) -> None:
         try:
-            for restart in range(_RESTARTS_ON_CHANGE + 1):
-                try:
-                    run.load = load = await pull()
-                    run.span.set({"cached.revision": load.plan.revision, "cached.load.id": load.load_id})
-                    run.span.link(load.span)
-                    run.signal.notify()
-                    await load.until(lambda load=load: load.finished)  # type: ignore[misc]
-                    break
-                except ObjectChangedError:
-                    if restart == _RESTARTS_ON_CHANGE:
-                        raise
+            async with turn:
+                run.begun = True
+                await self._try(run, pull)
         except CachedError as error:
             run.error = error
             run.span.fail(error)
@@ -194,6 +242,22 @@ class Pulls:
             run.finished = True
             run.span.end()
             run.signal.notify()
+
+    async def _try(self, run: PullRun, pull: Callable[[], Awaitable[Load]]) -> None:
+        for restart in range(_RESTARTS + 1):
+            load: Load | None = None
+            try:
+                run.load = load = await pull()
+                run.span.set({"cached.revision": load.plan.revision, "cached.load.id": load.load_id})
+                run.span.link(load.span)
+                run.signal.notify()
+                await load.until(lambda load=load: load.finished)  # type: ignore[misc]
+            except CachedError as error:
+                again = isinstance(error, ObjectChangedError) or (load is not None and load.next_link)
+                if restart == _RESTARTS or not again:
+                    raise
+            else:
+                return
 
     def promote(self, manifest: Manifest, *, otherwise: Otherwise = Otherwise.EVICT) -> Load:
         """The load that brings a known revision to L1 from wherever its blobs are; ``otherwise`` as of ``pull``."""
@@ -278,7 +342,7 @@ class Pulls:
             revision=resolved.revision,
             level=level,
             files=files,
-            source=resolved.spec.uri,
+            source=resolved.source,
             origin_options=dict(model.catalog.origin if model.catalog else model.record.origin_options),
             notes=resolved.notes,
         )

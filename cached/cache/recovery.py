@@ -113,8 +113,9 @@ class Recovery:
         for pull in registry.index.pending():
             self._services.events.emit("pull.resumed", f"going on with {pull.name}", name=pull.name)
             self._pulls.begin(
-                Ref(pull.name), source="" if self._catalogued(pull.name) else pull.source, level=pull.level
-            )
+                Ref(pull.name), source="" if self._catalogued(pull.name) else pull.source, level=pull.level,
+                unattended=True,
+            )  # fmt: skip
 
     def _catalogued(self, name: str) -> bool:
         model = self._services.registry.models.get(name)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cached.cache.artifact_key import Destination, choose, parse_archive
 from cached.cache.asking import asked
 from cached.cache.registry import Model
 from cached.cache.services import Services
-from cached.errors import InvalidRequestError, MoverError, NoSourceError
+from cached.errors import (
+    InvalidRequestError,
+    MoverError,
+    NoSourceError,
+    NotFoundError,
+    OriginError,
+    OriginUnavailableError,
+)
 from cached.manifest import revision_of
 from cached.origins.base import OriginObject, OriginSpec
-from cached.origins.registry import pinned_spec
+from cached.origins.registry import check_scheme, pinned_spec
 from cached.origins.selection import select
-from cached.refs import Ref, artifact_digest
+from cached.refs import Ref, artifact_digest, uris_of
 from cached.signals import run_all
 from cached.singleflight import SingleFlight
 from cached.transfer.jobs import Listing, ListObjects, Prepare, StatObjects
@@ -24,9 +31,13 @@ _STATS_PER_JOB = 32
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What the origin has now, chosen and ordered."""
+    """What the origin has now, chosen and ordered. ``source``: what it is remembered to be from.
+
+    ``spec`` is of a chain whose authority said so. Where that was away it is of the rest of the chain.
+    """
 
     spec: OriginSpec
+    source: str
     items: tuple[OriginObject, ...]
     notes: tuple[str, ...]
     sha256: Mapping[str, str]
@@ -88,11 +99,20 @@ class Resolver:
         return OriginSpec(uri, self._options(uri))
 
     def spec(self, model: Model, source: str) -> OriginSpec:
-        """Where a model comes from: ``source``, else what the catalog or its record says."""
-        uri = source or model.source
-        return OriginSpec(
-            uri, self._options(uri) | dict(model.catalog.origin if model.catalog else model.record.origin_options)
-        )
+        """Where a model comes from: ``source``, else what the catalog or its record says.
+
+        The links in front of what the catalog names are those that it names now, whenever the model came.
+        """
+        *front, uri = uris_of(source or model.source)
+        catalog = model.catalog
+        options = self._options(uri) | dict(catalog.origin if catalog else model.record.origin_options)
+        if catalog is not None and uri == catalog.source:
+            return OriginSpec(uri, options, tuple(self._link(item.source, item.origin) for item in catalog.front))
+        return OriginSpec(uri, options, tuple(self._link(item, {}) for item in front))
+
+    def _link(self, uri: str, options: Mapping[str, str]) -> OriginSpec:
+        check_scheme(uri)
+        return OriginSpec(uri, self._options(uri) | dict(options))
 
     def _options(self, uri: str) -> dict[str, str]:
         return dict(self._defaults.get(uri.partition("://")[0].lower(), {}))
@@ -100,12 +120,39 @@ class Resolver:
     async def resolve(self, model: Model, source: str) -> Resolved:
         """What the origin has now; asked once for all who ask at the same time."""
         spec = self.spec(model, source or self._artifacts.source_of(model.name))
-        return await self._resolving.do((model.name, spec.uri), lambda: self._look(model, spec))
+        return await self._resolving.do((model.name, spec.uri), lambda: self._look_along(model, spec))
 
-    async def _look(self, model: Model, spec: OriginSpec) -> Resolved:
-        catalog = model.catalog
+    async def _look_along(self, model: Model, chain: OriginSpec) -> Resolved:
+        """The authority's word. While it cannot be reached, that of the first link which answers; it vouches for less.
+
+        An authority that refuses, or says that there is nothing, has been reached.
+        """
         if not model.manifests:
-            self._services.runner.prepare(Prepare(spec))
+            self._services.runner.prepare(Prepare(chain))
+        try:
+            return await self._look(model, chain, _remembered(model, chain))
+        except OriginUnavailableError as error:
+            away = error
+        failures: list[str] = []
+        for link in chain.front:
+            rest = replace(link, front=tuple(other for other in chain.front if other is not link))
+            try:
+                found = await self._look(model, rest, _remembered(model, chain), vouches=False)
+            except (OriginError, NotFoundError) as error:
+                failures.append(f"{link.uri} ({error.message})")
+                continue
+            note = f"listed by {link.uri}, whose checksums do not count, since its authority is away: {away.message}"
+            return replace(found, notes=(*found.notes, note))
+        if not failures:
+            raise away
+        raise OriginUnavailableError(
+            f"none of the {len(chain.links)} origins answers: {'; '.join(failures)}; {chain.uri} ({away.message})",
+            hint=away.hint, **away.fields,
+        )  # fmt: skip
+
+    async def _look(self, model: Model, spec: OriginSpec, source: str, *, vouches: bool = True) -> Resolved:
+        """``vouches``: what it says of its content counts; that of a cache is only what it holds itself."""
+        catalog = model.catalog
         listing = await self.listed(ListObjects(spec))
         if artifact_digest(model.name):
             return await self._chosen_artifact(model, spec, listing)
@@ -117,6 +164,8 @@ class Resolver:
             source=spec.uri,
         )
         items = await self._stat(pinned_spec(spec, chosen.files), tuple(item.path for item in chosen.files))
+        if not vouches:
+            items = tuple(replace(item, checksums=()) for item in items)
         sha256 = dict(catalog.sha256) if catalog else {}
         missing = sorted(set(sha256) - {item.path for item in items})
         if missing:
@@ -127,6 +176,7 @@ class Resolver:
             )
         return Resolved(
             spec=spec,
+            source=source,
             items=items,
             notes=chosen.notes,
             sha256=sha256,
@@ -141,7 +191,7 @@ class Resolver:
         sha256 = {key.path: artifact_digest(model.name), archive.path: parsed.sha256}
         items = await self._stat(spec, (key.path, archive.path))
         revision = revision_of((item.path, item.size_bytes, _identity(item, sha256)) for item in items)
-        return Resolved(spec=spec, items=items, notes=(), sha256=sha256, revision=revision)
+        return Resolved(spec=spec, source=spec.uri, items=items, notes=(), sha256=sha256, revision=revision)
 
     async def _stat(self, spec: OriginSpec, paths: tuple[str, ...]) -> tuple[OriginObject, ...]:
         """Of a model of many files, by several movers beside each other."""
@@ -159,6 +209,11 @@ class Resolver:
         if not isinstance(answer, Listing):
             raise MoverError("a mover answered a listing with something else")
         return answer.items
+
+
+def _remembered(model: Model, chain: OriginSpec) -> str:
+    """What the catalog has in front of a source is looked up there; of any other chain all links are remembered."""
+    return chain.uri if model.catalog is not None else " ".join(link.uri for link in chain.links)
 
 
 def _identity(item: OriginObject, sha256: Mapping[str, str]) -> str:

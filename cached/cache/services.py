@@ -22,6 +22,7 @@ from cached.levels.journal import read_journal
 from cached.manifest import BlobRecord, Manifest
 from cached.metrics import Metrics
 from cached.tracing import Tracer
+from cached.transfer.chain import Chains
 from cached.transfer.fill import RetryPolicy, Runner
 from cached.types import Level
 from cached.units import chunk_count
@@ -33,6 +34,8 @@ class Services:
 
     clock: Clock
     runner: Runner
+    chains: Chains
+    """The same, for who cares about chains of origins."""
     storage: Storage
     registry: Registry
     history: UseHistory

@@ -99,7 +99,9 @@ class TimedPulls:
         """Forgets it only once it goes on by itself, or has failed: `cached show` tells why, as of any pull."""
         registry = self._services.registry
         try:
-            run = self._pulls.begin(parse_ref(pull.ref), source=pull.source, level=pull.level, tier=pull.tier)
+            run = self._pulls.begin(
+                parse_ref(pull.ref), source=pull.source, level=pull.level, tier=pull.tier, unattended=True
+            )
             with suppress(CachedError):
                 await run.until_planned()
             registry.write(lambda: registry.index.delete_timed(pull))

@@ -90,7 +90,8 @@ class Upkeep:
         """
         registry = self._services.registry
         for model in (*self._hot, *expected):
-            if self._loader.active(model.name) or not self._due(f"hot {model.name}"):
+            busy = self._loader.active(model.name) or self._pulls.is_coming(model.name)
+            if busy or not self._due(f"hot {model.name}"):
                 continue
             manifest = model.current
             if manifest is not None and (registry.is_quarantined(manifest) or registry.whole_at(manifest, Level.L1)):
@@ -103,7 +104,7 @@ class Upkeep:
         if manifest is not None and registry.is_here(manifest):
             self._pulls.promote(manifest)
         elif model.source:
-            self._pulls.begin(Ref(model.name), level=Level.L1)
+            self._pulls.begin(Ref(model.name), level=Level.L1, unattended=True)
 
     async def _copy_to_l2(self) -> None:
         """Blobs that are only in L1, because L2 failed or was full when they came."""

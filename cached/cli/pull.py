@@ -31,7 +31,14 @@ _FROM_WORDS = {"l2": "disk", "l3": "the origin"}
 
 @click.command()
 @ref_argument
-@click.option("--source", default="", metavar="URI", help="Origin of a model that is not in the catalog.")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="URI",
+    help="Origin of a model that is not in the catalog. Several make a chain: nearer places of the same files first, "
+    "which are asked for bytes before the last one, whose word counts.",
+)
 @click.option("--tier", type=click.Choice(TIERS), help="Set how soon the model is wanted from now on.")
 @click.option(
     "--level",
@@ -54,7 +61,7 @@ _FROM_WORDS = {"l2": "disk", "l3": "the origin"}
 def pull(
     options: Globals,
     ref: str,
-    source: str,
+    sources: tuple[str, ...],
     tier: str | None,
     level: str,
     wait: bool,
@@ -73,12 +80,13 @@ def pull(
       cached pull llama-13b
       cached pull tiny --source s3://bucket/models/tiny --tier hot
       cached pull llama-13b --at 06:30
+      cached pull tiny --source file:///mnt/mirror/tiny --source s3://bucket/models/tiny
     """  # noqa: D301 click reads the control character
     now = datetime.now().astimezone()
     at_time_s = parse_when(at, now) if at else 0.0
     request = pb.PullRequest(
         ref=ref,
-        source=source,
+        source=" ".join(sources),
         tier=f"TIER_{tier.upper()}" if tier else "TIER_UNSPECIFIED",
         level=f"LEVEL_{level.upper()}",
         no_wait=not wait,

@@ -100,7 +100,7 @@ class State(Collector):
         self.config = Reload()
         self.last_pull_time_s: float | None = None
         self.models = BoundedLabel(MODEL_LABELS)
-        self._origins = BoundedLabel(ORIGIN_LABELS)
+        self.origins = BoundedLabel(ORIGIN_LABELS)
 
     def describe(self) -> Iterator[Metric]:
         """The families, without values."""
@@ -159,7 +159,7 @@ class State(Collector):
         for name, field in (("in_flight", "in_flight"), ("waiting", "waiting"), ("limit", "width")):
             found: dict[tuple[str, ...], int] = {}
             for origin in origins:
-                label = (self._origins.of(origin.name),)
+                label = (self.origins.of(origin.name),)
                 found[label] = found.get(label, 0) + getattr(origin, field)
             yield _gauge(f"cached_origin_ranges_{name}", found.items())
 

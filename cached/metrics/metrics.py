@@ -26,6 +26,7 @@ from cached.metrics.table import (
     PREDICTION_OUTCOMES,
     PULL_OUTCOMES,
     RPC_BUCKETS_S,
+    SLOT_OUTCOMES,
     SPAN_OUTCOMES,
 )
 from cached.types import Level
@@ -65,6 +66,11 @@ class Metrics:
         self.pulls = self._counter("cached_pulls_total", PULL_OUTCOMES)
         self.retries = self._counter("cached_retries_total")
         self.hedges = self._counter("cached_hedges_total", HEDGE_OUTCOMES)
+        self._origin_bytes = self._counter("cached_origin_bytes_total")
+        self._origin_failovers = self._counter("cached_origin_failovers_total")
+        self.stagger_seconds = self._counter("cached_stagger_seconds_total", ("jitter", "slot"))
+        self.fleet_slots = self._counter("cached_fleet_slots_total", SLOT_OUTCOMES)
+        self.node_label_patches = self._counter("cached_node_label_patches_total", ("ok", "failed"))
         self.mover_restarts = self._counter("cached_mover_restarts_total")
         self.rpc = self._counter("cached_rpc_total")
         self.adopted_bytes = self._counter("cached_adopted_bytes_total")
@@ -118,6 +124,14 @@ class Metrics:
         """A load from an origin succeeded at this Unix time."""
         self.pulls.labels(outcome="ok").inc()
         self._state.last_pull_time_s = time_s
+
+    def delivered(self, origin: str, length_bytes: int) -> None:
+        """An origin, or a link of a chain, brought a range."""
+        self._origin_bytes.labels(origin=self._state.origins.of(origin)).inc(length_bytes)
+
+    def failed_over(self, origin: str, reason: str) -> None:
+        """A link of a chain could not, and the next one is asked."""
+        self._origin_failovers.labels(origin=self._state.origins.of(origin), reason=reason).inc()
 
     def answered(self, method: str, code: str, seconds: float | None, *, trace_id: str) -> None:
         """An RPC ended. ``seconds`` is None for a stream: it takes as long as somebody listens."""

@@ -15,6 +15,7 @@ PULL_OUTCOMES = (
 )  # fmt: skip
 """Shown as 0 from the start: an alert would not see the first of a kind. Others are shown once they happened."""
 
+SLOT_OUTCOMES = ("acquired", "taken_over", "skipped", "lost")
 HEDGE_OUTCOMES = ("won", "lost", "failed")
 SPAN_OUTCOMES = ("exported", "failed")
 OTHER = "other"
@@ -35,6 +36,8 @@ DEGRADED_REASONS = {
     "view": "the directories of links cannot be written",
     "hot": "the hot models do not fit into `l1.hot_capacity`",
     "artifacts": "a compile artifact cannot be uploaded",
+    "slots": "slots of the fleet cannot be asked for: pulls go on without them",
+    "node_labels": "the node's labels are not up to date",
     OTHER: "something else; `cached health` says what",
 }
 """What can be degraded: the values of a label, so a fixed set."""
@@ -88,12 +91,33 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("cached_transfer_cpu_seconds_total", "counter", ("hop",), "CPU time of transfer threads on a hop."),
     MetricInfo("cached_retries_total", "counter", ("reason",), "Transfers tried again, by the error's reason."),
     MetricInfo("cached_hedges_total", "counter", ("outcome",), "Second fetches of stalled ranges: won, lost, failed."),
+    MetricInfo(
+        "cached_origin_bytes_total", "counter", ("origin",),
+        "Bytes of ranges that an origin delivered, whole ones; of a chain each link counts for itself.",
+    ),
+    MetricInfo(
+        "cached_origin_failovers_total", "counter", ("origin", "reason"),
+        "Ranges that a link of a chain could not serve, so that the next one was asked, by the error's reason.",
+    ),
     MetricInfo("cached_origin_ranges_in_flight", "gauge", ("origin",), "Ranges that are being read from an origin."),
     MetricInfo("cached_origin_ranges_waiting", "gauge", ("origin",), "Ranges that wait for their turn at an origin."),
     MetricInfo(
         "cached_origin_ranges_limit", "gauge", ("origin",), "Ranges in flight to an origin at most, as measured."
     ),
     MetricInfo("cached_adopted_bytes_total", "counter", (), "L1 bytes taken over, verified, from an earlier daemon."),
+    # The fleet.
+    MetricInfo(
+        "cached_stagger_seconds_total", "counter", ("kind",),
+        "How long pulls that nobody waits for were put off: jitter by chance, slot for a slot of the fleet.",
+    ),
+    MetricInfo(
+        "cached_fleet_slots_total", "counter", ("outcome",),
+        "Slots of the fleet: acquired, taken_over (the holder was gone), skipped (the Kubernetes API was away), lost.",
+    ),
+    MetricInfo(
+        "cached_node_label_patches_total", "counter", ("outcome",),
+        "Attempts to bring the node's labels up to date that changed something, or failed.",
+    ),
     # Integrity.
     MetricInfo(
         "cached_checksum_failures_total", "counter", ("level",), "Chunks that failed their checksum, by level."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,10 +15,24 @@ class OriginSpec:
     """How to reach an origin: a URI and plain-text options (endpoint, profile, region, …). Never holds a secret.
 
     A place where a secret is (``profile``, ``token_file``) may be an option.
+
+    ``front``: a chain: other places of the same objects, nearer ones, which are asked for bytes before this one. What
+    the objects are, and what they must hold, this one says alone. Only ``transfer.chain`` looks at it.
     """
 
     uri: str
     options: Mapping[str, str] = field(default_factory=dict)
+    front: tuple[OriginSpec, ...] = ()
+
+    @property
+    def links(self) -> tuple[OriginSpec, ...]:
+        """All of a chain, each by itself, in the order in which they are asked for bytes."""
+        return (*self.front, self.alone)
+
+    @property
+    def alone(self) -> OriginSpec:
+        """Without those in front."""
+        return replace(self, front=()) if self.front else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,13 @@ def open_writable(spec: OriginSpec) -> WritableOrigin:
     return opener(spec)
 
 
+def check_scheme(uri: str) -> None:
+    """Raises InvalidRequestError for a URI that no origin serves."""
+    spec = OriginSpec(uri)
+    if _scheme(spec) not in _READABLE:
+        raise _unknown(spec, _READABLE)
+
+
 def pinned_spec(spec: OriginSpec, listed: Sequence[OriginObject]) -> OriginSpec:
     """The place of what was listed, such that nothing of it is read from a later state of a place that moves on.
 

@@ -75,6 +75,14 @@ _ADVICE = {
     "hot": Advice(
         "Take the tier hot from a model (cached tier NAME warm), or raise l1.hot_capacity.", "Hot models have no room"
     ),
+    "slots": Advice(
+        "Pulls go on without waiting for their turn. May the daemon's service account get and update leases?",
+        "Slots of the fleet cannot be had",
+    ),
+    "node_labels": Advice(
+        "Is the Kubernetes API there, and may the daemon's service account patch its node?",
+        "Labels of the node are not up to date",
+    ),
     "artifacts": Advice("Check artifacts.destination and its credentials; it is tried again.", "An upload fails"),
     "model": Advice(
         "cached show {name} has the whole error; cached pull {name} tries again.", "A model cannot be brought"

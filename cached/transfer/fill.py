@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -81,10 +81,16 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class OriginSource:
-    """An object of an origin, at one version."""
+    """An object of an origin, at one version. ``chain``: the one that this origin stands in for (see Chains)."""
 
     spec: OriginSpec
     item: OriginObject
+    chain: OriginSpec | None = None
+
+    @property
+    def alone(self) -> OriginSource:
+        """From the authority of the chain alone."""
+        return replace(self, spec=(self.chain or self.spec).alone, chain=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +185,8 @@ class Fill:
         self.crc64: dict[int, int] = {}
         self.order: list[int] = []
         self.bytes_from: dict[Level, int] = dict.fromkeys(Level, 0)
+        self.bytes_of: Counter[str] = Counter()
+        """Of those from an origin, by its name."""
         self.sha256 = ""
         self.signal = Signal()
         self._runner = runner
@@ -352,13 +360,13 @@ class Fill:
         expected = self._sources.expected.get(index)
         source = self._origin()
         try:
-            moved = await self._moved(Fetch(source.spec, source.item, offset, length, self.target), Level.L3)
+            moved = await self._moved(Fetch(source.spec, source.item, offset, length, self.target, expected), Level.L3)
         except ObjectChangedError:
             # Where the checksum is known, the same bytes under a new version (an object uploaded again) will do.
             if expected is None or not await self._follow_new_version(source):
                 raise
             source = self._origin()
-            moved = await self._moved(Fetch(source.spec, source.item, offset, length, self.target), Level.L3)
+            moved = await self._moved(Fetch(source.spec, source.item, offset, length, self.target, expected), Level.L3)
         if expected is not None and moved.crc64 != expected:
             raise self._not_this_revision(source, index, expected, moved.crc64)
         return moved.crc64
@@ -395,7 +403,7 @@ class Fill:
             item = answer.items[0]
             if item.version == stale.item.version or item.size_bytes != self.size_bytes:
                 return False
-            self._sources = replace(self._sources, origin=OriginSource(stale.spec, item))
+            self._sources = replace(self._sources, origin=replace(stale, item=item))
             self._followed = True
             return True
 
@@ -404,6 +412,8 @@ class Fill:
         answer = await self._runner.run(job, priority=self._priority - _AHEAD if first else self._priority)
         if not isinstance(answer, Moved):
             raise MoverError("a mover answered a move with something else")
+        if level is Level.L3:
+            self.bytes_of[answer.origin] += answer.length_bytes
         self._observer.on_moved(level, answer)
         return answer
 

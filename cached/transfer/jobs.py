@@ -52,7 +52,8 @@ class Fetch:
     """Origin range → ``target`` at the same offset, checksummed after it landed. Answer: Moved.
 
     In memory the pages are allocated first (shortage is NoRoomError, never SIGBUS); a disk target is written through a
-    private buffer of the mover's thread.
+    private buffer of the mover's thread. ``expected_crc64``: what the caller compares the answer with; movers do not,
+    but a chain goes on to its next link (see Chains).
     """
 
     origin: OriginSpec
@@ -60,6 +61,7 @@ class Fetch:
     offset_bytes: int
     length_bytes: int
     target: FileRef
+    expected_crc64: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,12 +234,16 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A range was moved or read; ``busy_s`` is the thread's wall time, ``cpu_s`` its CPU time."""
+    """A range was moved or read; ``busy_s`` is the thread's wall time, ``cpu_s`` its CPU time.
+
+    ``origin``: which one a Fetch was served by, as Chains calls it; empty in a mover's own answer.
+    """
 
     crc64: int
     length_bytes: int
     busy_s: float
     cpu_s: float
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,6 +224,10 @@ MOVEMENT = [
     Panel("Processor time of a gigabyte", "What a hop costs; rises when checksums or TLS do more, or cores are short.",
           "s", [Query(f"1e9 * {per_second('cached_transfer_cpu_seconds_total', 'hop')} / "
                       f"({per_second('cached_transfer_bytes_total', 'hop')} > 0)", "{{hop}}")], width=12),
+    Panel("Bytes of origins", "By origin; of a chain each link counts for itself.", "Bps",
+          [Query(per_second("cached_origin_bytes_total", "origin"), "{{origin}}")], width=12),
+    Panel("Failovers", "Ranges that a link of a chain could not serve, so that the next one was asked.", "ops",
+          [Query(per_second("cached_origin_failovers_total", "origin, reason"), "{{origin}}: {{reason}}")], width=12),
     Panel("Retries", "Transfers that were tried again, by the error's reason.", "ops",
           [Query(per_second("cached_retries_total", "reason") + " > 0", "{{reason}}")]),
     Panel("Hedges", "Second fetches of ranges that stalled. Many: addresses of the store or the network are bad.",
@@ -233,6 +237,15 @@ MOVEMENT = [
         Query(f"sum by (origin) (cached_origin_ranges_waiting{{{HOSTS}}})", "waiting, {{origin}}"),
         Query(f"sum by (origin) (cached_origin_ranges_limit{{{HOSTS}}})", "at most, {{origin}}"),
     ]),
+]  # fmt: skip
+
+FLEET = [
+    Panel("Put off", "How long pulls that nobody waits for were put off in a second, over all hosts: by chance, or for "
+          "a slot of the fleet.", "s", [Query(per_second("cached_stagger_seconds_total", "kind"), "{{kind}}")]),
+    Panel("Slots", "taken_over: the holder was gone; skipped: the Kubernetes API was away.", "ops",
+          [Query(per_second("cached_fleet_slots_total", "outcome"), "{{outcome}}")]),
+    Panel("Labels of nodes", "Changes that were made, or failed.", "ops",
+          [Query(per_second("cached_node_label_patches_total", "outcome"), "{{outcome}}")]),
 ]  # fmt: skip
 
 POLICY = [
@@ -315,6 +328,7 @@ ROWS = {
     "At a glance": GLANCE,
     "Demand": DEMAND,
     "Movement": MOVEMENT,
+    "Fleet": FLEET,
     "Policy": POLICY,
     "Starts of workers": COLDSTARTS,
     "Integrity": INTEGRITY,

@@ -172,6 +172,7 @@ def test_the_daemon_accepts_its_settings(daemons, tmp_path):
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
     assert (config.daemon.socket, config.daemon.state_dir) == ("/run/cached/cached.sock", "/var/lib/cached")
     assert config.daemon.catalog.rpartition("/")[0] in mounts
+    assert mounts[config.l1.path]["name"] == "l1"
     assert {path for path in config.l2.folders if path.startswith("/var/lib/cached-drives")} == {
         path for path in mounts if path.startswith("/var/lib/cached-drives")
     }
@@ -190,12 +191,12 @@ def test_memory_holds_all_of_l1_and_the_daemon_itself(daemons, tmp_path):
     limit = quantity(container["resources"]["limits"]["memory"])
     assert limit >= needed + 500 * MIB
     assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
-    (shm,) = [volume for volume in pod["volumes"] if volume["name"] == "shm"]
-    if "emptyDir" in shm:
-        assert shm["emptyDir"]["medium"] == "Memory"
-        assert needed <= quantity(shm["emptyDir"]["sizeLimit"]) < limit
+    (l1_volume,) = [volume for volume in pod["volumes"] if volume["name"] == "l1"]
+    if "emptyDir" in l1_volume:
+        assert l1_volume["emptyDir"]["medium"] == "Memory"
+        assert needed <= quantity(l1_volume["emptyDir"]["sizeLimit"]) < limit
     else:
-        assert shm["hostPath"]["path"].startswith("/dev/shm/")  # of its own: never all of the node's
+        assert l1_volume["hostPath"]["path"].startswith("/dev/shm/")  # of its own: never all of the node's
 
 
 def test_the_daemon_accepts_its_catalog(daemons, tmp_path):

@@ -47,7 +47,7 @@ ARRIVING = "smollm2-135m-instruct"
 class Scene:
     """Made by entering it; leaving it ends everything. ``around``: a program that starts the daemon.
 
-    ``unit_bytes``: of the sizes above. Pictures take a MiB; with less than a quarter of one nothing arrives in parts.
+    ``unit_bytes``: of the sizes above. Pictures take a MiB; with less than an eighth of one nothing arrives in parts.
     """
 
     def __init__(self, folder: Path, server: RcloneS3, *, unit_bytes: int, around: tuple[str, ...] = ()) -> None:

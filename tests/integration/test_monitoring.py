@@ -198,7 +198,7 @@ def test_a_real_daemon_has_all_that_alerts_and_dashboard_ask_for(site: Site) -> 
     # Nothing was judged, retried or admitted beside others; the kernel here may have no figures on pressure.
     assert missing <= {
         "cached_prediction_precision_ratio", "cached_retries_total", "cached_admissions_total",
-        "cached_memory_stall_ratio",
+        "cached_memory_stall_ratio", "cached_origin_failovers_total",
     }  # fmt: skip
     for name, labels in asked:
         if name in names:

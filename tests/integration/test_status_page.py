@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -16,21 +18,22 @@ from tests import browser as chrome
 from tests.browser import Look, looking
 from tests.integration.harness import DaemonProcess, wait_for
 from tests.integration.scene import ARRIVING, MODELS, Scene
-from tests.integration.support import model_files
+from tests.integration.support import SERVE, model_files
 
-pytestmark = pytest.mark.skipif(not chrome.found(), reason=f"no Chromium in PATH ({', '.join(chrome.NAMES)})")
 _HOSTILE = "<script>broken=1</script><img src=x onerror='broken=1'>\"'`"
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    if not chrome.found():
+        pytest.skip(f"no Chromium in PATH ({', '.join(chrome.NAMES)})")
     with chrome.chromium() as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory, rclone_s3) -> Iterator[Scene]:
-    with Scene(tmp_path_factory.mktemp("page"), rclone_s3, unit_bytes=MIB // 4) as made, made.arriving():
+    with Scene(tmp_path_factory.mktemp("page"), rclone_s3, unit_bytes=MIB // 8) as made, made.arriving():
         yield made
 
 
@@ -73,7 +76,7 @@ def test_what_one_look_tells(browser, scene) -> None:
         for level in ("L1", "L2"):
             bar = page.get_by_role("region", name=re.compile(rf"^{level}")).get_by_role("img", name=f"{level} has ")
             told = bar.get_attribute("aria-label") or ""
-            for part in ("pinned 31.8 MiB", "hot 21.8 MiB", "warm", "auto", "free"):
+            for part in ("pinned 15.9 MiB", "hot 10.9 MiB", "warm", "auto", "free"):
                 assert part in told, told
         assert "reserved" in told  # what arrives is written to L2 behind that
         arriving = page.get_by_role("progressbar", name=f"{ARRIVING}: pull to L1")
@@ -82,10 +85,10 @@ def test_what_one_look_tells(browser, scene) -> None:
         expect(note).to_contain_text(f"from s3://models/{ARRIVING}")
         expect(note).to_contain_text("waited for by chat-0 (pid ")
         models = page.get_by_role("table", name=re.compile("^Models, where they are"))
-        assert models.get_by_role("row").count() == 1 + len(MODELS)
+        expect(models.get_by_role("row")).to_have_count(1 + len(MODELS))
         expect(models.get_by_role("row").nth(1)).to_contain_text("arriving")
         row = models.get_by_role("row", name=re.compile("^all-minilm-l6-v2"))
-        for text in ("ready in L1", "hot", "catalog", "21.8 MiB", "in use"):
+        for text in ("ready in L1", "hot", "catalog", "10.9 MiB", "in use"):
             expect(row).to_contain_text(text)
         leases = page.get_by_role("table", name=re.compile("^Leases"))
         expect(leases.get_by_role("row", name=re.compile("chat-0"))).to_contain_text("(waits)")
@@ -93,6 +96,23 @@ def test_what_one_look_tells(browser, scene) -> None:
         starts = page.get_by_role("table", name="The last starts of workers")
         assert starts.get_by_role("row").count() == 4
         expect(page.get_by_role("table", name=re.compile("^Phases of the latest"))).to_contain_text("compile")
+
+
+def test_cached_top_tells_the_same(scene) -> None:
+    command = [*SERVE, "--socket", str(scene.site.daemon.socket), "top"]
+    shown = subprocess.run([*command, "--once"], capture_output=True, text=True, check=True).stdout
+    for told in (f"{ARRIVING}", "pull to L1", "waited for by chat-0 (pid ", "P pinned 15.9 MiB", "chat-0 (waits)"):
+        assert told in shown, told
+    data = json.loads(subprocess.run([*command, "-o", "json"], capture_output=True, check=True).stdout)
+    move = next(move for move in data["moves"] if move["name"] == ARRIVING)
+    assert (move["kind"], move["phase"], move["level"]) == ("pull", "moving", "l1")
+    assert 0 < move["done_bytes"] < move["total_bytes"]
+    assert 0 < move["behind_bytes"] <= move["done_bytes"]
+    for use, level in zip(data["uses"], data["stats"]["levels"], strict=True):
+        held = use["holdings_bytes"]
+        assert sum(held.values()) == level["capacity_bytes"], "each byte is exactly one thing"
+        assert held["reserved"] == level["reserved_bytes"] > 0
+        assert held["partial"] == held["withdrawn"] == 0
 
 
 def test_it_changes_by_itself_and_leaves_scroll_and_focus(browser, scene) -> None:

@@ -15,7 +15,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from rich.console import Console
@@ -169,6 +169,14 @@ class Terminal:
                 with_escapes = os.read(self._fd, 65536).decode("utf-8", "replace")
                 self.text += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", with_escapes)
 
+    def quit(self) -> int:
+        """Presses q and takes what is still written: the exit status."""
+        self.press("q")
+        with suppress(OSError):  # nobody has the other end any more
+            while os.read(self._fd, 65536):
+                pass
+        return self.process.wait(_DEADLINE_S)
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -204,8 +212,7 @@ def test_keys_choose_what_is_shown(daemon) -> None:
         it.until("sort: name")
         it.until("NOTES")
         assert engine.calls[-1][0] == "overview"
-        it.press("q")
-        assert it.process.wait(_DEADLINE_S) == 0
+        assert it.quit() == 0
 
 
 def test_it_goes_on_when_the_daemon_is_back(tmp_path) -> None:
@@ -219,5 +226,4 @@ def test_it_goes_on_when_the_daemon_is_back(tmp_path) -> None:
             while "No answer" in it.text or "quit" not in it.text:
                 it.press("m")
                 it.until("quit")
-            it.press("q")
-            assert it.process.wait(_DEADLINE_S) == 0
+            assert it.quit() == 0

@@ -60,6 +60,8 @@ def metrics() -> Metrics:
     metrics.load_opened(0.1, trace_id=TRACE, load_id="ab12cd34")
     metrics.attached("tiny", Level.L2, 0.3, trace_id=TRACE, lease_id="12345678")
     metrics.pulled(1e9)
+    metrics.delivered("s3://bucket", 1)
+    metrics.failed_over("s3://bucket", "NOT_FOUND")
     metrics.coldstarted("tiny", 3.0, {"download": 2.0})
     metrics.catalog.done(successful=True)
     metrics.config.done(successful=True)

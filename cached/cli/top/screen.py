@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.text import Text
 
@@ -107,7 +107,7 @@ class Screen:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Never more lines than there are."""
         width = options.max_width
-        lines = console.render_lines(_Group(self._pieces(width)), options.update(height=None), pad=False)
+        lines = console.render_lines(Group(*self._pieces(width)), options.update(height=None), pad=False)
         shown = lines if self.height is None else lines[: self.height]
         for number, line in enumerate(shown):
             yield from line
@@ -207,14 +207,6 @@ class Screen:
         ]
         wrong = frozenset(number for number, row in enumerate(rows) if row[1] in WRONG)
         return _list(_EVENTS, rows, count, len(rows), width, nothing="nothing was decided yet", wrong=wrong)
-
-
-class _Group:
-    def __init__(self, pieces: Sequence[RenderableType]) -> None:
-        self._pieces = pieces
-
-    def __rich_console__(self, _console: Console, _options: ConsoleOptions) -> RenderResult:
-        yield from self._pieces
 
 
 def _level_bar(stats: LevelStats, use: LevelUse, width: int) -> Text:

@@ -76,7 +76,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- /* Workers that see the sockets only must not see links that lead nowhere for them. */ -}}
 {{- $models := ternary "/run/cached/models" "/var/lib/cached/models" .Values.directoryView -}}
 {{- $daemon := dict "socket" "/run/cached/cached.sock" "state_dir" "/var/lib/cached" "models_dir" $models "catalog" "/etc/cached/catalog/catalog.json" "log_format" "json" "drain_timeout_s" .Values.drainSeconds -}}
-{{- $l1 := dict "capacity" (printf "%siB" (trimSuffix "i" .Values.l1.capacity)) "transient_capacity" (printf "%siB" (trimSuffix "i" .Values.l1.transient)) -}}
+{{- $l1 := dict "path" "/dev/cached" "capacity" (printf "%siB" (trimSuffix "i" .Values.l1.capacity)) "transient_capacity" (printf "%siB" (trimSuffix "i" .Values.l1.transient)) -}}
 {{- if .Values.directoryView -}}{{- $_ := set $l1 "segment_mode" "0640" -}}{{- end -}}
 {{- $l2 := dict "enabled" .Values.l2.enabled "capacity" .Values.l2.capacity -}}
 {{- if .Values.l2.drives -}}{{- $_ := set $l2 "paths" (include "cached.drivePaths" . | fromJsonArray) -}}{{- end -}}
@@ -106,8 +106,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   mountPath: /run/cached
 - name: state
   mountPath: /var/lib/cached
-- name: shm
-  mountPath: /dev/shm
+- name: l1
+  mountPath: /dev/cached
 {{- range $index, $path := include "cached.drivePaths" . | fromJsonArray }}
 - name: drive-{{ $index }}
   mountPath: {{ $path }}

@@ -8,10 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import cached_client
-from bench.cpu import measured, tree_cpu_s, wait_idle
+from bench.cpu import measured, wait_idle
 from bench.peers.fingerprint import fingerprint, fingerprint_of_files
 from bench.results import Role, Sample
 from cached import __version__
+from cached.cli.measure.cpu import tree_cpu_s
 from cached_client._proto import cached_pb2 as pb
 from tests.integration.harness import DaemonProcess, wait_for
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.cpu import tree_cpu_s
 from bench.peers.fingerprint import fingerprint_of_files
 from bench.results import Role, Sample, Unavailable
+from cached.cli.measure.cpu import tree_cpu_s
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TIMEOUT_S = 300.0

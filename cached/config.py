@@ -146,6 +146,11 @@ def process_environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def take_environment(variables: Mapping[str, str]) -> None:
+    """Adds variables to this process's environment, for libraries that read it by themselves (botocore, say)."""
+    os.environ.update(variables)
+
+
 def proxy_of(url: str) -> str:
     """The proxy that the environment (``HTTPS_PROXY``, ``NO_PROXY``, …) names for this URL, or empty."""
     parts = urlsplit(url)

@@ -26,6 +26,8 @@ from bench.headline import headline_text
 from bench.scale import scale_text
 from bench.tables import part_text, required_text
 from cached import errors, metrics, settings
+from cached.cli.bench.command import HOPS as BENCH_HOPS
+from cached.cli.doctor.registry import CHECKS as DOCTOR_CHECKS
 from cached.cli.failures import exit_code
 from cached.cli.main import cli
 from cached.policy import admission, demand, worth
@@ -201,6 +203,24 @@ def _option_help(option: click.Option) -> str:
     return f"{option.help}{default}"
 
 
+# The checks of this host.
+
+
+def doctor_checks_text() -> str:
+    """By group, in the order in which they are made."""
+    rows = [
+        (item.group.value, f"`{item.name}`", item.about, item.details + (" (experiment)" if item.experiment else ""))
+        for item in DOCTOR_CHECKS
+    ]
+    return table(("Group", "Check", "Whether", "Looks at"), rows)
+
+
+def bench_hops_text() -> str:
+    """In the order in which they are measured."""
+    rows = [(", ".join(f"`{name}`" for name in hop.names), hop.details) for hop in BENCH_HOPS]
+    return table(("Hop", "Measures"), rows)
+
+
 # The house.
 
 
@@ -297,6 +317,8 @@ PARTS = (
     Part("architecture.md", "house", house_text),
     Part("artifacts.md", "starts", starts_text),
     Part("coldstart.md", "phases", phases_text),
+    Part("doctor.md", "doctor-checks", doctor_checks_text),
+    Part("doctor.md", "bench-hops", bench_hops_text),
     Part("performance.md", "required", required_text),
     *(Part("performance.md", f"measured-{name}", partial(part_text, name)) for name in MEASURED),
     Part("performance.md", "scale", scale_text),

@@ -6,6 +6,7 @@ import asyncio
 import grp
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ from cached.tracing import Tracer
 from cached.transfer.chain import Chains
 from cached.transfer.drives import Drives
 from cached.transfer.fill import RetryPolicy
-from cached.transfer.lanes import Lanes
+from cached.transfer.lanes import HedgeOutcome, Lanes
 from cached.transfer.pool import MoverPool
 
 _MAX_AUTO_MOVERS = 4
@@ -89,14 +90,19 @@ def instance_of(state_dir: str) -> str:
     return hashlib.sha256(os.path.realpath(state_dir).encode()).hexdigest()[:12]
 
 
+def auto_movers() -> int:
+    """How many movers there are at most where ``transfer.movers`` is 0."""
+    return min(_MAX_AUTO_MOVERS, len(os.sched_getaffinity(0)))
+
+
 def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, *, version: str) -> Parts:
     """Raises ConfigError for what only shows on this host."""
     state_dir = Path(config.daemon.state_dir)
     journal_dir = state_dir / "journals"
     journal_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     instance = instance_of(config.daemon.state_dir)
-    pool = _movers(config, metrics, clock)
-    lanes = _lanes(config, metrics, clock, pool)
+    pool = new_movers(config, clock, on_restart=metrics.mover_restarts.inc)
+    lanes = new_lanes(config, clock, pool, on_hedge=lambda outcome: metrics.hedges.labels(outcome=outcome).inc())
     degraded: dict[str, str] = {}
 
     def on_index_fault(why: str) -> None:
@@ -165,27 +171,31 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, 
     )
 
 
-def _movers(config: Config, metrics: Metrics, clock: Clock) -> MoverPool:
+def new_movers(config: Config, clock: Clock, *, on_restart: Callable[[], None] = lambda: None) -> MoverPool:
+    """The movers as the settings want them; none is started yet. See MoverPool for where they may be used."""
     transfer = config.transfer
     return MoverPool(
-        movers=transfer.movers or min(_MAX_AUTO_MOVERS, len(os.sched_getaffinity(0))),
+        movers=transfer.movers or auto_movers(),
         threads=transfer.threads_per_mover,
         ranges=transfer.max_ranges,
         nice=transfer.nice,
         idle_timeout_s=transfer.idle_timeout_s,
         clock=clock,
-        on_restart=metrics.mover_restarts.inc,
+        on_restart=on_restart,
     )
 
 
-def _lanes(config: Config, metrics: Metrics, clock: Clock, pool: MoverPool) -> Lanes:
+def new_lanes(
+    config: Config, clock: Clock, pool: MoverPool, *, on_hedge: Callable[[HedgeOutcome], None] = lambda _outcome: None
+) -> Lanes:
+    """The lanes to origins as the settings want them, over movers."""
     return Lanes(
         pool,
         clock,
         start=max(_MIN_START, min(2 * len(os.sched_getaffinity(0)), _MAX_START)),
         max_ranges=config.transfer.max_ranges,
         hedging=config.transfer.hedging,
-        on_hedge=lambda outcome: metrics.hedges.labels(outcome=outcome).inc(),
+        on_hedge=on_hedge,
     )
 
 

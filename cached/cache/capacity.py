@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cached.cgroups import Cgroups
 from cached.config import resolve_capacity
 from cached.levels.shm import SHM_FOLDER
 from cached.units import format_size
 
-_CGROUP = Path("/sys/fs/cgroup")
-_PSI = Path("/proc/pressure/memory")
+_PROC = Path("/proc")
+_PSI = _PROC / "pressure/memory"
 _SHORT_PERCENT, _EASY_PERCENT = 5.0, 1.0
 _SHRINK, _GROW, _LEAST_SHARE = 0.9, 1.05, 0.1
 
@@ -90,14 +91,14 @@ class Pressure:
         return Limit(int(limit.size_bytes * self.share), why)
 
 
-def memory_total_bytes() -> int:
+def memory_total_bytes(proc: Path = _PROC) -> int:
     """The host's memory, from /proc/meminfo."""
-    return _meminfo()["MemTotal"]
+    return meminfo(proc)["MemTotal"]
 
 
-def l1_budget(configured: str) -> Limit:
+def l1_budget(configured: str, proc: Path = _PROC) -> Limit:
     """What was configured for L1: a size, or a share of the host's memory."""
-    return Limit(resolve_capacity(configured, memory_total_bytes()), f"configured {configured}")
+    return Limit(resolve_capacity(configured, memory_total_bytes(proc)), f"configured {configured}")
 
 
 def l1_host_limit(*, reserve_bytes: int, ours_bytes: int, free_bytes: int) -> Limit:
@@ -105,13 +106,13 @@ def l1_host_limit(*, reserve_bytes: int, ours_bytes: int, free_bytes: int) -> Li
 
     ``ours_bytes``: what our segments take up; ``free_bytes``: what the mount has left.
     """
-    available = _meminfo()["MemAvailable"]
+    available = meminfo()["MemAvailable"]
     spare = max(0, available - reserve_bytes)
     limits = [
         Limit(ours_bytes + free_bytes, f"the shared-memory mount has {format_size(free_bytes)} free"),
         Limit(ours_bytes + spare, f"the host has {format_size(available)} of memory available"),
     ]
-    left = cgroup_left_bytes()
+    left = Cgroups().memory_left_bytes()
     if left is not None:
         limits.append(Limit(ours_bytes + left, f"the memory cgroup leaves {format_size(left)}"))
     return min(limits, key=lambda limit: limit.size_bytes)
@@ -142,41 +143,7 @@ def l2_limit(configured: str, folders: Sequence[str], *, ours_bytes: int) -> Lim
     )
 
 
-def cgroup_left_bytes(root: Path = _CGROUP, own: Callable[[], str] | None = None) -> int | None:
-    """What the tightest memory cgroup above us leaves, reclaimable page cache counted as free; None: unlimited."""
-    path = (own or _own_cgroup)()
-    lefts = []
-    while True:
-        left = _left_of(root / path.lstrip("/"))
-        if left is not None:
-            lefts.append(left)
-        if path in {"", "/"}:
-            return min(lefts, default=None)
-        path = path.rsplit("/", 1)[0]
-
-
-def _left_of(folder: Path) -> int | None:
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        if limit == "max":
-            return None
-        current = int((folder / "memory.current").read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return None
-    reclaimable = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
-    return max(0, int(limit) - current + reclaimable)
-
-
-def _own_cgroup() -> str:
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line[3:] for line in lines if line.startswith("0::")), "")
-
-
-def _meminfo() -> dict[str, int]:
-    """Bytes by name."""
-    found = re.findall(r"^(\w+):\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+def meminfo(proc: Path = _PROC) -> dict[str, int]:
+    """The host's memory in bytes, by the names of /proc/meminfo."""
+    found = re.findall(r"^(\w+):\s+(\d+) kB$", (proc / "meminfo").read_text(), re.MULTILINE)
     return {name: int(kib) * 1024 for name, kib in found}

@@ -8,6 +8,7 @@ import click
 
 from cached import __version__
 from cached.cli import artifact, coldstart, convert, models, ops, path, pull, push, run, serve, simulate
+from cached.cli.bench import bench
 from cached.cli.connect import Globals
 from cached.cli.doctor import doctor
 from cached.cli.failures import INTERRUPTED, exit_code, print_failure
@@ -60,6 +61,7 @@ for _command in (
     ops.events,
     ops.health,
     doctor,
+    bench,
     ops.config,
     ops.catalog,
     ops.version,

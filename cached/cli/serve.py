@@ -11,7 +11,7 @@ from cached.config import LoadedConfig, load_config, process_environment
 from cached.errors import CachedError
 from cached.sdnotify import Notifier
 
-_FLAGS = {
+FLAGS = {
     "socket": "daemon.socket",
     "state_dir": "daemon.state_dir",
     "catalog": "daemon.catalog",
@@ -49,7 +49,7 @@ def serve(options: Globals, /, file: Path | None, **flags: str | None) -> int:
       cached serve --state-dir ~/.cache/cached --l1-capacity 16GiB --catalog models.json
     """  # noqa: D301 click reads the control character
     given = {"socket": options.socket or None} | {name: value for name, value in flags.items() if value is not None}
-    overrides = {_FLAGS[name]: value for name, value in given.items() if value is not None}
+    overrides = {FLAGS[name]: value for name, value in given.items() if value is not None}
     environment = process_environment()
 
     def read() -> LoadedConfig:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cpu import measured, tree_cpu_s, wait_idle
+from bench.cpu import measured, wait_idle
+from cached.cli.measure.cpu import tree_cpu_s
 
 BURN = "import time\nwhile time.process_time() < {s}: pass\n"
 CHILD = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', {code!r}])\n"

@@ -112,5 +112,5 @@ def test_the_doctor_looks_at_a_daemon_that_is_well(daemon):
     data = json.loads(cached(daemon, "doctor", "--quick", "-o", "json"))
     assert data["problems"] == 0
     verdicts = {item["check"]: item["verdict"] for item in data["findings"]}
-    assert (verdicts["daemon"], verdicts["sockets"]) == ("ok", "ok")
+    assert (verdicts["health"], verdicts["sockets"]) == ("ok", "ok")
     assert Path(sys.executable).exists()

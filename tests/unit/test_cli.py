@@ -32,8 +32,8 @@ from tests.unit.rpc_support import STATS
 
 DESIGNED_VERBS = {
     "serve", "pull", "ls", "ps", "show", "tier", "pin", "unpin", "evict", "rm", "verify", "path", "run", "push",
-    "artifact", "catalog", "convert", "simulate", "coldstart", "stats", "events", "health", "doctor", "config",
-    "top", "version", "install-service", "uninstall-service",
+    "artifact", "catalog", "convert", "simulate", "coldstart", "stats", "events", "health", "doctor", "bench",
+    "config", "top", "version", "install-service", "uninstall-service",
 }  # fmt: skip
 READY = PullProgress(
     PullPhase.READY, "tiny", "abcdef0123456789", 3 * 2**30, 3 * 2**30, 3 * 2**30, elapsed_s=1.5,

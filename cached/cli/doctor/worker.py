@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
+from cached.cli.doctor.bounds import processors_allowed
 from cached.cli.doctor.checks import Context, Finding, Verdict
 from cached.cli.doctor.child import run_child
 
@@ -78,7 +77,7 @@ print(json.dumps({"threads": threads, "seconds": sorted(times)[len(times) // 2]}
 
 def threads(context: Context) -> Iterator[Finding]:
     """Multiplies matrices with as many threads as a worker takes by itself, and with as many as it has processors."""
-    allowed = processors(context)
+    allowed = max(1, math.ceil(processors_allowed(context)))
     found = run_child(context, _MULTIPLY)
     if found["threads"] < 0:
         yield Finding(Verdict.NOT_MEASURED, f"{context.python} has neither torch nor numpy")
@@ -102,31 +101,6 @@ def threads(context: Context) -> Iterator[Finding]:
 
 def _taken(threads: int) -> str:
     return f", on {threads} threads" if threads else ""
-
-
-def processors(context: Context) -> int:
-    """Those that this process may use: by its affinity, and by the CPU quota of its cgroup (v2)."""
-    allowed = len(os.sched_getaffinity(0))
-    try:
-        lines = (context.proc / "self/cgroup").read_text().splitlines()
-        own = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    except OSError:
-        own = "/"
-    folder = context.sys / "fs/cgroup" / own.lstrip("/")
-    for place in (folder, *folder.parents):
-        quota = _quota(place / "cpu.max")
-        allowed = min(allowed, quota or allowed)
-        if place == context.sys / "fs/cgroup":
-            break
-    return max(1, allowed)
-
-
-def _quota(path: Path) -> int | None:
-    try:
-        quota, period = path.read_text().split()
-        return None if quota == "max" else math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):
-        return None
 
 
 _CUDA = """

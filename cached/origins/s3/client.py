@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import botocore
 import botocore.exceptions
+import botocore.httpsession
 import botocore.session
 from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection, AWSPreparedRequest
 from botocore.config import Config
@@ -76,6 +77,19 @@ class Connection:
             return "none found"
         named = f" of profile {self._options.profile!r}" if self._options.profile else ""
         return f"{_SOURCES.get(str(found.method), str(found.method))}{named}"
+
+    def credential_facts(self) -> tuple[bool, float | None]:
+        """Whether they are temporary, and when they end (epoch) where that is known; they may renew themselves."""
+        found = None if self._options.anonymous else self._find_credentials()
+        if found is None:
+            return False, None
+        ends = getattr(found, "_expiry_time", None)
+        return bool(getattr(found, "token", "")), ends.timestamp() if ends is not None else None
+
+    def ca_file(self) -> str:
+        """The file of certificate authorities that servers are checked against; empty: they are not."""
+        verify = self.client._endpoint.http_session._verify  # noqa: SLF001 settings, environment and profile, resolved
+        return str(botocore.httpsession.get_cert_path(verify) or "")
 
     def secrets(self) -> tuple[str, ...]:
         """What no text of ours may hold."""

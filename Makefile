@@ -85,7 +85,7 @@ lock: ## Resolve requirements/*.in and both pyproject.toml files into hashed loc
 		pyproject.toml client/pyproject.toml -o requirements/runtime.lock
 
 # What of the optional dependencies the container image has.
-IMAGE_EXTRAS := --extra az --extra gs --extra kubernetes
+IMAGE_EXTRAS := --extra az --extra gs --extra kubernetes --extra otel
 
 # Pins that are in a lock stay; `make lock LOCK_ARGS=--upgrade` moves them.
 LOCK_ARGS ?=
@@ -122,6 +122,7 @@ proto: $(STAMP_PROTO) ## Generate client/cached_client/_proto from the .proto
 .PHONY: docs
 docs: $(STAMP) ## Write the parts of docs/ that come from the code
 	$(BIN)/python docs/generate.py
+	$(BIN)/python deploy/grafana/generate.py
 
 .PHONY: manifests
 manifests: $(STAMP) ## Write the parts of deploy/ that come from the chart and the code

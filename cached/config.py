@@ -33,9 +33,9 @@ from cached.settings import (
     Problem,
     S3Config,
     Setting,
+    TelemetryConfig,
     TransferConfig,
     describe_settings,
-    example_toml,
     nearest,
     origin_defaults,
     origin_options,
@@ -59,6 +59,7 @@ __all__ = [
     "Place",
     "S3Config",
     "Setting",
+    "TelemetryConfig",
     "TransferConfig",
     "default_socket",
     "describe_settings",
@@ -73,6 +74,7 @@ __all__ = [
     "proxy_of",
     "read_token",
     "resolve_capacity",
+    "wants_telemetry",
 ]
 
 PUBLIC_HUB = "https://huggingface.co"
@@ -113,6 +115,22 @@ class Place:
         return cls(uid=os.geteuid(), run_dir_writable=os.access(SYSTEM_RUN_DIR, os.W_OK | os.X_OK))
 
 
+def example_toml() -> str:
+    """A configuration file with every setting commented out at its default."""
+    lines = [
+        "# Settings of cached. Each line that is commented out shows its default.",
+        "# Order: defaults < this file < CACHED_SECTION_KEY environment < flags; see `cached config show`.",
+    ]
+    section = ""
+    for setting in describe_settings():
+        head, key = setting.key.split(".")
+        if head != section:
+            section = head
+            lines += ["", f"# {sections()[head].__doc__}", f"[{head}]"]
+        lines += ["", f"# {setting.doc}", f"#{key} = {setting.default}"]
+    return "\n".join(lines) + "\n"
+
+
 def default_socket(env: Mapping[str, str], place: Place | None = None) -> str:
     """Where a daemon of this user listens, and so where its clients look, unless told otherwise."""
     place = place or Place.here()
@@ -144,6 +162,15 @@ def proxy_of(url: str) -> str:
 def hub_endpoint(env: Mapping[str, str]) -> str:
     """Where ``hf://`` is, unless the settings or the catalog say otherwise: ``HF_ENDPOINT``, else the public hub."""
     return (env.get("HF_ENDPOINT") or PUBLIC_HUB).rstrip("/")
+
+
+def wants_telemetry(section: TelemetryConfig, env: Mapping[str, str]) -> bool:
+    """Whether spans are to be sent: by the settings, or by the variables of OpenTelemetry itself."""
+    if section.otlp_endpoint:
+        return True
+    if env.get("OTEL_SDK_DISABLED", "").lower() == "true" or env.get("OTEL_TRACES_EXPORTER") == "none":
+        return False
+    return bool(env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
 
 
 def hub_token(endpoint: str, token_file: str, env: Mapping[str, str]) -> str:

@@ -20,16 +20,17 @@ from cached import __version__, logs
 from cached.cache import ModelCache
 from cached.catalog_file import load_catalog
 from cached.clock import SystemClock
-from cached.config import Config, LoadedConfig
-from cached.errors import CachedError
+from cached.config import Config, LoadedConfig, wants_telemetry
+from cached.errors import CachedError, ConfigError
 from cached.layout import claim_layout
-from cached.metrics import Metrics
+from cached.metrics import Metrics, Reload
 from cached.overview import Limits, Overview
 from cached.rpc import sockets
 from cached.rpc.descriptors import AccessList, DescriptorServer
 from cached.rpc.server import RpcServer
 from cached.sdnotify import Notifier
 from cached.service_status import StatusReporter
+from cached.tracing import Tracer
 from cached.units import format_size
 from cached.web.http import HttpServer, Views
 
@@ -38,6 +39,7 @@ _WATCHDOG_S = 5.0
 _MORE_TIME_S = 30.0
 """What a daemon that starts or stops asks for with each sign of life; it takes that long to notice that one hangs."""
 
+_LAG_INTERVAL_S = 1.0
 _STOP_GRACE_S = 1.0
 _CLOSE_TIMEOUT_S = 10.0
 _log = structlog.get_logger(__name__)
@@ -58,16 +60,46 @@ def serve(loaded: LoadedConfig, environment: Mapping[str, str], read: Callable[[
         with _locked(config):
             _log.info("daemon.starting", version=__version__, pid=os.getpid(), config=loaded.file or "defaults")
             notifier.status("starting: reading what an earlier daemon left")
-            asyncio.run(_run(config, notifier, read))
+            asyncio.run(_run(config, environment, notifier, read))
     except CachedError as error:
         notifier.status(f"failed: {error.message}")
         raise
     return 0
 
 
-async def _run(config: Config, notifier: Notifier, read: Callable[[], LoadedConfig]) -> None:
+async def _run(
+    config: Config, environment: Mapping[str, str], notifier: Notifier, read: Callable[[], LoadedConfig]
+) -> None:
     """Built within the loop: the gRPC server belongs to the loop that it is made in."""
-    await _Daemon(config, notifier, read).run()
+    metrics = Metrics(__version__)
+    tracer = _tracer(config, environment, metrics)
+    try:
+        await _Daemon(config, notifier, read, metrics, tracer).run()
+    finally:
+        await asyncio.to_thread(tracer.close)
+
+
+def _tracer(config: Config, environment: Mapping[str, str], metrics: Metrics) -> Tracer:
+    """One that exports, where that is asked for. Raises ConfigError if the settings ask for what is not installed.
+
+    Variables of OpenTelemetry may be meant for every program of a host: then that is a warning.
+    """
+    if not wants_telemetry(config.telemetry, environment):
+        return Tracer()
+    try:
+        from cached.telemetry import OtelTracer
+    except ImportError as error:
+        endpoint, hint = config.telemetry.otlp_endpoint, "pip install 'cached[otel]'"
+        if endpoint:
+            msg = f"telemetry.otlp_endpoint is set, but OpenTelemetry is not installed: {error}"
+            raise ConfigError(msg, hint=hint, key="telemetry.otlp_endpoint", value=endpoint) from error
+        _log.warning("telemetry.missing", cause=str(error), hint=hint)
+        return Tracer()
+    return OtelTracer(
+        config.telemetry.otlp_endpoint,
+        version=__version__,
+        on_exported=lambda outcome, count: metrics.telemetry_spans.labels(outcome=outcome).inc(count),
+    )
 
 
 @contextmanager
@@ -103,13 +135,21 @@ def _folder_mode(folder: str, socket_mode: str, group: int) -> int:
 
 
 class _Daemon:
-    def __init__(self, config: Config, notifier: Notifier, read: Callable[[], LoadedConfig]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        notifier: Notifier,
+        read: Callable[[], LoadedConfig],
+        metrics: Metrics,
+        tracer: Tracer,
+    ) -> None:
         self._config = config
         self._read = read
         self._notifier = notifier
-        self._metrics = Metrics(__version__)
-        self._engine = ModelCache.build(config, self._metrics, SystemClock())
-        self._catalog = CatalogWatch(config.daemon.catalog, self._engine)
+        self._metrics = metrics
+        self._metrics.config.done(successful=True)
+        self._engine = ModelCache.build(config, self._metrics, SystemClock(), tracer)
+        self._catalog = CatalogWatch(config.daemon.catalog, self._engine, self._metrics.catalog)
         self._refused = ""
         self._status = StatusReporter(notifier, self._engine, self._problems)
         self._stop = asyncio.Event()
@@ -118,7 +158,13 @@ class _Daemon:
         access = config.access
         mode, group = int(access.socket_mode, 8), sockets.group_id(access.socket_group, "access.socket_group")
         self._rpc = RpcServer(
-            self._engine, self._metrics, config.daemon.socket, mode=mode, gid=group, reflect=config.daemon.reflection
+            self._engine,
+            self._metrics,
+            config.daemon.socket,
+            mode=mode,
+            gid=group,
+            reflect=config.daemon.reflection,
+            tracer=tracer,
         )
         self._descriptors = DescriptorServer(
             self._engine,
@@ -140,6 +186,7 @@ class _Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._catalog.reload_soon)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(_background(self._watchdog()))
+            await stack.enter_async_context(_background(self._measure_lag()))
             stack.push_async_callback(self._close_engine)
             await self._bind(stack)
             if not await self._recover():
@@ -165,7 +212,9 @@ class _Daemon:
         try:
             loaded = await asyncio.to_thread(self._read)
             self._engine.set_budgets(loaded.config)
+            self._metrics.config.done(successful=True)
         except CachedError as error:
+            self._metrics.config.done(successful=False)
             self._refused = f"the new settings are refused, the old ones stay: {error.message}"
             self._engine.tell(
                 "config.refused", f"the settings cannot be used: {error.message}", error=error.message, hint=error.hint
@@ -201,7 +250,7 @@ class _Daemon:
         _spare_the_collector()
         await self._rpc.serving()
         self._phase = "serving"
-        self._metrics.bind(self._engine.stats, lambda: not self._not_ready())
+        self._metrics.bind(self._engine.gauges, lambda: not self._not_ready())
         self._announce()
         return True
 
@@ -268,6 +317,14 @@ class _Daemon:
                 self._notifier.extend_timeout(_MORE_TIME_S)
             await asyncio.sleep(interval_s)
 
+    async def _measure_lag(self) -> None:
+        """A loop that is held up answers nobody meanwhile, and it is this that shows it first."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due_s = loop.time() + _LAG_INTERVAL_S
+            await asyncio.sleep(_LAG_INTERVAL_S)
+            self._metrics.event_loop_lag_seconds.observe(max(0.0, loop.time() - due_s))
+
 
 def _spare_the_collector() -> None:
     """What is there once we serve stays; looking through it again and again would hold the loop up.
@@ -309,9 +366,10 @@ class CatalogWatch:
     A file that cannot be used is reported once; the catalog that was loaded before stays.
     """
 
-    def __init__(self, path: str, engine: ModelCache) -> None:
+    def __init__(self, path: str, engine: ModelCache, reload: Reload) -> None:
         self._path = path
         self._engine = engine
+        self._reload = reload
         self._seen: tuple[int, ...] | None = None
         self._forced = asyncio.Event()
         self._loaded = not path
@@ -356,12 +414,14 @@ class CatalogWatch:
             self._engine.set_catalog(catalog)
         except CachedError as error:
             self._problem = error.message
+            self._reload.done(successful=False)
             self._engine.tell(
                 "catalog.refused", f"the catalog cannot be used: {error.message}",
                 file=self._path, error=error.message, hint=error.hint, kept_old=self._loaded,
             )  # fmt: skip
             return
         self._loaded, self._problem = True, ""
+        self._reload.done(successful=True)
         count = len(catalog.models)
         self._engine.tell("catalog.loaded", f"the catalog names {count} models", file=self._path, models=count)
 

@@ -329,6 +329,18 @@ class HttpConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TelemetryConfig:
+    """Traces of pulls and attaches for an OpenTelemetry collector; needs the extra ``cached[otel]``."""
+
+    otlp_endpoint: str = _setting(
+        "",
+        "URL of a collector that speaks OTLP over gRPC, such as http://127.0.0.1:4317. Empty: "
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT; without them no traces are sent.",
+        _url,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class AccessConfig:
     """Who may use the daemon."""
 
@@ -354,6 +366,7 @@ class Config:
     artifacts: ArtifactsConfig = field(default_factory=ArtifactsConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
 
 
@@ -405,22 +418,6 @@ def describe_settings() -> Iterator[Setting]:
                 default=toml_text(item.default),
                 doc=item.metadata["doc"],
             )
-
-
-def example_toml() -> str:
-    """A configuration file with every setting commented out at its default."""
-    lines = [
-        "# Settings of cached. Each line that is commented out shows its default.",
-        "# Order: defaults < this file < CACHED_SECTION_KEY environment < flags; see `cached config show`.",
-    ]
-    section = ""
-    for setting in describe_settings():
-        head, key = setting.key.split(".")
-        if head != section:
-            section = head
-            lines += ["", f"# {sections()[head].__doc__}", f"[{head}]"]
-        lines += ["", f"# {setting.doc}", f"#{key} = {setting.default}"]
-    return "\n".join(lines) + "\n"
 
 
 def origin_options(section: S3Config | HubConfig) -> dict[str, str]:

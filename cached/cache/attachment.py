@@ -10,11 +10,12 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from cached.cache.attach_watch import AttachWatch
 from cached.cache.content import Content
 from cached.cache.flight import Flight
 from cached.cache.load import Load
 from cached.cache.services import Services
-from cached.errors import InvalidRequestError, NotFoundError
+from cached.errors import CachedError, InvalidRequestError, NotFoundError
 from cached.leases import Lease
 from cached.manifest import Manifest
 from cached.transfer.fill import Fill
@@ -73,9 +74,15 @@ class Attachment:
     """An async context manager; leaving it, however that happens, ends the lease. Made by ``ModelCache.attach``."""
 
     def __init__(
-        self, services: Services, lease: Lease, content: Content, on_close: Callable[[Attachment], None]
+        self,
+        services: Services,
+        lease: Lease,
+        content: Content,
+        on_close: Callable[[Attachment], None],
+        watch: AttachWatch,
     ) -> None:
         self.lease = lease
+        self._watch = watch
         self._services = services
         self._manifest = content.source if isinstance(content.source, Manifest) else None
         self._load = content.source if isinstance(content.source, Load) else None
@@ -103,6 +110,7 @@ class Attachment:
         if not self._closed:
             self._closed = True
             self._wake.set()
+            self._watch.ended()
             self._on_close(self)
 
     def notice(self, damaged: Damaged) -> None:
@@ -118,9 +126,11 @@ class Attachment:
         if self._load is None:
             reused_bytes = self._total_bytes() if self._chosen is None else self._chosen.size_bytes
             partial = self._chosen is not None
-            yield self._opened(Complete(Level.L1, 0, 0, reused_bytes, 0.0, self._checked_by(), partial=partial))
+            complete = Complete(Level.L1, 0, 0, reused_bytes, 0.0, self._checked_by(), partial=partial)
+            self._watch.completed(self.lease, complete)
+            yield self._opened(complete)
         else:
-            await self._load.until(lambda: self._load is not None and self._load.opened)
+            await self._until_opened(self._load)
             yield self._opened(None)
             async for event in self._arrivals(self._load):
                 yield event
@@ -130,6 +140,13 @@ class Attachment:
                 yield self._notices.popleft()
             if not self._closed:
                 await self._wake.wait()
+
+    async def _until_opened(self, load: Load) -> None:
+        try:
+            await load.until(lambda: load.opened)
+        except CachedError as error:
+            self._watch.failed(error)
+            raise
 
     async def _arrivals(self, load: Load) -> AsyncIterator[AttachEvent]:
         arriving = [
@@ -150,13 +167,16 @@ class Attachment:
             ranges = tuple(item for file in arriving for item in file.take())
             arriving = [file for file in arriving if not file.finished]
             if ranges:
+                self._watch.arrived()
                 yield RangesReady(ranges)
             complete = self._completed(load)
             if complete is not None:
                 self.lease.complete = True
+                self._watch.completed(self.lease, complete)
                 yield complete
                 return
             if load.error is not None:
+                self._watch.failed(load.error)
                 raise load.error
             if not ranges:
                 await _first_of(load.signal.next(), self._wake.wait())

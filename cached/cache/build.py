@@ -48,6 +48,7 @@ from cached.levels.disk import DiskLevel
 from cached.levels.shm import SHM_FOLDER, ShmLevel, huge_pages_allowed, mount_of
 from cached.levels.striped import StripedDisk
 from cached.metrics import Metrics
+from cached.tracing import Tracer
 from cached.transfer.chain import Chains
 from cached.transfer.drives import Drives
 from cached.transfer.fill import RetryPolicy
@@ -95,7 +96,7 @@ def auto_movers() -> int:
     return min(_MAX_AUTO_MOVERS, len(os.sched_getaffinity(0)))
 
 
-def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str) -> Parts:
+def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, *, version: str) -> Parts:
     """Raises ConfigError for what only shows on this host."""
     state_dir = Path(config.daemon.state_dir)
     journal_dir = state_dir / "journals"
@@ -122,6 +123,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, *, version: str)
         registry=registry,
         history=UseHistory(registry, clock),
         metrics=metrics,
+        tracer=tracer,
         events=events,
         view=DirectoryView(Path(config.daemon.models_dir)),
         seeds=Seeds(config.l2.seed_dirs, events),
@@ -209,8 +211,8 @@ def _chains(config: Config, metrics: Metrics, clock: Clock, lanes: Lanes, pool: 
     return Chains(
         Drives(lanes, config.l2.folders, limit=pool.capacity) if several else lanes,
         clock,
-        on_bytes=lambda origin, length_bytes: metrics.origin_bytes.labels(origin=origin).inc(length_bytes),
-        on_failover=lambda origin, reason: metrics.origin_failovers.labels(origin=origin, reason=reason).inc(),
+        on_bytes=metrics.delivered,
+        on_failover=metrics.failed_over,
         events=events,
     )
 

@@ -68,6 +68,7 @@ class Pressure:
         self._path = path
         self.share = 1.0
         self.stalled_percent = 0.0
+        self.is_known = False
 
     def look(self) -> None:
         """Reads the figures. A kernel without them never is under pressure."""
@@ -75,6 +76,7 @@ class Pressure:
             found = re.search(r"^full avg10=([0-9.]+)", self._path.read_text(), re.MULTILINE)
         except OSError:
             found = None
+        self.is_known = found is not None
         self.stalled_percent = float(found[1]) if found else 0.0
         if self.stalled_percent >= _SHORT_PERCENT:
             self.share = max(_LEAST_SHARE, self.share * _SHRINK)

@@ -43,9 +43,8 @@ class ColdStarts:
 
     def _show(self, record: ColdStartsRecord) -> None:
         """Its series begin at 0, so that a rate over them has a first point."""
-        self._metrics.coldstart_seconds.labels(model=record.name)
-        for phase in {phase for start in record.starts for phase in phase_seconds(start.phases)}:
-            self._metrics.coldstart_phase_seconds.labels(model=record.name, phase=phase)
+        phases = {phase for start in record.starts for phase in phase_seconds(start.phases)}
+        self._metrics.show_coldstarts(record.name, phases)
 
     def write(self) -> None:
         """Makes it durable, if anything changed."""
@@ -73,11 +72,9 @@ class ColdStarts:
         while len(self._starts) > MODELS:
             self.forget(next(iter(self._starts)))
         longest = ""
-        for phase, seconds in sorted(phase_seconds(told.phases).items()):
-            self._metrics.coldstart_phase_seconds.labels(model=told.name, phase=phase).observe(seconds)
+        self._metrics.coldstarted(told.name, told.total_s, phase_seconds(told.phases))
         if told.phases:
             longest = max(told.phases, key=lambda item: item.end_s - item.start_s).name
-        self._metrics.coldstart_seconds.labels(model=told.name).observe(told.total_s)
         self._events.emit(
             "coldstart.reported", f"{told.client_name or 'a worker'} started with {told.name} in {told.total_s:.2f} s",
             name=told.name, revision=told.revision, total_s=f"{told.total_s:.3f}", longest_phase=longest,
@@ -100,7 +97,7 @@ class ColdStarts:
         if self._starts.pop(name, None) is not None:
             self._changed.add(name)
             self.write()
-        self._metrics.forget_coldstarts(name)
+        self._metrics.forget_model(name)
 
 
 def phase_seconds(phases: Iterable[ColdStartPhase]) -> dict[str, float]:

@@ -40,6 +40,11 @@ class Content:
         return self.source.plan.total_bytes if isinstance(self.source, Load) else self.source.total_bytes
 
     @property
+    def load_id(self) -> str:
+        """Of the load that brings it; empty where nothing has to be brought."""
+        return self.source.load_id if isinstance(self.source, Load) else ""
+
+    @property
     def is_over(self) -> bool:
         """A load that ended before anybody could hold what it brought."""
         return isinstance(self.source, Load) and self.source.finished and bool(self.source.plan.orders)

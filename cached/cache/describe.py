@@ -16,6 +16,8 @@ from cached.cache.services import Services
 from cached.index import PartRecord
 from cached.leases import LeaseTable
 from cached.manifest import Manifest
+from cached.metrics import Gauges, ModelGauges
+from cached.processes import Usage
 from cached.types import FileDetail, Level, LevelStats, ModelDetail, ModelSummary, OriginStats, RevisionState, Stats
 from cached.units import chunk_count
 
@@ -177,6 +179,37 @@ class Describer:
             instance=self._instance,
             origins=origins,
         )
+
+    def gauges(
+        self, movers: Usage, mover_count: int, origins: tuple[OriginStats, ...], precision: float | None
+    ) -> Gauges:
+        """What the metrics show of this moment."""
+        services = self._services
+        registry, pressure = services.registry, services.storage.pressure
+        hot = [model.current for model in self._hot_set.models()]
+        return Gauges(
+            levels=tuple(self._level(level) for level in services.storage.levels),
+            origins=origins,
+            models=tuple(self._model_gauges()),
+            model_count=len(registry.models),
+            hot_model_count=len(hot),
+            hot_ready_count=sum(item is not None and registry.whole_at(item, Level.L1) for item in hot),
+            quarantined_blob_count=registry.quarantined_count,
+            lease_count=len(self._leases),
+            active_load_count=len(self._loader.loads),
+            mover_count=mover_count,
+            movers=movers,
+            degraded=frozenset(services.degraded),
+            memory_stall_ratio=pressure.stalled_percent / 100 if pressure.is_known else None,
+            prediction_precision=precision,
+        )
+
+    def _model_gauges(self) -> Iterator[ModelGauges]:
+        for model in self._services.registry.models.values():
+            present = self._services.registry.present(model.current) if model.current is not None else None
+            l1_bytes, l2_bytes = (present.l1_bytes, present.l2_bytes) if present else (0, 0)
+            if l1_bytes or l2_bytes or model.lease_count:
+                yield ModelGauges(model.name, l1_bytes, l2_bytes, model.lease_count)
 
     def _level(self, level: Level) -> LevelStats:
         storage = self._services.storage

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import structlog
 
 from cached.clock import Clock
+from cached.tracing import current_trace_id
 from cached.types import Event
 
 _log = structlog.get_logger("cached.events")
@@ -33,7 +34,12 @@ class EventBus:
         self._watchers: set[asyncio.Queue[Event]] = set()
 
     def emit(self, kind: str, message: str, *, name: str = "", revision: str = "", **fields: object) -> None:
-        """Logs the event, as an error if it is one that went wrong, and hands it to every watcher."""
+        """Logs the event, as an error if it is one that went wrong, and hands it to every watcher.
+
+        It carries the trace id of the request that brought it about, if any did.
+        """
+        if trace_id := current_trace_id():
+            fields["trace_id"] = trace_id
         event = Event(
             time_s=self._clock.wall_s(),
             kind=kind,

@@ -29,6 +29,7 @@ from cached.levels.base import FileRef
 from cached.levels.journal import IngestJournal, JournalChunk
 from cached.manifest import BlobRecord
 from cached.signals import Signal, run_all
+from cached.tracing import Attributes, Tracer
 from cached.transfer.fill import Fill, HeadStart, Observer, OriginSource, Sources
 from cached.transfer.jobs import Copy, Moved
 from cached.transfer.lanes import name_of
@@ -119,7 +120,9 @@ class Flight:
         priority: int,
         urgent: bool = False,
         head_start: HeadStart | None = None,
+        tracer: Tracer,
     ) -> None:
+        self._tracer = tracer
         self.order = order
         self.signal = Signal()
         self.verified = False
@@ -210,22 +213,31 @@ class Flight:
 
     async def _run(self) -> None:
         self._begun = True
-        persisting = asyncio.ensure_future(self._persist.behind(self.fill)) if self._persist else None
+        attributes: Attributes = {"cached.file.path": self.order.path, "cached.file.size": self.order.size_bytes}
+        with self._tracer.start("file", attributes) as span:
+            await self._carry_out()
+            if self.error is not None:
+                span.fail(self.error)
+
+    async def _carry_out(self) -> None:
+        persisting = asyncio.ensure_future(self._write_behind(self._persist)) if self._persist else None
         try:
             self._check_length()
             if self.order.is_part:
-                await self.fill.run()
+                await self._fetch()
                 if self.order.record is not None:
                     await self._mend_disk(self.order.record)
                 self.finished = True
                 return
-            await run_all(self.fill.run(), self._check_early())
+            await run_all(self._fetch(), self._check_early())
             record = await self._named()
-            await self._land(record)
+            with self._tracer.start("commit"):
+                await self._land(record)
             await self._mend_disk(record)
             if self._persist is not None and persisting is not None:
                 await persisting
-                await self._persist.finish(record)
+                with self._tracer.start("commit l2"):
+                    await self._persist.finish(record)
             self.finished = True
         except CachedError as error:
             self._fail(error)
@@ -244,6 +256,17 @@ class Flight:
             self._settle()
             self.signal.notify()
 
+    async def _fetch(self) -> None:
+        with self._tracer.start("fetch") as span:
+            await self.fill.run()
+            span.set({f"cached.bytes.{level.value}": count for level, count in self.fill.bytes_from.items()})
+
+    async def _write_behind(self, persist: Persist) -> None:
+        with self._tracer.start("write l2") as span:
+            await persist.behind(self.fill)
+            if persist.error is not None:
+                span.fail(persist.error)
+
     async def _quiet(self) -> None:
         """Until no mover writes any more to what is to be kept, resumed or used for something else."""
         await self._services.runner.settled(self.target.path)
@@ -258,7 +281,8 @@ class Flight:
         if self.order.record is not None:
             self._pass(None)
         elif self.order.vouched:
-            await confirm_origin_checksum(self._services.runner, self.order, self.fill)
+            with self._tracer.start("verify"):
+                await confirm_origin_checksum(self._services.runner, self.order, self.fill)
             self._pass(CheckedBy.ORIGIN_CHECKSUM)
 
     async def _named(self) -> BlobRecord:

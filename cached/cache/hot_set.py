@@ -19,7 +19,7 @@ class HotSet:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each model that is hot, as far as they are known."""
-        return {model.name: model.size_bytes for model in self._hot()}
+        return {model.name: model.size_bytes for model in self.models()}
 
     @property
     def used_bytes(self) -> int:
@@ -50,7 +50,7 @@ class HotSet:
         """Those that fit, by priority and name. What the catalog has beyond the budget is told as degraded."""
         taken: dict[str, int] = {}
         problem = ""
-        for model in sorted(self._hot(), key=lambda model: (-model.priority, model.name)):
+        for model in sorted(self.models(), key=lambda model: (-model.priority, model.name)):
             try:
                 check_hot(taken, model.name, model.size_bytes, self.capacity_bytes)
             except NoRoomError as error:
@@ -63,5 +63,6 @@ class HotSet:
         else:
             self._services.degraded.pop("hot", None)
 
-    def _hot(self) -> Iterator[Model]:
+    def models(self) -> Iterator[Model]:
+        """Those that are hot now."""
         return (model for model in self._services.registry.models.values() if model.tier[0] is Tier.HOT)

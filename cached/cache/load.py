@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from cached.errors import CachedError
 from cached.manifest import FileEntry, Manifest
 from cached.policy import Otherwise
 from cached.signals import Signal
+from cached.tracing import Span
 from cached.types import CheckedBy, Complete, Level, PullPhase, PullProgress, Selected
 from cached.units import chunk_count
 
@@ -133,7 +135,8 @@ class Load:
 
     ``opened``: bytes are reserved and every file's destination exists. ``ready_as``: all checks have passed.
     ``shown``: the directory view shows it, but it is not recorded yet. ``finished``: everything is recorded, L2
-    included. ``error``: it ended before that.
+    included. ``error``: it ended before that. ``load_id`` names it in the log, in events and in exemplars; ``span`` is
+    that of its work.
     """
 
     def __init__(self, plan: LoadPlan, clock: Clock) -> None:
@@ -146,6 +149,8 @@ class Load:
         self.finished = False
         self.error: CachedError | None = None
         self.started_s = clock.monotonic_s()
+        self.load_id = secrets.token_hex(4)
+        self.span = Span("")
         self.task: asyncio.Task[None] | None = None
         self._clock = clock
 

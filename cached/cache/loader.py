@@ -21,6 +21,7 @@ from cached.levels.base import FileRef
 from cached.manifest import Manifest
 from cached.policy import Otherwise
 from cached.signals import run_all
+from cached.tracing import Tracer
 from cached.transfer.fill import HeadStart
 from cached.types import Complete, Level
 from cached.units import chunk_length, format_size
@@ -29,6 +30,8 @@ _log = structlog.get_logger(__name__)
 
 _PRIORITIES_PER_LOAD = 100_000
 """More than a model has files: earlier loads go first, and within a load earlier files."""
+_TRACED_FILES = 32
+"""Of a load have spans of their own; some models have thousands."""
 _WEIGHTS = (".safetensors", ".gguf")
 """A worker that streams waits for the head of the first of them."""
 
@@ -90,6 +93,17 @@ class Loader:
         if running is not None:
             return running
         self.loads[load.key] = load
+        load.span = self._services.tracer.start(
+            "load",
+            {
+                "cached.model": plan.name,
+                "cached.revision": plan.revision,
+                "cached.load.id": load.load_id,
+                "cached.level": plan.level.value,
+                "cached.files": len(plan.files),
+                "cached.bytes": plan.total_bytes,
+            },
+        )
         load.task = asyncio.get_running_loop().create_task(self._run(load), name=f"load {plan.name}")
         return load
 
@@ -102,6 +116,10 @@ class Loader:
         await asyncio.gather(*(load.task for load in loads if load.task is not None), return_exceptions=True)
 
     async def _run(self, load: Load) -> None:
+        with load.span:
+            await self._carry_out(load)
+
+    async def _carry_out(self, load: Load) -> None:
         error: CachedError | None = None
         try:
             async with self._slots:
@@ -137,19 +155,21 @@ class Loader:
         self.sweep()
         if error is not None:
             load.error = error
-            services.failed(services.registry.known(plan.name), error)
+            load.span.fail(error)
+            services.failed(services.registry.known(plan.name), error, load=load.load_id)
             return
         load.finished = True
         if load.bytes_from(Level.L3):
-            services.metrics.pulls.labels(outcome="ok").inc()
+            services.metrics.pulled(services.clock.wall_s())
         ready = load.ready_as or load.completion()
         services.events.emit(
             "load.finished", f"{'part of ' if plan.is_part else ''}{plan.name} is in {plan.level}",
             name=plan.name, revision=plan.revision, level=plan.level.value, from_level=ready.from_level.value,
             origin_bytes=ready.origin_bytes, disk_bytes=ready.disk_bytes, reused_bytes=ready.reused_bytes,
-            load_s=round(ready.load_s, 3), origins=_told(load),
+            load_s=round(ready.load_s, 3), origins=_told(load), load=load.load_id,
         )  # fmt: skip
-        services.metrics.load_seconds.labels(from_level=ready.from_level.value).observe(ready.load_s)
+        load.span.set({"cached.from_level": ready.from_level.value, "cached.origin_bytes": ready.origin_bytes})
+        services.metrics.loaded(ready.from_level, ready.load_s, trace_id=load.span.trace_id, load_id=load.load_id)
 
     async def _open_at_its_turn(self, load: Load) -> None:
         """Only one load at a time brings a part of a blob: whoever wants more of it goes on where that one ends."""
@@ -159,6 +179,8 @@ class Loader:
             async with nullcontext() if load.plan.needs_no_room else self._evictor.opening:
                 if self._in_the_way_of(load) is None:
                     await self._open(load)
+                    waited_s = self._services.clock.monotonic_s() - load.started_s
+                    self._services.metrics.load_opened(waited_s, trace_id=load.span.trace_id, load_id=load.load_id)
                     return
 
     def _in_the_way_of(self, load: Load) -> Load | None:
@@ -177,9 +199,10 @@ class Loader:
         try:
             sizes = {key: self._room_bytes(order) for key, order in new.items() if not order.adopt}
             lengths = {key: new[key].size_bytes for key in sizes if new[key].is_part}
-            admitted = await self._evictor.open(
-                Wanted(plan.level, sizes, plan.name, plan.revision, plan.otherwise, plan.digests, lengths)
-            )
+            with self._services.tracer.start("reserve"):
+                admitted = await self._evictor.open(
+                    Wanted(plan.level, sizes, plan.name, plan.revision, plan.otherwise, plan.digests, lengths)
+                )
             if not admitted:
                 raise NoRoomError(
                     f"{plan.name} is not worth the place of what is in {plan.level}",
@@ -201,6 +224,7 @@ class Loader:
                 flight = Flight(
                     self._services, replace(order, persist=key in persisted), priority=priority,
                     urgent=key == urgent, head_start=head_start,
+                    tracer=self._services.tracer if position < _TRACED_FILES else Tracer(),
                 )  # fmt: skip
                 self._take_off(load, flight)
         finally:

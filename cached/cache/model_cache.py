@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from cached import __version__
+from cached.cache.attach_watch import AttachWatch
 from cached.cache.attachment import Attachment
 from cached.cache.build import Parts, build_parts
 from cached.cache.hot_set import HotSet
@@ -21,9 +22,11 @@ from cached.errors import CachedError, InUseError, NotFoundError, UnavailableErr
 from cached.index import PartRecord
 from cached.leases import check_keep_alive
 from cached.manifest import FileEntry, Manifest
-from cached.metrics import Metrics
+from cached.metrics import Gauges, Metrics
 from cached.overview import Limits, Overview
+from cached.processes import children_usage
 from cached.refs import Ref, artifact_digest, parse_ref
+from cached.tracing import Tracer
 from cached.types import (
     Artifact,
     ArtifactFound,
@@ -65,12 +68,12 @@ class ModelCache:
         self._draining = False
         self.ready = False
         parts.verifier.on_damage = self._tell_holders
-        parts.services.metrics.bind(self.stats, lambda: self.ready)
+        parts.services.metrics.bind(self.gauges, lambda: self.ready)
 
     @classmethod
-    def build(cls, config: Config, metrics: Metrics, clock: Clock | None = None) -> Self:
+    def build(cls, config: Config, metrics: Metrics, clock: Clock | None = None, tracer: Tracer | None = None) -> Self:
         """Makes every part from the configuration. Touches the state folder; moves no bytes yet."""
-        return cls(build_parts(config, metrics, clock or SystemClock(), version=__version__))
+        return cls(build_parts(config, metrics, clock or SystemClock(), tracer or Tracer(), version=__version__))
 
     async def start(self) -> None:
         """Finds what an earlier daemon left, and begins to confirm and resume it in the background."""
@@ -153,7 +156,9 @@ class ModelCache:
             await self._parts.services.registry.durable()
             yield PullProgress(PullPhase.SCHEDULED, parsed.name)
             return
-        run = self._parts.pulls.begin(parsed, source=source, level=level, tier=tier)
+        span = self._parts.services.tracer.start("pull", {"cached.model": parsed.name}, server=True)
+        with span.active():
+            run = self._parts.pulls.begin(parsed, source=source, level=level, tier=tier, span=span)
         yield PullProgress(PullPhase.RESOLVING, parsed.name)
         load = await run.until_planned()
         if level is Level.L1:
@@ -190,10 +195,12 @@ class ModelCache:
         """
         self._require_running()
         parsed, keep_alive_s = parse_ref(ref), check_keep_alive(keep_alive_s)
+        watch = AttachWatch(self._parts.services, parsed.name, counts=not resume)
         may_load = not (resume or only_if_resident)
-        content = await self._parts.contents.find(parsed, source, may_load=may_load, selection=selection)
-        while content.is_over:  # what nobody holds may be gone already
+        with watch.finding():
             content = await self._parts.contents.find(parsed, source, may_load=may_load, selection=selection)
+            while content.is_over:  # what nobody holds may be gone already
+                content = await self._parts.contents.find(parsed, source, may_load=may_load, selection=selection)
         name, revision = content.name, content.revision
         clock, model = self._parts.services.clock, self._parts.services.registry.known(name)
         lease = self._parts.leases.open(
@@ -201,7 +208,8 @@ class ModelCache:
         )
         lease.size_bytes, lease.holds = content.size_bytes, content.holds
         lease.keep_alive_s = keep_alive_s
-        attachment = Attachment(self._parts.services, lease, content, self._released)
+        watch.opened(lease, content)
+        attachment = Attachment(self._parts.services, lease, content, self._released, watch)
         self._attachments[lease.lease_id] = attachment
         model.lease_count += 1
         if not resume:
@@ -210,8 +218,9 @@ class ModelCache:
             self._tell_others(model)
         self._used(model, attaches=1)
         self._parts.services.events.emit(
-            "lease.opened", f"{lease.holder} holds {name}", name=name, revision=revision, lease=lease.lease_id
-        )
+            "lease.opened", f"{lease.holder} holds {name}", name=name, revision=revision, lease=lease.lease_id,
+            load=content.load_id,
+        )  # fmt: skip
         return attachment
 
     def detach(self, lease_id: str, token: str) -> None:
@@ -396,6 +405,12 @@ class ModelCache:
         """The daemon at a glance."""
         stats = self._parts.describer.stats(self._parts.pool.active_movers, self._parts.lanes.stats())
         return replace(stats, prediction_precision=self._parts.foresight.precision)
+
+    def gauges(self) -> Gauges:
+        """The same for the metrics."""
+        parts, movers = self._parts, children_usage(self._parts.pool.pids)
+        lanes, precision = parts.lanes.stats(), parts.foresight.precision
+        return parts.describer.gauges(movers, parts.pool.active_movers, lanes, precision)
 
     def loads(self) -> tuple[PullProgress, ...]:
         """What is being brought to a level now, or made durable there."""

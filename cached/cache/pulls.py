@@ -29,6 +29,7 @@ from cached.origins.base import OriginObject
 from cached.policy import Otherwise
 from cached.refs import Ref
 from cached.signals import Signal
+from cached.tracing import Span
 from cached.transfer.fill import OriginSource
 from cached.transfer.lanes import name_of
 from cached.types import ByteRange, CheckedBy, Level, Selected, Selection, Tier
@@ -40,11 +41,12 @@ _RESTARTS = 3
 class PullRun:
     """A pull as its watchers see it. ``signal`` fires when it gets a load (again) and when it ends.
 
-    ``unattended``: nobody waits for it. ``begun``: it has its turn.
+    ``unattended``: nobody waits for it. ``begun``: it has its turn. ``span``: that of whoever asks for nothing else.
     """
 
-    def __init__(self, name: str, *, unattended: bool) -> None:
+    def __init__(self, name: str, span: Span, *, unattended: bool) -> None:
         self.name = name
+        self.span = span
         self.unattended = unattended
         self.begun = False
         self.load: Load | None = None
@@ -96,7 +98,8 @@ class Pulls:
         """
         model = self._resolver.model_of(ref, source)
         try:
-            resolved = await self._resolver.resolve(model, source or ref.uri)
+            with self._services.tracer.start("resolve"):
+                resolved = await self._resolver.resolve(model, source or ref.uri)
             check_revision(ref, resolved)
         except CachedError as error:
             error.fields.setdefault("name", model.name)
@@ -166,15 +169,17 @@ class Pulls:
         otherwise: Otherwise = Otherwise.EVICT,
         selection: Selection | None = None,
         unattended: bool = False,
+        span: Span | None = None,
     ) -> PullRun:
         """Starts a pull that goes on whoever watches it, and is begun again when an object changes under way.
 
-        ``unattended``: nobody waits for it, so it waits for its turn in the fleet.
+        ``unattended``: nobody waits for it, so it waits for its turn in the fleet. ``span`` ends with the pull.
         """
         return self._start(
             ref.name,
             lambda: self.pull(ref, source=source, level=level, tier=tier, otherwise=otherwise, selection=selection),
             unattended=unattended,
+            span=span,
         )
 
     def bring(self, manifest: Manifest) -> None:
@@ -209,8 +214,10 @@ class Pulls:
         """Models whose pulls have begun and have no load yet: their origins are being asked."""
         return tuple(run.name for run in self._runs.values() if run.begun and run.load is None and not run.finished)
 
-    def _start(self, name: str, pull: Callable[[], Awaitable[Load]], *, unattended: bool) -> PullRun:
-        run = PullRun(name, unattended=unattended)
+    def _start(
+        self, name: str, pull: Callable[[], Awaitable[Load]], *, unattended: bool, span: Span | None = None
+    ) -> PullRun:
+        run = PullRun(name, span or Span(""), unattended=unattended)
         turn = self._stagger.turn(name) if unattended else nullcontext()
         run.task = asyncio.get_running_loop().create_task(self._run(run, pull, turn), name=f"pull {name}")
         self._runs[run.task] = run
@@ -226,11 +233,13 @@ class Pulls:
                 await self._try(run, pull)
         except CachedError as error:
             run.error = error
+            run.span.fail(error)
         except asyncio.CancelledError:
             run.error = UnavailableError("the pull was stopped", hint="it is resumed when the daemon starts again")
             raise
         finally:
             run.finished = True
+            run.span.end()
             run.signal.notify()
 
     async def _try(self, run: PullRun, pull: Callable[[], Awaitable[Load]]) -> None:
@@ -238,6 +247,8 @@ class Pulls:
             load: Load | None = None
             try:
                 run.load = load = await pull()
+                run.span.set({"cached.revision": load.plan.revision, "cached.load.id": load.load_id})
+                run.span.link(load.span)
                 run.signal.notify()
                 await load.until(lambda load=load: load.finished)  # type: ignore[misc]
             except CachedError as error:

@@ -22,6 +22,7 @@ from cached.index import PartRecord
 from cached.levels.journal import landed_record, read_journal
 from cached.manifest import BlobRecord, Manifest
 from cached.metrics import Metrics
+from cached.tracing import Tracer
 from cached.transfer.chain import Chains
 from cached.transfer.fill import RetryPolicy, Runner
 from cached.types import Level
@@ -39,6 +40,7 @@ class Services:
     registry: Registry
     history: UseHistory
     metrics: Metrics
+    tracer: Tracer
     events: EventBus
     view: DirectoryView
     seeds: Seeds
@@ -53,11 +55,15 @@ class Services:
     writes: dict[str, Written] = field(default_factory=dict)
     """Ingest id → how far it is, of what is copied from L1 to L2 without a load."""
 
-    def failed(self, model: Model, error: CachedError) -> None:
-        """Remembers why a model could not be brought, for `cached show`, the events and the metrics."""
+    def failed(self, model: Model, error: CachedError, *, load: str = "") -> None:
+        """Remembers why a model could not be brought, for `cached show`, the events and the metrics.
+
+        ``load``: the load's id, if it had come so far.
+        """
         self.registry.update(model, last_error=error.message)
         self.metrics.pulls.labels(outcome=error.reason).inc()
         fields = {key: value for key, value in error.fields.items() if key != "name"}
+        fields |= {"load": load} if load else {}
         self.events.emit(
             "load.failed", f"{model.name}: {error.message}", name=model.name, reason=error.reason, **fields
         )

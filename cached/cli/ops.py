@@ -50,7 +50,7 @@ _REPLAY_PAUSE_S = 0.5
 @output_option
 @pass_globals
 def stats(options: Globals, trace: bool, output: str) -> None:
-    """Show bytes at each level, and counters.
+    """Show bytes at each level, and the counters that are not 0.
 
     HOT is what hot models have been promised, of what they may take. TRANSIENT is held beside the budget until its last
     leases end; it counts as used and as capacity meanwhile.
@@ -101,13 +101,14 @@ def stats(options: Globals, trace: bool, output: str) -> None:
             "degraded": "; ".join(answer.degraded),
         }
     )
-    if answer.counters:
+    counters = {name: value for name, value in answer.counters.items() if value}
+    if counters:
         click.echo()
         print_table(
             ("COUNTER", "VALUE"),
             [
                 (name, f"{value:,.0f}" if value.is_integer() else f"{value:,.3f}")
-                for name, value in sorted(answer.counters.items())
+                for name, value in sorted(counters.items())
             ],
             right=("VALUE",),
         )

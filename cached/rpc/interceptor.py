@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from enum import StrEnum
@@ -15,9 +16,11 @@ import structlog
 from cached.errors import CachedError, UnavailableError
 from cached.metrics import Metrics
 from cached.rpc import errors
+from cached.tracing import Tracer, current_trace_id
 
 _log = structlog.get_logger(__name__)
-_PREFIX = "/cached.v1.CacheService/"
+_SERVICE = "cached.v1.CacheService"
+_PREFIX = f"/{_SERVICE}/"
 _SILENT_S = 0.02
 _WHILE_DRAINING = frozenset(
     {"Detach", "List", "Describe", "ListLeases", "Stats", "Watch", "ListArtifacts", "ListColdStarts", "Overview"}
@@ -112,9 +115,10 @@ class _TakenUp:
 class Interceptor(grpc.aio.ServerInterceptor):
     """Wraps CacheService only; health and reflection pass as they are."""
 
-    def __init__(self, gate: Gate, metrics: Metrics) -> None:
+    def __init__(self, gate: Gate, metrics: Metrics, tracer: Tracer) -> None:
         self._gate = gate
         self._metrics = metrics
+        self._tracer = tracer
 
     async def intercept_service(
         self,
@@ -144,7 +148,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             async def work() -> Any:
                 return await answer(request, context)
 
-            return await self._guard(method, context, work)
+            return await self._traced(method, context, work, streams=False)
 
         return guarded
 
@@ -159,12 +163,20 @@ class Interceptor(grpc.aio.ServerInterceptor):
                             await taken_up.settle()
                             await context.write(message)
 
-            await self._guard(method, context, work)
+            await self._traced(method, context, work, streams=True)
 
         return guarded
 
-    async def _guard(self, method: str, context: _Context, work: Callable[[], Awaitable[Any]]) -> Any:
-        code = grpc.StatusCode.OK
+    async def _traced(
+        self, method: str, context: _Context, work: Callable[[], Awaitable[Any]], *, streams: bool
+    ) -> Any:
+        headers = {str(key): value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        attributes = {"rpc.system": "grpc", "rpc.service": _SERVICE, "rpc.method": method}
+        with self._tracer.request(headers, attributes):
+            return await self._guard(method, context, work, streams=streams)
+
+    async def _guard(self, method: str, context: _Context, work: Callable[[], Awaitable[Any]], *, streams: bool) -> Any:
+        code, started_s = grpc.StatusCode.OK, time.monotonic()
         try:
             self._gate.check(method)
             return await work()
@@ -182,7 +194,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 _log.exception("rpc.failed", method=method)
             await errors.abort(context, errors.internal_error())
         finally:
-            self._metrics.rpc.labels(method=method, code=code.name).inc()
+            seconds = None if streams else time.monotonic() - started_s
+            self._metrics.answered(method, code.name, seconds, trace_id=current_trace_id())
 
 
 _OUR_FAULT = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS})

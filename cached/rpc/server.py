@@ -14,6 +14,7 @@ from cached.rpc import sockets
 from cached.rpc.engine import Engine
 from cached.rpc.interceptor import Gate, Interceptor, Phase
 from cached.rpc.service import CacheService
+from cached.tracing import Tracer
 from cached_client._proto import cached_pb2, cached_pb2_grpc
 
 SERVICE = cached_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
@@ -37,7 +38,15 @@ class RpcServer:
     """Bound to its socket and answering from ``start`` to ``stop``; the gate and health say what can be asked."""
 
     def __init__(
-        self, engine: Engine, metrics: Metrics, socket: str, *, mode: int, gid: int = -1, reflect: bool = False
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        socket: str,
+        *,
+        mode: int,
+        gid: int = -1,
+        reflect: bool = False,
+        tracer: Tracer | None = None,
     ) -> None:
         """``gid`` -1 leaves the group. The caller holds the socket's lock from before ``start`` to after ``stop``."""
         self.socket = socket
@@ -46,10 +55,11 @@ class RpcServer:
         self._gate = Gate()
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[Interceptor(self._gate, metrics)],
+            interceptors=[Interceptor(self._gate, metrics, tracer or Tracer())],
             options=_OPTIONS,
             maximum_concurrent_rpcs=_MAX_CONCURRENT_RPCS,
         )
+        metrics.limit_leases(_MAX_CONCURRENT_RPCS)
         service = CacheService(engine, sockets.descriptor_socket_path(socket))
         cached_pb2_grpc.add_CacheServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

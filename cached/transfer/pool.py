@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
@@ -281,11 +282,12 @@ class MoverPool:
         mover.send(ticket)
 
     def _spawn(self) -> None:
-        task = asyncio.create_task(self._live())
+        # A mover outlives the request that it was started for: what it logs is not a part of that.
+        task = asyncio.create_task(self._live(), context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if self._tender is None:
-            self._tender = asyncio.create_task(self._tend())
+            self._tender = asyncio.create_task(self._tend(), context=contextvars.Context())
 
     async def _live(self) -> None:
         """The life of one mover, from its start to what becomes of its jobs."""

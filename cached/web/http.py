@@ -84,10 +84,9 @@ class _Pages:
         default_factory=lambda: {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
     )
 
-    async def metrics(self, _request: web.Request) -> web.Response:
-        text = self.views.metrics.expose().decode()
-        kind = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        return web.Response(text=text, headers=self.headers | kind)
+    async def metrics(self, request: web.Request) -> web.Response:
+        body, content_type = self.views.metrics.expose(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers=self.headers | {"Content-Type": content_type})
 
     async def healthz(self, _request: web.Request) -> web.Response:
         return web.Response(text="ok\n", headers=self.headers)

@@ -13,6 +13,7 @@ import grpc
 
 from cached_client._proto import cached_pb2 as pb
 from cached_client._selected import Selected
+from cached_client._trace import trace_metadata
 from cached_client.descriptors import DescriptorClient, locate
 from cached_client.errors import (
     CacheError,
@@ -71,6 +72,7 @@ class Lease:
         self._held = False
         self._delay_s = _FIRST_DELAY_S
         self._process_id = os.getpid()
+        self._trace = trace_metadata()  # of whoever attaches: the stream is another thread's
         self._replaced: list[tuple[str, weakref.ref[mmap.mmap]]] = []
         self.opened: pb.Opened | None = None
         self.lost: LeaseLostError | None = None
@@ -149,7 +151,8 @@ class Lease:
 
     def _follow(self, request: pb.AttachRequest) -> CacheError:
         """Reads one stream to its end, and returns why it ended."""
-        stream = self._connection.stub.Attach(request)
+        stream = self._connection.stub.Attach(request, metadata=self._trace)
+        self._trace = None  # a lease that is taken up again is no part of it
         with self._lock:
             self._stream = stream
             if self._stopping.is_set():

@@ -13,6 +13,7 @@ import grpc
 
 from cached_client._proto import cached_pb2 as pb
 from cached_client._proto import cached_pb2_grpc
+from cached_client._trace import trace_metadata
 from cached_client.errors import DaemonUnavailableError, InvalidRequestError, NotReadyError, from_rpc_error
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Connection:
     def call(self, method: Callable[..., T], request: object, *, timeout_s: float | None = None) -> T:
         """One answer: ``connection.call(connection.stub.List, ListRequest())``. Raises CacheError."""
         try:
-            return method(request, timeout=timeout_s)
+            return method(request, timeout=timeout_s, metadata=trace_metadata())
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
 
@@ -138,7 +139,7 @@ class Connection:
         self, method: Callable[..., Iterator[T]], request: object, *, timeout_s: float | None = None
     ) -> Iterator[T]:
         """The answers of a streaming method. Raises CacheError; leaving the iteration cancels the call."""
-        call: Any = method(request, timeout=timeout_s)
+        call: Any = method(request, timeout=timeout_s, metadata=trace_metadata())
         try:
             yield from call
         except grpc.RpcError as error:

@@ -16,7 +16,7 @@ from cached.policy.plan import REASONS
 from cached.types import CheckedBy, RevisionState, Tier
 from cached_client import errors as client_errors
 from docs import generate
-from tests.docs.documents import ROOT, blocks, section, text_of
+from tests.docs.documents import DOCUMENTS, ROOT, blocks, section, text_of
 
 REFERENCE = text_of("docs/reference.md")
 
@@ -40,9 +40,22 @@ def test_every_metric_is_there(metric):
 def test_every_label_value_that_is_told_is_one():
     told = section(REFERENCE, "Metrics").split("|", 1)[0]
     reasons = {*REASONS, "operator", "artifact"}
-    assert {
-        value for value in (*metrics.HOPS, *metrics.LEVEL_KINDS, *metrics.LEVELS, *reasons) if f"`{value}`" not in told
-    } == set()
+    assert {value for value in (*metrics.HOPS, *metrics.LEVELS, *reasons) if f"`{value}`" not in told} == set()
+
+
+def test_every_reason_of_a_degraded_daemon_says_what_to_do():
+    told = section(text_of("docs/observability.md"), "CachedDegraded")
+    assert [reason for reason in metrics.DEGRADED_REASONS if f"`{reason}`" not in told] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_metric_that_is_told_of_exists(path):
+    names = {item.name for item in metrics.METRICS}
+    families = tuple({f"cached_{name.split('_')[1]}_" for name in names if name.count("_") > 1})
+    told = set(re.findall(r"`(cached_[a-z0-9_]+)`", path.read_text())) - {"cached_client"}
+    assert {name for name in told if name.startswith(families)} <= names
+    if path.name == "observability.md":
+        assert told <= names
 
 
 def test_every_rpc_is_there():

@@ -15,7 +15,7 @@ from cached_client._proto import cached_pb2 as pb
 from cached_client.coldstart import Timeline
 from tests.integration.harness import DaemonProcess
 from tests.integration.support import MB, SERVE, model_files, refused
-from tests.unit.test_alert_rules import labels_of
+from tests.unit.test_monitoring import labels_of
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_its_pages(daemon: DaemonProcess) -> None:
     status, metrics = get(daemon.http + "/metrics")
     assert status == 200
     assert "cached_ready 1.0" in metrics
-    assert 'cached_level_bytes{kind="capacity",level="l1"}' in metrics
+    assert 'cached_level_capacity_bytes{level="l1"}' in metrics
     assert get(daemon.http + "/")[0] == 200
 
 

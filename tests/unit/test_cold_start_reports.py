@@ -127,7 +127,7 @@ class Kept:
         asyncio.run(self.registry.close())
 
     def series(self, name: str) -> int:
-        return sum(line.startswith(f"{name}_count{{") for line in self.metrics.expose().decode().splitlines())
+        return sum(line.startswith(f"{name}_count{{") for line in self.metrics.expose()[0].decode().splitlines())
 
 
 def test_the_last_starts_of_a_model_are_kept_across_restarts(tmp_path: Path, monkeypatch) -> None:
@@ -199,7 +199,7 @@ def test_starts_are_counted_by_model_and_phase_and_told(tmp_path: Path) -> None:
     phases = [ColdStartPhase(f"mine{number}", 0.0, 1.0) for number in range(40)]
     for _ in range(3):
         kept.starts.report(replace(REPORTED, phases=(*REPORTED.phases, *phases)))
-    text = kept.metrics.expose().decode()
+    text = kept.metrics.expose()[0].decode()
     assert 'cached_coldstart_phase_seconds_count{model="tiny",phase="download"} 3.0' in text
     assert 'cached_coldstart_phase_seconds_sum{model="tiny",phase="download"} 9.0' in text
     assert 'cached_coldstart_phase_seconds_sum{model="tiny",phase="other"} 3.0' in text

@@ -22,12 +22,12 @@ def headline_text(folder: Path = FOLDER) -> str:
     ]
     if not rows:
         return "Nothing was measured yet."
-    on_gpu = "" if _is_measured(parts.get("gpu")) else " Nothing was measured on a GPU."
+    on_gpu = "" if _has_figures(parts.get("gpu")) else " Nothing was measured on a GPU."
     return f"{table(_HEADS, rows)}\n\n{_where(parts)}{on_gpu}"
 
 
-def _is_measured(part: PartResult | None) -> bool:
-    return part is not None and any(item.measured for contest in part.contests for item in contest.standings)
+def _has_figures(part: PartResult | None) -> bool:
+    return part is not None and any(item.figure is not None for item in part.requirements)
 
 
 def _rates(part: PartResult | None, ours: dict[str, str]) -> list[list[str]]:

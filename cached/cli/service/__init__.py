@@ -27,7 +27,11 @@ _DONE = {"write": "written", "replace": "replaced", "keep": "kept, it was edited
 _WOULD = _DONE | {"write": "would be written", "replace": "would be replaced"}
 
 _root_option = click.option(
-    "--root", default="", metavar="DIR", help="Install into this folder, the root of an image, instead of this host."
+    "--root",
+    type=click.Path(exists=True, file_okay=False),
+    callback=lambda _context, _option, folder: folder or "",
+    metavar="DIR",
+    help="Install into this folder, the root of an image, instead of this host.",
 )
 _prefix_option = click.option(
     "--prefix",

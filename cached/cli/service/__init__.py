@@ -145,8 +145,8 @@ def _check_reach(program: str) -> None:
         raise InvalidRequestError(
             "the service's user cannot run this installation:\n" + "\n".join(f"  - {problem}" for problem in problems),
             hint="install it where all users may read, with an interpreter of the system, and run it from there: "
-            "/usr/bin/python3 -m venv /opt/cached && /opt/cached/bin/pip install cached && "
-            "/opt/cached/bin/cached install-service",
+            "/usr/bin/python3 -m venv /opt/cached && /opt/cached/bin/pip install ./client . (in a checkout, or the two "
+            "wheels) && /opt/cached/bin/cached install-service",
             value=program,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 
@@ -106,12 +106,15 @@ class Pulls:
             self._services.failed(model, error)
             self._services.registry.forget_if_unknown(model)
             raise
-        chosen = await self._choose_new(model, self._plan(model, resolved, level), selection)
+        plan = self._plan(model, resolved, level)
+        chosen = await self._choose_new(model, plan, selection)
+        alone = await self._links_alone(plan)
         await self._other_level(model.name, resolved.revision, level)
+        # From here to the load's beginning nothing is waited for: another could begin to another level meanwhile.
         plan = replace(self._plan(model, resolved, level), otherwise=otherwise)
         if selection is not None and chosen is not None and not selection.rest_follows:
             return self._begin_part(model, plan, selection, chosen)
-        plan = await self._unmixed(plan)
+        plan = _unmixed(plan, alone)
         if chosen is not None:
             plan = plan.preferring(chosen)
         if tier is Tier.HOT:
@@ -119,15 +122,11 @@ class Pulls:
         self._remember(model, plan, tier)
         return self._begin(plan, chosen)
 
-    async def _unmixed(self, plan: LoadPlan) -> LoadPlan:
-        """Of a chain: what nothing will prove as a whole comes from one link alone."""
-        return replace(plan, files=tuple(await asyncio.gather(*map(self._from_one_link, plan.files))))
-
-    async def _from_one_link(self, file: LoadFile) -> LoadFile:
-        order = file.order
-        if order is None or order.is_proven or order.origin is None or not order.origin.spec.front:
-            return file
-        return replace(file, order=replace(order, origin=await self._services.chains.standing_in(order.origin)))
+    async def _links_alone(self, plan: LoadPlan) -> dict[str, OriginSource]:
+        """Of a chain: what nothing will prove as a whole comes from one link alone; which, by path."""
+        mixed = {file.path: origin for file in plan.files if (origin := _mixed(file)) is not None}
+        links = await asyncio.gather(*map(self._services.chains.standing_in, mixed.values()))
+        return dict(zip(mixed, links, strict=True))
 
     def _begin(self, plan: LoadPlan, first: Chosen | None = None) -> Load:
         if plan.otherwise is Otherwise.TRANSIENT:
@@ -456,3 +455,23 @@ def _part_file(file: LoadFile) -> PartFile:
         return PartFile(file.path, file.size_bytes, "", file.digest, file.digest[:32])
     version = order.origin.item.version if order.origin else ""
     return PartFile(file.path, file.size_bytes, version, order.digest, order.ingest_id)
+
+
+def _mixed(file: LoadFile) -> OriginSource | None:
+    """Where a file would come from several links of a chain at once, and nothing would prove it; else None."""
+    order = file.order
+    if order is None or order.is_proven or order.origin is None or not order.origin.spec.front:
+        return None
+    return order.origin
+
+
+def _unmixed(plan: LoadPlan, alone: Mapping[str, OriginSource]) -> LoadPlan:
+    """Each such file from its one link; from the authority where none was chosen."""
+    files = []
+    for file in plan.files:
+        origin, order = _mixed(file), file.order
+        if origin is not None and order is not None:
+            files.append(replace(file, order=replace(order, origin=alone.get(file.path, origin.alone))))
+        else:
+            files.append(file)
+    return replace(plan, files=tuple(files))

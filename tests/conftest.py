@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
+import structlog
 
 pytest_plugins = ["tests.cloud_servers", "tests.servers"]
 
@@ -34,3 +37,18 @@ def pytest_configure(config: pytest.Config) -> None:
         "project", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
     hypothesis.settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True)
+def _restored_logging() -> Iterator[None]:
+    """Commands that are run in this process set up logging for all of it; the next test finds it as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    if root.handlers == handlers and root.level == level:
+        return
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.getLogger("cached").setLevel(logging.NOTSET)
+    logging.captureWarnings(False)
+    structlog.reset_defaults()

@@ -111,6 +111,8 @@ def test_what_a_daemon_does_not_know_or_believe_it_does_not_keep(daemon):
 def test_the_doctor_looks_at_a_daemon_that_is_well(daemon):
     data = json.loads(cached(daemon, "doctor", "--quick", "-o", "json"))
     assert data["problems"] == 0
-    verdicts = {item["check"]: item["verdict"] for item in data["findings"]}
+    # Other tests have daemons, too, and it is advice that several listen on one host.
+    found = [item for item in data["findings"] if "other daemons" not in item["told"]]
+    verdicts = {item["check"]: item["verdict"] for item in found}
     assert (verdicts["health"], verdicts["sockets"]) == ("ok", "ok")
     assert Path(sys.executable).exists()

@@ -90,6 +90,7 @@ def test_the_directory_is_there_at_once_and_readable_while_blobs_get_their_names
     site.daemon.restart()
     assert Path(site.describe("m").path).resolve() == place
     check_content(place, files)
+    wait_for(lambda: not site.daemon.stats().active_load_count, "what is in memory to be confirmed")
     site.evict("m", "l1")
     check_content(place, files)
     site.evict("m", "all")

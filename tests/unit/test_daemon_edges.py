@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -78,19 +77,6 @@ def test_groups_by_name_and_number() -> None:
         sockets.group_id("no-such-group", "access.socket_group")
 
 
-@pytest.fixture
-def restored_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.getLogger("cached").setLevel(logging.NOTSET)
-    logging.captureWarnings(False)
-    structlog.reset_defaults()
-
-
-@pytest.mark.usefixtures("restored_logging")
 def test_logs_are_json_lines_of_one_shape_for_everybody() -> None:
     stream = io.StringIO()
     logs.configure("info", "auto", stream)
@@ -110,7 +96,6 @@ def test_logs_are_json_lines_of_one_shape_for_everybody() -> None:
     assert "ValueError: inner" in lines[2]["exception"]
 
 
-@pytest.mark.usefixtures("restored_logging")
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_secrets_are_not_logged(log_format: str) -> None:
     stream = io.StringIO()

@@ -8,8 +8,12 @@ import sys
 import termios
 import time
 import tty
+from collections import deque
 from types import TracebackType
 from typing import Any, Self
+
+_ESCAPE = b"\x1b"
+"""Begins what arrows and function keys send."""
 
 
 class Keys:
@@ -18,6 +22,7 @@ class Keys:
     def __init__(self) -> None:
         self._fd = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else -1
         self._before: list[Any] = []
+        self._typed: deque[str] = deque()
 
     def __enter__(self) -> Self:
         if self._fd >= 0:
@@ -33,6 +38,8 @@ class Keys:
 
     def wait(self, timeout_s: float) -> str:
         """The next key, in lower case; empty when none came in time. Arrows and the like are no keys."""
+        if self._typed:  # faster than they were asked for
+            return self._typed.popleft()
         if self._fd < 0:
             time.sleep(timeout_s)
             return ""
@@ -42,4 +49,6 @@ class Keys:
         data = os.read(self._fd, 64)
         if not data:  # the terminal is gone
             return "q"
-        return data.decode("ascii", "ignore").lower() if len(data) == 1 else ""
+        if not data.startswith(_ESCAPE):
+            self._typed.extend(data.decode("ascii", "ignore").lower())
+        return self._typed.popleft() if self._typed else ""

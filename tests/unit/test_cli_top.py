@@ -218,9 +218,10 @@ def test_keys_choose_what_is_shown(daemon) -> None:
 def test_keys_that_are_typed_at_once_all_count(daemon) -> None:
     with terminal("--socket", str(daemon[1]), "top", "--interval", "200ms") as it:
         it.until("MODEL")
-        it.press("\x1b[A")  # an arrow is no key
-        it.press("lsq")
-        assert it.process.wait(_DEADLINE_S) == 0
+        it.press("\x1b[Bl\x1b[As")  # arrows are no keys
+        it.until("sort: name")
+        it.until("LEASE ON")
+        assert it.quit() == 0
 
 
 def test_it_goes_on_when_the_daemon_is_back(tmp_path) -> None:

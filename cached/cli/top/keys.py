@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 import termios
@@ -12,8 +13,8 @@ from collections import deque
 from types import TracebackType
 from typing import Any, Self
 
-_ESCAPE = b"\x1b"
-"""Begins what arrows and function keys send."""
+_SEQUENCES = re.compile(rb"\x1b(\[[0-9;]*[A-Za-z~]|O.|.)?")
+"""What arrows, function keys and Alt send."""
 
 
 class Keys:
@@ -49,6 +50,5 @@ class Keys:
         data = os.read(self._fd, 64)
         if not data:  # the terminal is gone
             return "q"
-        if not data.startswith(_ESCAPE):
-            self._typed.extend(data.decode("ascii", "ignore").lower())
+        self._typed.extend(_SEQUENCES.sub(b"", data).decode("ascii", "ignore").lower())
         return self._typed.popleft() if self._typed else ""

@@ -226,6 +226,24 @@ class PolicyConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubConfig:
+    """Scrubbing: what lies in L1 and L2 is read again in the background, and mended where it is damaged."""
+
+    bytes_per_s: str = _setting(
+        "64MB",
+        "Bytes read again in a second at most, of both levels together, while anything is due. 64MB take about 1 % of "
+        "a core. 0: off.",
+        _size,
+    )
+    l1_period_s: float = _setting(
+        86400.0, "What is in L1 is looked at again after so long.", _between(0.1, 366 * 86400)
+    )
+    l2_period_s: float = _setting(
+        7 * 86400.0, "What is in L2 is looked at again after so long.", _between(0.1, 366 * 86400)
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class TransferConfig:
     """Movement between an origin and the levels."""
 
@@ -361,6 +379,7 @@ class Config:
     l2: L2Config = field(default_factory=L2Config)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
+    scrub: ScrubConfig = field(default_factory=ScrubConfig)
     s3: S3Config = field(default_factory=S3Config)
     hf: HubConfig = field(default_factory=HubConfig)
     artifacts: ArtifactsConfig = field(default_factory=ArtifactsConfig)

@@ -283,6 +283,8 @@ class PlaceDetail:
     reload_s: float
     why: str
     evicted_before: tuple[str, ...]
+    verified_time_s: float = 0.0
+    """When all of it that is there was last found right; 0: some of it never was, or nothing is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +372,19 @@ class LevelStats:
     transient_bytes: int = 0
     hot_bytes: int = 0
     hot_capacity_bytes: int = 0
+    longest_unverified_s: float = 0.0
+    """For how long the blob that waits longest for a look has not been verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubStats:
+    """The scrubber. ``total_bytes``: of the session under way, 0 between sessions. ``waiting``: for loads to end."""
+
+    bytes_per_s: int = 0
+    """How fast it reads; 0: it is switched off."""
+    total_bytes: int = 0
+    done_bytes: int = 0
+    waiting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,6 +412,7 @@ class Stats:
     degraded: tuple[str, ...]
     instance: str
     origins: tuple[OriginStats, ...] = ()
+    scrub: ScrubStats = ScrubStats()
     prediction_precision: float | None = None
     """The share of predictions from habit that came true; None before the first was judged."""
 

@@ -87,7 +87,7 @@ class ArtifactWriter:
         with self._loader.saving([record.digest for record in records]):
             for file, record in zip(files, records, strict=True):
                 await services.storage.commit(Level.L2, file.ingest_id, record)
-                services.registry.landed(record, Level.L2)
+                services.landed(record, Level.L2)
             entries = tuple(
                 FileEntry(file.path, file.size_bytes, file.digest, CheckedBy.CATALOG_SHA256) for file in files
             )

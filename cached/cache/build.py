@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cached.cache.artifacts import Artifacts, destination_of
@@ -19,6 +20,7 @@ from cached.cache.evictor import Evictor
 from cached.cache.explainer import Explainer
 from cached.cache.foresight import Foresight
 from cached.cache.history import UseHistory
+from cached.cache.inspector import Inspector
 from cached.cache.links import DirectoryView
 from cached.cache.loader import Loader
 from cached.cache.node_labels import NodeLabels
@@ -28,6 +30,7 @@ from cached.cache.pulls import Pulls
 from cached.cache.recovery import Recovery
 from cached.cache.registry import Registry
 from cached.cache.resolver import Resolver
+from cached.cache.scrub import Scrubber
 from cached.cache.seeds import Seeds
 from cached.cache.services import Services
 from cached.cache.stagger import Stagger
@@ -35,6 +38,7 @@ from cached.cache.storage import Storage
 from cached.cache.timed_pulls import TimedPulls
 from cached.cache.trace import TraceFiles, TraceLog
 from cached.cache.upkeep import Upkeep
+from cached.cache.verified import VerifiedTimes
 from cached.cache.verify import Verifier
 from cached.clock import Clock
 from cached.config import Config, L1Config, origin_defaults
@@ -78,7 +82,9 @@ class Parts:
     cold_starts: ColdStarts
     foresight: Foresight
     pool_keeper: PoolKeeper
+    inspector: Inspector
     verifier: Verifier
+    scrubber: Scrubber
     describer: Describer
     overviews: Overviews
     artifacts: Artifacts
@@ -106,21 +112,18 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, 
     lanes = new_lanes(config, clock, pool, on_hedge=lambda outcome: metrics.hedges.labels(outcome=outcome).inc())
     degraded: dict[str, str] = {}
 
-    def on_index_fault(why: str) -> None:
-        if why:
-            degraded["index"] = f"the index cannot be written: {why}"
-        else:
-            degraded.pop("index", None)
-
+    on_index_fault = partial(_tell, degraded, "index", "the index cannot be written")
     registry = Registry(Index(state_dir / "index"), on_index_fault, time_zone=config.policy.time_zone)
     events = EventBus(clock)
     chains = _chains(config, metrics, clock, lanes, pool, events)
+    registry.on_quarantine = partial(_tell, degraded, "quarantine", "damaged, and cannot be fetched again")
     services = Services(
         clock=clock,
         runner=chains,
         chains=chains,
         storage=_storage(config, instance),
         registry=registry,
+        verified=VerifiedTimes(registry, clock),
         history=UseHistory(registry, clock),
         metrics=metrics,
         tracer=tracer,
@@ -140,6 +143,7 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, 
     resolver = Resolver(services, origin_defaults(config), destination_of(config.artifacts), services.seeds)
     kube = _kube(config)
     pulls = Pulls(services, loader, resolver, _stagger(config, services, kube, instance))
+    inspector = Inspector(services, pulls)
     view = services.view
     cold_starts = ColdStarts(registry, metrics, services.events, clock)
     describer = Describer(
@@ -162,7 +166,9 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, 
             services, pulls, loader, evictor, mode=config.policy.predict, time_zone=config.policy.time_zone
         ),
         pool_keeper=PoolKeeper(services, lambda: bool(loader.loads)),
-        verifier=Verifier(services, pulls),
+        inspector=inspector,
+        verifier=Verifier(services, inspector),
+        scrubber=Scrubber(services, inspector, config.scrub, lambda: bool(loader.loads)),
         describer=describer,
         overviews=Overviews(services, loader, leases, evictor, pulls, describer, cold_starts),
         artifacts=Artifacts(services, resolver, loader, evictor, config.artifacts),
@@ -171,6 +177,14 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, 
         if kube is not None and config.fleet.node_labels
         else None,
     )
+
+
+def _tell(degraded: dict[str, str], about: str, what: str, why: str) -> None:
+    """Tells health what is wrong; that nothing is any more, with an empty ``why``."""
+    if why:
+        degraded[about] = f"{what}: {why}"
+    else:
+        degraded.pop(about, None)
 
 
 def new_movers(config: Config, clock: Clock, *, on_restart: Callable[[], None] = lambda: None) -> MoverPool:

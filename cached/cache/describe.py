@@ -226,6 +226,7 @@ class Describer:
             transient_bytes=storage.transient_bytes if in_l1 else 0,
             hot_bytes=self._hot_set.used_bytes if in_l1 else 0,
             hot_capacity_bytes=self._hot_set.capacity_bytes if in_l1 else 0,
+            longest_unverified_s=self._services.verified.longest_unverified_s(level),
         )
 
 

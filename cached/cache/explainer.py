@@ -73,6 +73,7 @@ class Explainer:
                 reload_s=place.reload_s,
                 why="; ".join((place.why, *self._also(manifest, place.level))),
                 evicted_before=place.before or (),
+                verified_time_s=self._services.verified.oldest(self._services.registry.blobs_of(manifest), place.level),
             )
             for revision, place in explained.places
             if revision == manifest.revision

@@ -308,7 +308,9 @@ class Flight:
             self._services.metrics.adopted_bytes.inc(record.size_bytes)
         else:
             self.target = await storage.commit(level, self.order.ingest_id, record, self._services.moved_segment)
-        self._services.registry.landed(record, level)
+        self._services.landed(record, level)
+        if level is Level.L1 and self.fill.bytes_from[Level.L2] == record.size_bytes > 0:
+            self._services.verified.note(record.digest, Level.L2)
         if self._journal is not None:
             self._journal.landed(record.digest)
         self.record = record

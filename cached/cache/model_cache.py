@@ -21,7 +21,7 @@ from cached.config import Config
 from cached.errors import CachedError, InUseError, NotFoundError, UnavailableError
 from cached.index import PartRecord
 from cached.leases import check_keep_alive
-from cached.manifest import FileEntry, Manifest
+from cached.manifest import Manifest
 from cached.metrics import Gauges, Metrics
 from cached.overview import Limits, Overview
 from cached.processes import children_usage
@@ -67,7 +67,7 @@ class ModelCache:
         self._background: set[asyncio.Task[None]] = set()
         self._draining = False
         self.ready = False
-        parts.verifier.on_damage = self._tell_holders
+        parts.inspector.on_damage = self._tell_holders
         parts.services.metrics.bind(self.gauges, lambda: self.ready)
 
     @classmethod
@@ -88,6 +88,7 @@ class ModelCache:
         self._spawn("timed_pulls", self._parts.timed_pulls.run())
         self._spawn("foresight", self._parts.foresight.run())
         self._spawn("pool_keeper", self._parts.pool_keeper.run())
+        self._spawn("scrub", self._parts.scrubber.run())
         self._spawn("trace", self._parts.trace.run())
         self._spawn("artifacts", self._parts.artifacts.run())
         if self._parts.node_labels is not None:
@@ -404,7 +405,7 @@ class ModelCache:
     def stats(self) -> Stats:
         """The daemon at a glance."""
         stats = self._parts.describer.stats(self._parts.pool.active_movers, self._parts.lanes.stats())
-        return replace(stats, prediction_precision=self._parts.foresight.precision)
+        return replace(stats, prediction_precision=self._parts.foresight.precision, scrub=self._parts.scrubber.stats)
 
     def gauges(self) -> Gauges:
         """The same for the metrics."""
@@ -476,11 +477,15 @@ class ModelCache:
             hit = manifest is not None and services.registry.whole_at(manifest, Level.L1)
             services.history.asked(base.name, hit=hit)
 
-    def _tell_holders(self, manifest: Manifest, entry: FileEntry, damage: Damage) -> None:
+    def _tell_holders(self, damage: Damage) -> None:
+        """Everyone who has the blob, of whatever model, under whatever path."""
+        models = self._parts.services.registry.models
         for attachment in self._attachments.values():
-            if (attachment.lease.name, attachment.lease.revision) == (manifest.name, manifest.revision):
-                index = next(i for i, item in enumerate(manifest.files) if item.path == entry.path)
-                attachment.notice(Damaged(index, damage.offset_bytes, damage.length_bytes))
+            model = models.get(attachment.lease.name)
+            manifest = model.manifests.get(attachment.lease.revision) if model is not None else None
+            for index, entry in enumerate(manifest.files if manifest is not None else ()):
+                if entry.digest == damage.sha256:
+                    attachment.notice(Damaged(index, damage.offset_bytes, damage.length_bytes))
 
     def _require_running(self) -> None:
         if self._draining:

@@ -98,7 +98,8 @@ class Overviews:
 
     def _degraded(self) -> Iterator[Problem]:
         for about, message in self._services.degraded.items():
-            yield Problem(about, message)
+            if about != "quarantine":  # each model is told by itself
+                yield Problem(about, message)
 
     def _failed(self, models: list[Model]) -> Iterator[Problem]:
         """Models of which nothing could be brought, or whose content is damaged."""

@@ -90,7 +90,7 @@ class Persist:
             except CachedError as error:
                 self.error = error
         if self.error is None:
-            self._services.registry.landed(record, Level.L2)
+            self._services.landed(record, Level.L2)
             self._services.degraded.pop("l2", None)
             return True
         self.abandon()

@@ -23,6 +23,10 @@ _log = structlog.get_logger(__name__)
 __all__ = ["Blob", "Model", "Presence", "Present", "Registry"]
 
 
+_TOLD = 3
+"""Damaged files that are named one by one."""
+
+
 class Registry:
     """All of it. Writes go through to the index; where that fails, memory goes on.
 
@@ -43,6 +47,8 @@ class Registry:
         self._time_zone = time_zone
         self._adapters: dict[str, set[str]] = {}
         """Base → the models that are adapters of it, whether it is known or not."""
+        self.on_quarantine: Callable[[str], None] = lambda _why: None
+        """Hears what is in quarantine whenever that changes; an empty text when nothing is."""
         self._quarantined: dict[str, str] = {}
         """Digest → what of the blob is damaged and could not be mended."""
         self._used: set[str] = set()
@@ -210,8 +216,13 @@ class Registry:
         blob = self.blobs.get(digest)
         if blob is not None and not blob.at(Level.L1) and not blob.l2:
             del self.blobs[digest]
-            self._quarantined.pop(digest, None)
-            self._write(lambda: self._index.delete_blob(digest))
+            self._take_out(digest)
+            self._write(lambda: self._delete_blob(digest))
+
+    def _delete_blob(self, digest: str) -> None:
+        with self._index.transact():
+            self._index.delete_blob(digest)
+            self._index.delete_verified(digest)
 
     def forget_model(self, model: Model) -> None:
         """Drops a model; its blobs must have left every level. What the catalog says stays known."""
@@ -335,11 +346,29 @@ class Registry:
         """Marks a blob as damaged beyond repair for now: no new lease on the revisions that have it."""
         self.changes += 1
         self._quarantined[digest] = why
+        self.on_quarantine(self._quarantine_text())
 
     def mended(self, digest: str) -> None:
         """Every byte of a blob was found right, or put right: it is out of quarantine."""
         self.changes += 1
-        self._quarantined.pop(digest, None)
+        self._take_out(digest)
+
+    def _take_out(self, digest: str) -> None:
+        if self._quarantined.pop(digest, None) is not None:
+            self.on_quarantine(self._quarantine_text())
+
+    def _quarantine_text(self) -> str:
+        damaged = [
+            f"{manifest.name}: {self._quarantined[digest]}"
+            for manifest in self.manifests() for digest in manifest.blobs if digest in self._quarantined
+        ]  # fmt: skip
+        more = f"; and {len(damaged) - _TOLD} more" if len(damaged) > _TOLD else ""
+        return "; ".join(damaged[:_TOLD]) + more
+
+    @property
+    def quarantined(self) -> Mapping[str, str]:
+        """Digest → what of the blob is damaged and could not be mended."""
+        return self._quarantined
 
     def is_quarantined(self, manifest: Manifest) -> bool:
         """True if a blob of this revision is damaged and could not be mended."""

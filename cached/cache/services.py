@@ -16,8 +16,9 @@ from cached.cache.pace import Written
 from cached.cache.registry import Blob, Model, Presence, Registry
 from cached.cache.seeds import Seeds
 from cached.cache.storage import Storage
+from cached.cache.verified import VerifiedTimes
 from cached.clock import Clock
-from cached.errors import CachedError, LevelError
+from cached.errors import CachedError, LevelError, NotFoundError
 from cached.index import PartRecord
 from cached.levels.journal import landed_record, read_journal
 from cached.manifest import BlobRecord, Manifest
@@ -38,6 +39,7 @@ class Services:
     """The same, for who cares about chains of origins."""
     storage: Storage
     registry: Registry
+    verified: VerifiedTimes
     history: UseHistory
     metrics: Metrics
     tracer: Tracer
@@ -104,14 +106,36 @@ class Services:
         self.metrics.transfer_seconds.labels(hop=hop).inc(busy_s)
         self.metrics.transfer_cpu_seconds.labels(hop=hop).inc(cpu_s)
 
+    def landed(self, record: BlobRecord, level: Level) -> None:
+        """A blob was committed or confirmed at a level: every byte of it was verified on the way."""
+        self.registry.landed(record, level)
+        self.verified.note(record.digest, level)
+
     def on_disk(self, blob: Blob) -> bool:
         """Whether L2 has this blob. One whose file is gone, with its drive perhaps, does not count from now on."""
         digest, size_bytes = blob.record.digest, blob.record.size_bytes
         if blob.l2 and self.storage.disk_copy(digest, size_bytes) is None:
-            self.registry.lost(digest, Level.L2)
+            self.lost_from_disk(blob)
             self.storage.remove_from_disk(digest)
-            self.events.emit("l2.lost", f"L2 no longer has {digest}", digest=digest, size_bytes=size_bytes)
         return blob.l2
+
+    def in_memory(self, blob: Blob) -> bool:
+        """Whether L1 has this blob. One whose segment somebody has removed does not count from now on."""
+        digest = blob.record.digest
+        if blob.at(Level.L1):
+            try:
+                self.storage.level(Level.L1).blob(digest)
+            except NotFoundError:
+                self.registry.lost(digest, Level.L1)
+                self.storage.withdraw(digest)
+                self.events.emit("l1.lost", f"L1 no longer has {digest}", digest=digest)
+        return blob.at(Level.L1)
+
+    def lost_from_disk(self, blob: Blob) -> None:
+        """L2 has no copy of this blob any more, though nobody evicted it: the upkeep writes it there again."""
+        digest = blob.record.digest
+        self.registry.lost(digest, Level.L2)
+        self.events.emit("l2.lost", f"L2 no longer has {digest}", digest=digest, size_bytes=blob.record.size_bytes)
 
     def publish(self, manifest: Manifest) -> None:
         """Brings the directory view of a revision up to date with where its blobs are."""

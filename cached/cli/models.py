@@ -215,12 +215,13 @@ def _print_places(detail: pb.DescribeResponse) -> None:
             format_duration(place.worth_s),
             f"{place.requests:.2f}",
             format_duration(place.reload_s),
+            ago(place.verified_time_s) if place.held_bytes else "-",
             _before(place),
         )
         for place in detail.places
     ]
-    columns = ("AT", "HOLDS", "WORTH", "REQUESTS IN 6H", "EACH WAITS", "EVICTED BEFORE IT")
-    print_table(columns, rows, right=columns[1:5], folding=columns[5:])
+    columns = ("AT", "HOLDS", "WORTH", "REQUESTS IN 6H", "EACH WAITS", "VERIFIED", "EVICTED BEFORE IT")
+    print_table(columns, rows, right=columns[1:5], folding=columns[6:])
     for place in detail.places:
         print_text(place.why)
 

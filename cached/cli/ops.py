@@ -32,7 +32,7 @@ from cached.cli.output import (
 )
 from cached.config import describe_settings, example_toml, load_config, process_environment
 from cached.layout import LAYOUT
-from cached.units import format_duration, format_size
+from cached.units import format_duration, format_rate, format_size
 from cached_client._proto import cached_pb2 as pb
 from cached_client._version import __version__ as client_version
 from cached_client.connection import Connection
@@ -53,7 +53,8 @@ def stats(options: Globals, trace: bool, output: str) -> None:
     """Show bytes at each level, and the counters that are not 0.
 
     HOT is what hot models have been promised, of what they may take. TRANSIENT is held beside the budget until its last
-    leases end; it counts as used and as capacity meanwhile.
+    leases end; it counts as used and as capacity meanwhile. UNVERIFIED is how long ago the blob that waits longest for
+    the scrubber was last found right.
 
     With --trace: one line for each attach, the oldest first, as `cached simulate` reads it.
 
@@ -70,7 +71,19 @@ def stats(options: Globals, trace: bool, output: str) -> None:
     if output == "json":
         print_json(to_data(answer))
         return
-    columns = ("LEVEL", "CAPACITY", "USED", "RESERVED", "WITHDRAWN", "POOL", "TRANSIENT", "HOT", "BLOBS", "LIMITED BY")
+    columns = (
+        "LEVEL",
+        "CAPACITY",
+        "USED",
+        "RESERVED",
+        "WITHDRAWN",
+        "POOL",
+        "TRANSIENT",
+        "HOT",
+        "BLOBS",
+        "UNVERIFIED",
+        "LIMITED BY",
+    )
     rows = [
         (
             enum_word(level, "level").upper(),
@@ -82,12 +95,17 @@ def stats(options: Globals, trace: bool, output: str) -> None:
             size(level.transient_bytes),
             _hot(level),
             str(level.blob_count),
+            format_duration(level.longest_unverified_s) if level.blob_count else "-",
             level.limited_by,
         )
         for level in answer.levels
     ]
     print_table(
-        columns, rows, right=columns[1:9], spare=("RESERVED", "POOL", "BLOBS", "WITHDRAWN"), folding=("LIMITED BY",)
+        columns,
+        rows,
+        right=columns[1:10],
+        spare=("RESERVED", "POOL", "BLOBS", "WITHDRAWN", "UNVERIFIED"),
+        folding=("LIMITED BY",),
     )
     click.echo()
     print_pairs(
@@ -96,6 +114,7 @@ def stats(options: Globals, trace: bool, output: str) -> None:
             "leases": str(answer.lease_count),
             "loads under way": str(answer.active_load_count),
             "movers": str(answer.mover_count),
+            "scrubbing": _scrubbing(answer.scrub),
             "up for": format_duration(answer.uptime_s),
             "version": answer.version,
             "degraded": "; ".join(answer.degraded),
@@ -112,6 +131,15 @@ def stats(options: Globals, trace: bool, output: str) -> None:
             ],
             right=("VALUE",),
         )
+
+
+def _scrubbing(scrub: pb.Scrub) -> str:
+    if not scrub.bytes_per_s:
+        return "off"
+    if not scrub.total_bytes:
+        return "nothing is due"
+    pace = "waiting for loads" if scrub.waiting else f"at most {format_rate(scrub.bytes_per_s)}"
+    return f"{format_size(scrub.done_bytes)} of {format_size(scrub.total_bytes)}, {pace}"
 
 
 def _hot(level: pb.LevelStats) -> str:

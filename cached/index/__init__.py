@@ -1,6 +1,6 @@
 """What is known across restarts: models, manifests, blobs and interrupted pulls. The only importer of diskcache."""
 
 from cached.index.index import Index
-from cached.index.records import ModelRecord, PartFile, PartRecord, PendingPull, TimedPull
+from cached.index.records import ModelRecord, PartFile, PartRecord, PendingPull, TimedPull, VerifiedRecord
 
-__all__ = ["Index", "ModelRecord", "PartFile", "PartRecord", "PendingPull", "TimedPull"]
+__all__ = ["Index", "ModelRecord", "PartFile", "PartRecord", "PendingPull", "TimedPull", "VerifiedRecord"]

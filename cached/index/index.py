@@ -20,6 +20,7 @@ from cached.index.records import (
     PENDING,
     POLICY,
     TIMED,
+    VERIFIED,
     ColdStartsRecord,
     Kind,
     ModelRecord,
@@ -27,6 +28,7 @@ from cached.index.records import (
     PendingPull,
     PolicyRecord,
     TimedPull,
+    VerifiedRecord,
 )
 from cached.index.store import DamagedEntryError, Store
 from cached.manifest import BlobRecord, Manifest
@@ -152,6 +154,19 @@ class Index:
     def delete_cold_starts(self, name: str) -> None:
         """Forgets those of a model."""
         self._delete(COLD_STARTS, name)
+
+    def put_verified(self, record: VerifiedRecord) -> None:
+        """Adds or replaces. Raises LevelError when not durable."""
+        self._put(VERIFIED, record)
+
+    def verified(self, digest: str) -> VerifiedRecord | None:
+        """When a blob was last found right."""
+        record: VerifiedRecord | None = self._tables[VERIFIED.prefix].get(digest)
+        return record
+
+    def delete_verified(self, digest: str) -> None:
+        """The blob is not known any more."""
+        self._delete(VERIFIED, digest)
 
     @contextmanager
     def transact(self) -> Iterator[None]:

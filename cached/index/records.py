@@ -121,6 +121,15 @@ class ColdStartsRecord:
         check_name(self.name)
 
 
+@dataclass(frozen=True, slots=True)
+class VerifiedRecord:
+    """When all of a blob was last found right at each level, in Unix time; 0: never."""
+
+    digest: str
+    l1_time_s: float = 0.0
+    l2_time_s: float = 0.0
+
+
 @dataclass(frozen=True)
 class Kind(Generic[T]):
     """One kind of value. ``lazy``: kept as text in memory, because it is big and seldom read."""
@@ -339,6 +348,17 @@ def _phase_from_list(reader: PlainReader, data: object) -> ColdStartPhase:
     raise reader.wrong(f"{str(data)[:40]!r} is no phase")
 
 
+def _verified_to_dict(record: VerifiedRecord) -> dict[str, Any]:
+    return {"digest": record.digest, "l1_time_s": record.l1_time_s, "l2_time_s": record.l2_time_s}
+
+
+def _verified_from_dict(data: object) -> VerifiedRecord:
+    reader = PlainReader("times of verification", data)
+    record = VerifiedRecord(reader.text("digest"), reader.number("l1_time_s"), reader.number("l2_time_s"))
+    reader.finish()
+    return record
+
+
 MODELS: Kind[ModelRecord] = Kind("model", lambda record: record.name, _model_to_dict, _model_from_dict)
 MANIFESTS: Kind[Manifest] = Kind(
     "manifest", lambda manifest: f"{manifest.name}/{manifest.revision}", Manifest.to_dict, Manifest.from_dict
@@ -357,4 +377,5 @@ TIMED: Kind[TimedPull] = Kind("timed", lambda pull: pull.key, _timed_to_dict, _t
 COLD_STARTS: Kind[ColdStartsRecord] = Kind(
     "coldstarts", lambda record: record.name, _cold_starts_to_dict, _cold_starts_from_dict
 )
-KINDS: tuple[Kind[Any], ...] = (MODELS, MANIFESTS, BLOBS, PENDING, PARTS, POLICY, TIMED, COLD_STARTS)
+VERIFIED: Kind[VerifiedRecord] = Kind("verified", lambda record: record.digest, _verified_to_dict, _verified_from_dict)
+KINDS: tuple[Kind[Any], ...] = (MODELS, MANIFESTS, BLOBS, PENDING, PARTS, POLICY, TIMED, COLD_STARTS, VERIFIED)

@@ -20,7 +20,7 @@ _LEVEL_METRICS = {
         "used_bytes", "reserved_bytes", "capacity_bytes", "withdrawn_bytes", "pool_bytes", "transient_bytes",
         "hot_bytes", "hot_capacity_bytes",
     )
-}  # fmt: skip
+} | {"cached_level_unverified_seconds": "longest_unverified_s"}  # fmt: skip
 """Metric → field of LevelStats."""
 
 

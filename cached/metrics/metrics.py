@@ -60,6 +60,7 @@ class Metrics:
         self.transfer_cpu_seconds = self._counter("cached_transfer_cpu_seconds_total", HOPS)
         self.checksum_failures = self._counter("cached_checksum_failures_total", LEVELS)
         self.repaired_chunks = self._counter("cached_repaired_chunks_total", LEVELS[:2])
+        self.scrubbed_bytes = self._counter("cached_scrubbed_bytes_total", LEVELS[:2])
         self.evictions = self._counter("cached_evictions_total")
         self.admissions = self._counter("cached_admissions_total")
         self.evicted_bytes = self._counter("cached_evicted_bytes_total", LEVELS[:2])

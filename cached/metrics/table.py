@@ -34,6 +34,7 @@ DEGRADED_REASONS = {
     "index": "the index cannot be written: what changes is lost at a restart",
     "journal": "journals cannot be written: an interrupted pull begins anew",
     "view": "the directories of links cannot be written",
+    "quarantine": "something is damaged and cannot be fetched again",
     "hot": "the hot models do not fit into `l1.hot_capacity`",
     "artifacts": "a compile artifact cannot be uploaded",
     "slots": "slots of the fleet cannot be asked for: pulls go on without them",
@@ -123,6 +124,11 @@ METRICS: tuple[MetricInfo, ...] = (
         "cached_checksum_failures_total", "counter", ("level",), "Chunks that failed their checksum, by level."
     ),
     MetricInfo("cached_repaired_chunks_total", "counter", ("level",), "Damaged chunks that were mended at a level."),
+    MetricInfo("cached_scrubbed_bytes_total", "counter", ("level",), "Bytes that the scrubber read again at a level."),
+    MetricInfo(
+        "cached_level_unverified_seconds", "gauge", ("level",),
+        "Time since the blob of a level that waits longest for a look was found right; 0 where there is none.",
+    ),
     MetricInfo("cached_quarantined_blobs", "gauge", (), "Blobs that are damaged and could not be mended."),
     # What is where.
     MetricInfo("cached_models", "gauge", (), "Models known to the cache."),

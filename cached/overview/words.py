@@ -26,8 +26,8 @@ HOLDINGS: Mapping[Holding, str] = {
 
 WRONG = frozenset(
     {
-        "artifact.upload_failed", "catalog.refused", "config.refused", "damage.found", "l2.lost", "l2.skipped",
-        "l2.write_failed", "load.failed",
+        "artifact.upload_failed", "catalog.refused", "config.refused", "damage.found", "l1.lost", "l2.lost",
+        "l2.skipped", "l2.write_failed", "load.failed",
     }
 )  # fmt: skip
 """Kinds of events that tell of a failure."""
@@ -71,6 +71,10 @@ _ADVICE = {
     ),
     "view": Advice(
         "Engines that read the directory do not see new models. Look at daemon.models_dir.", "The directory view fails"
+    ),
+    "quarantine": Advice(
+        "It is tried again within the hour; at once by cached verify --repair. cached show NAME tells the rest.",
+        "What is quarantined",
     ),
     "hot": Advice(
         "Take the tier hot from a model (cached tier NAME warm), or raise l1.hot_capacity.", "Hot models have no room"

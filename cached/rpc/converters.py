@@ -265,6 +265,7 @@ def _place_message(value: types.PlaceDetail) -> pb.Place:
         why=text(value.why),
         evicted_before=value.evicted_before[:_NAMED_BEFORE],
         evicted_before_count=len(value.evicted_before),
+        verified_time_s=value.verified_time_s,
     )
 
 
@@ -356,6 +357,7 @@ def stats_message(value: types.Stats) -> pb.StatsResponse:
             transient_bytes=item.transient_bytes,
             hot_bytes=item.hot_bytes,
             hot_capacity_bytes=item.hot_capacity_bytes,
+            longest_unverified_s=item.longest_unverified_s,
         )
         for item in value.levels
     ]
@@ -370,6 +372,12 @@ def stats_message(value: types.Stats) -> pb.StatsResponse:
         version=value.version,
         degraded=[text(item) for item in value.degraded],
         instance=value.instance,
+        scrub=pb.Scrub(
+            bytes_per_s=value.scrub.bytes_per_s,
+            total_bytes=value.scrub.total_bytes,
+            done_bytes=value.scrub.done_bytes,
+            waiting=value.scrub.waiting,
+        ),
     )
 
 

@@ -147,6 +147,9 @@ def _stats_of(message: pb.StatsResponse) -> types.Stats:
         version=message.version,
         degraded=tuple(message.degraded),
         instance=message.instance,
+        scrub=types.ScrubStats(
+            message.scrub.bytes_per_s, message.scrub.total_bytes, message.scrub.done_bytes, message.scrub.waiting
+        ),
     )
 
 
@@ -163,6 +166,7 @@ def _level_of(message: pb.LevelStats) -> types.LevelStats:
         transient_bytes=message.transient_bytes,
         hot_bytes=message.hot_bytes,
         hot_capacity_bytes=message.hot_capacity_bytes,
+        longest_unverified_s=message.longest_unverified_s,
     )
 
 

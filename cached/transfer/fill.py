@@ -24,6 +24,7 @@ from cached.levels.base import FileRef
 from cached.origins.base import OriginObject, OriginSpec
 from cached.signals import Signal, run_all
 from cached.transfer.jobs import Checksum, Copy, Fetch, Hash, Hashed, Job, Listing, Moved, Prepare, Result, StatObjects
+from cached.transfer.ranges import check_crc64
 from cached.types import Level
 from cached.units import CHUNK_BYTES, chunk_count, chunk_length
 
@@ -208,6 +209,7 @@ class Fill:
         self._observer = observer or Observer()
         self._restat = asyncio.Lock()
         self._followed = False
+        self._aside = False
 
     @property
     def done_bytes(self) -> int:
@@ -246,7 +248,11 @@ class Fill:
         self.signal.notify()
 
     async def mend(self, index: int) -> None:
-        """Brings a single chunk again, whatever is in place. Raises its typed error."""
+        """Brings a single chunk again into a blob that may be mapped. Raises its typed error.
+
+        Bytes are written only if they have the expected checksum, which must be known.
+        """
+        self._aside = True
         await self._bring(index)
 
     async def _work(self) -> None:
@@ -334,6 +340,9 @@ class Fill:
         offset, length = index * CHUNK_BYTES, chunk_length(self.size_bytes, index)
         expected = self._sources.expected.get(index, self._sources.disk_crc64.get(index))
         try:
+            if self._aside and self.target.memory:
+                found = await self._moved(Checksum(disk, offset, length), Level.L2)
+                check_crc64(disk, offset, length, expected, found.crc64)
             return (await self._moved(Copy(disk, self.target, offset, length, expected), Level.L2)).crc64
         except (IntegrityError, LevelError, NotFoundError) as error:
             self._observer.on_damage(Level.L2, index, error.message)
@@ -361,16 +370,20 @@ class Fill:
         expected = self._sources.expected.get(index)
         source = self._origin()
         try:
-            moved = await self._moved(Fetch(source.spec, source.item, offset, length, self.target, expected), Level.L3)
+            moved = await self._moved(self._fetch_job(source, offset, length, expected), Level.L3)
         except ObjectChangedError:
             # Where the checksum is known, the same bytes under a new version (an object uploaded again) will do.
             if expected is None or not await self._follow_new_version(source):
                 raise
             source = self._origin()
-            moved = await self._moved(Fetch(source.spec, source.item, offset, length, self.target, expected), Level.L3)
+            moved = await self._moved(self._fetch_job(source, offset, length, expected), Level.L3)
         if expected is not None and moved.crc64 != expected:
             raise self._not_this_revision(source, index, expected, moved.crc64)
         return moved.crc64
+
+    def _fetch_job(self, source: OriginSource, offset: int, length: int, expected: int | None) -> Fetch:
+        aside = self._aside and expected is not None
+        return Fetch(source.spec, source.item, offset, length, self.target, expected, aside)
 
     def _origin(self) -> OriginSource:
         source = self._sources.origin

@@ -54,6 +54,9 @@ class Fetch:
     In memory the pages are allocated first (shortage is NoRoomError, never SIGBUS); a disk target is written through a
     private buffer of the mover's thread. ``expected_crc64``: what the caller compares the answer with; movers do not,
     but a chain goes on to its next link (see Chains).
+
+    ``aside``: the range, a chunk at most, is read into a private buffer in any case, and written only if it has the
+    expected checksum: what somebody has mapped changes to what it should be, or not at all.
     """
 
     origin: OriginSpec
@@ -62,6 +65,7 @@ class Fetch:
     length_bytes: int
     target: FileRef
     expected_crc64: int | None = None
+    aside: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Moving ranges of bytes between local files, with their checksums. Runs in movers, from any thread.
 
 Disk is read and written with O_DIRECT where offset and length allow it and the file system supports it, else buffered
-and dropped from the page cache: weights that are in L1 or on their way there must not take memory a second time.
+and dropped from the page cache: weights that are in L1 or on their way there must not take memory a second time. Before
+a buffered read they are dropped too, so that a checksum tells of the disk (but for pages that some process has mapped).
 
 Memory is reached through a mapping where its pages are huge: nothing is copied then. Small pages would cost a fault
 each, in every mover, which is dearer than copying what is in them: they are read and written by system calls through a
@@ -91,6 +92,9 @@ class LocalFile:
         direct = self._may_be_direct and at_bytes % _BLOCK_BYTES == 0 and length >= _BLOCK_BYTES
         if direct:
             length -= length % _BLOCK_BYTES
+        if not direct and not self._ref.memory and call is os.preadv:
+            # What the disk has, and not what the page cache still remembers of it.
+            os.posix_fadvise(self._fd, at_bytes, length, os.POSIX_FADV_DONTNEED)
         try:
             self._set_direct(direct)
             with view[done : done + length] as step:

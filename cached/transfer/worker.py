@@ -103,6 +103,8 @@ class Worker:
         match job:
             case Fetch():
                 ranges.check_range(job.target, job.offset_bytes, job.length_bytes)
+                if job.aside:
+                    return self._fetch_aside(job, control, lambda: None), job.length_bytes
                 control.check()
                 crc64 = self._fetch(job, control.abort)
                 # What a broken read may have left is never taken for a result.
@@ -125,16 +127,21 @@ class Worker:
                 return 0, job.length_bytes
 
     def _hedge(self, job: Fetch, control: Control) -> int:
+        return self._fetch_aside(job, control, control.arrived)
+
+    def _fetch_aside(self, job: Fetch, control: Control, before_write: Callable[[], None]) -> int:
+        """By way of the thread's own buffer."""
         if job.length_bytes > CHUNK_BYTES:
-            raise InvalidRequestError(f"a range of {job.length_bytes} bytes cannot be hedged", value=job.item.path)
+            raise InvalidRequestError(f"a range of {job.length_bytes} bytes fits no buffer", value=job.item.path)
         with self._slabs.view()[: job.length_bytes] as view:
             control.check()
             with self._opened(job, control.abort) as read_into:
                 crc64 = read_checksummed(view, read_into)
             control.check()
-            control.arrived()
-            with ranges.LocalFile(job.target, writable=True) as file:
-                file.write(job.offset_bytes, view)
+            before_write()
+            if not job.aside or crc64 == job.expected_crc64:
+                with ranges.LocalFile(job.target, writable=True) as file:
+                    file.write(job.offset_bytes, view)
             return crc64
 
     @contextmanager

@@ -359,7 +359,7 @@ class DescribeResponse(_message.Message):
     def __init__(self, summary: _Optional[_Union[ModelSummary, _Mapping[str, _Any]]] = ..., files: _Optional[_Iterable[_Union[FileDetail, _Mapping[str, _Any]]]] = ..., revisions: _Optional[_Iterable[str]] = ..., path: _Optional[str] = ..., leases: _Optional[_Iterable[_Union[Lease, _Mapping[str, _Any]]]] = ..., notes: _Optional[_Iterable[str]] = ..., last_error: _Optional[str] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping[str, _Any]]]] = ..., schedule: _Optional[_Iterable[str]] = ..., schedule_change_time_s: _Optional[float] = ..., pull_times_s: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Place(_message.Message):
-    __slots__ = ("level", "held_bytes", "worth_s", "requests", "reload_s", "why", "evicted_before", "evicted_before_count")
+    __slots__ = ("level", "held_bytes", "worth_s", "requests", "reload_s", "why", "evicted_before", "evicted_before_count", "verified_time_s")
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
     WORTH_S_FIELD_NUMBER: _ClassVar[int]
@@ -368,6 +368,7 @@ class Place(_message.Message):
     WHY_FIELD_NUMBER: _ClassVar[int]
     EVICTED_BEFORE_FIELD_NUMBER: _ClassVar[int]
     EVICTED_BEFORE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_TIME_S_FIELD_NUMBER: _ClassVar[int]
     level: Level
     held_bytes: int
     worth_s: float
@@ -376,7 +377,8 @@ class Place(_message.Message):
     why: str
     evicted_before: _containers.RepeatedScalarFieldContainer[str]
     evicted_before_count: int
-    def __init__(self, level: _Optional[_Union[Level, str]] = ..., held_bytes: _Optional[int] = ..., worth_s: _Optional[float] = ..., requests: _Optional[float] = ..., reload_s: _Optional[float] = ..., why: _Optional[str] = ..., evicted_before: _Optional[_Iterable[str]] = ..., evicted_before_count: _Optional[int] = ...) -> None: ...
+    verified_time_s: float
+    def __init__(self, level: _Optional[_Union[Level, str]] = ..., held_bytes: _Optional[int] = ..., worth_s: _Optional[float] = ..., requests: _Optional[float] = ..., reload_s: _Optional[float] = ..., why: _Optional[str] = ..., evicted_before: _Optional[_Iterable[str]] = ..., evicted_before_count: _Optional[int] = ..., verified_time_s: _Optional[float] = ...) -> None: ...
 
 class FileDetail(_message.Message):
     __slots__ = ("path", "size_bytes", "sha256", "in_l1", "in_l2", "shared_with", "chunk_count", "checked_by")
@@ -579,7 +581,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("levels", "counters", "lease_count", "model_count", "active_load_count", "mover_count", "uptime_s", "version", "degraded", "instance")
+    __slots__ = ("levels", "counters", "lease_count", "model_count", "active_load_count", "mover_count", "uptime_s", "version", "degraded", "instance", "scrub")
     class CountersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -597,6 +599,7 @@ class StatsResponse(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    SCRUB_FIELD_NUMBER: _ClassVar[int]
     levels: _containers.RepeatedCompositeFieldContainer[LevelStats]
     counters: _containers.ScalarMap[str, float]
     lease_count: int
@@ -607,10 +610,23 @@ class StatsResponse(_message.Message):
     version: str
     degraded: _containers.RepeatedScalarFieldContainer[str]
     instance: str
-    def __init__(self, levels: _Optional[_Iterable[_Union[LevelStats, _Mapping[str, _Any]]]] = ..., counters: _Optional[_Mapping[str, float]] = ..., lease_count: _Optional[int] = ..., model_count: _Optional[int] = ..., active_load_count: _Optional[int] = ..., mover_count: _Optional[int] = ..., uptime_s: _Optional[float] = ..., version: _Optional[str] = ..., degraded: _Optional[_Iterable[str]] = ..., instance: _Optional[str] = ...) -> None: ...
+    scrub: Scrub
+    def __init__(self, levels: _Optional[_Iterable[_Union[LevelStats, _Mapping[str, _Any]]]] = ..., counters: _Optional[_Mapping[str, float]] = ..., lease_count: _Optional[int] = ..., model_count: _Optional[int] = ..., active_load_count: _Optional[int] = ..., mover_count: _Optional[int] = ..., uptime_s: _Optional[float] = ..., version: _Optional[str] = ..., degraded: _Optional[_Iterable[str]] = ..., instance: _Optional[str] = ..., scrub: _Optional[_Union[Scrub, _Mapping[str, _Any]]] = ...) -> None: ...
+
+class Scrub(_message.Message):
+    __slots__ = ("bytes_per_s", "total_bytes", "done_bytes", "waiting")
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    bytes_per_s: int
+    total_bytes: int
+    done_bytes: int
+    waiting: bool
+    def __init__(self, bytes_per_s: _Optional[int] = ..., total_bytes: _Optional[int] = ..., done_bytes: _Optional[int] = ..., waiting: bool = ...) -> None: ...
 
 class LevelStats(_message.Message):
-    __slots__ = ("level", "capacity_bytes", "used_bytes", "reserved_bytes", "withdrawn_bytes", "pool_bytes", "blob_count", "limited_by", "transient_bytes", "hot_bytes", "hot_capacity_bytes")
+    __slots__ = ("level", "capacity_bytes", "used_bytes", "reserved_bytes", "withdrawn_bytes", "pool_bytes", "blob_count", "limited_by", "transient_bytes", "hot_bytes", "hot_capacity_bytes", "longest_unverified_s")
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -622,6 +638,7 @@ class LevelStats(_message.Message):
     TRANSIENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     HOT_BYTES_FIELD_NUMBER: _ClassVar[int]
     HOT_CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_UNVERIFIED_S_FIELD_NUMBER: _ClassVar[int]
     level: Level
     capacity_bytes: int
     used_bytes: int
@@ -633,7 +650,8 @@ class LevelStats(_message.Message):
     transient_bytes: int
     hot_bytes: int
     hot_capacity_bytes: int
-    def __init__(self, level: _Optional[_Union[Level, str]] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., withdrawn_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., blob_count: _Optional[int] = ..., limited_by: _Optional[str] = ..., transient_bytes: _Optional[int] = ..., hot_bytes: _Optional[int] = ..., hot_capacity_bytes: _Optional[int] = ...) -> None: ...
+    longest_unverified_s: float
+    def __init__(self, level: _Optional[_Union[Level, str]] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., withdrawn_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., blob_count: _Optional[int] = ..., limited_by: _Optional[str] = ..., transient_bytes: _Optional[int] = ..., hot_bytes: _Optional[int] = ..., hot_capacity_bytes: _Optional[int] = ..., longest_unverified_s: _Optional[float] = ...) -> None: ...
 
 class OverviewRequest(_message.Message):
     __slots__ = ("models", "leases", "events", "moves", "cold_starts")

@@ -194,7 +194,7 @@ class Describer:
             model_count=len(registry.models),
             hot_model_count=len(hot),
             hot_ready_count=sum(item is not None and registry.whole_at(item, Level.L1) for item in hot),
-            quarantined_blob_count=registry.quarantined_count,
+            quarantined_blob_count=len(registry.quarantined),
             lease_count=len(self._leases),
             active_load_count=len(self._loader.loads),
             mover_count=mover_count,

@@ -374,11 +374,6 @@ class Registry:
         """True if a blob of this revision is damaged and could not be mended."""
         return bool(self._quarantined) and any(entry.digest in self._quarantined for entry in manifest.files)
 
-    @property
-    def quarantined_count(self) -> int:
-        """Blobs that are damaged and could not be mended."""
-        return len(self._quarantined)
-
     def write(self, change: Callable[[], None]) -> None:
         """For other records of the index: a failing write is reported, not raised."""
         self._write(change)

@@ -33,7 +33,8 @@ _PRIORITY = 1_500_000_000
 """After everything that anybody waits for, and after what only writes to L2."""
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 60.0, 3600.0
-"""A blob in quarantine is tried again so long after it came there, then twice as long, and so on, up to an hour."""
+"""A blob in quarantine is tried again after so long (or a period, if that is less), then after twice as long, and so on.
+"""
 
 
 class Pacer:
@@ -70,7 +71,7 @@ class _Stuck:
     """A blob that could not be mended, or not be read: when it is tried again, how long after that, and where first."""
 
     retry_at_s: float
-    wait_s: float = _FIRST_RETRY_S
+    wait_s: float
     level: Level | None = None
     index: int = 0
 
@@ -90,6 +91,7 @@ class Scrubber:
         self._bytes_per_s = parse_size(config.bytes_per_s)
         self._periods_s = {Level.L1: config.l1_period_s, Level.L2: config.l2_period_s}
         self._tick_s = min(_TICK_S, *(period_s / 4 for period_s in self._periods_s.values()))
+        self._first_retry_s = min(_FIRST_RETRY_S, *self._periods_s.values())
         self._pacer = Pacer(services.clock, max(1, self._bytes_per_s))
         self._since_s = services.clock.wall_s()
         self._stuck: dict[str, _Stuck] = {}
@@ -130,7 +132,8 @@ class Scrubber:
         registry = self._services.registry
         self._stuck = {digest: stuck for digest, stuck in self._stuck.items() if digest in registry.blobs}
         for digest in registry.quarantined:
-            self._stuck.setdefault(digest, _Stuck(now_s + _FIRST_RETRY_S))
+            if digest not in self._stuck:
+                self._later(digest)
         known = sorted(self._known(now_s), key=lambda task: task.due_s)
         self._next_due_s = known[0].due_s if known else float("inf")
         if self._next_due_s > now_s:
@@ -172,10 +175,14 @@ class Scrubber:
         took_s, read_bytes = services.clock.monotonic_s() - began_s, self._progress.done_bytes
         services.events.emit(
             "scrub.finished",
-            f"read {format_size(read_bytes)} again in {format_duration(took_s)}: {self._damaged} chunks were damaged, "
-            f"{self._repaired} of them were mended",
+            f"read {format_size(read_bytes)} again in {format_duration(took_s)}: {self._found()}",
             name="", size_bytes=read_bytes, damaged=self._damaged, repaired=self._repaired,
         )  # fmt: skip
+
+    def _found(self) -> str:
+        if not self._damaged:
+            return "no damage"
+        return f"{self._damaged} damaged chunk{'s' * (self._damaged > 1)}, {self._repaired} of them mended"
 
     async def _scrub(self, task: _Task) -> None:
         """Looks at one blob. One that was stuck is tried where it was, and no further than it can be mended."""
@@ -267,5 +274,5 @@ class Scrubber:
 
     def _later(self, digest: str, level: Level | None = None, index: int = 0) -> None:
         stuck = self._stuck.get(digest)
-        wait_s = min(2 * stuck.wait_s, _LAST_RETRY_S) if stuck is not None else _FIRST_RETRY_S
+        wait_s = min(2 * stuck.wait_s, _LAST_RETRY_S) if stuck is not None else self._first_retry_s
         self._stuck[digest] = _Stuck(self._services.clock.wall_s() + wait_s, wait_s, level, index)

@@ -40,6 +40,7 @@ from cached.types import (
     PlannedEviction,
     PullProgress,
     RevisionState,
+    ScrubStats,
     Selection,
     Stats,
     Tier,
@@ -62,15 +63,16 @@ DETAIL = ModelDetail(
     files=(FileDetail("a.safetensors", 99, "ab" * 32, True, True, ("other",), 1, CheckedBy.FIRST_SEEN),),
     revisions=("r1", "r0"), path="/models/tiny", leases=(LEASE,), notes=("skipped *.bin",), last_error="boom",
     places=(
-        PlaceDetail(Level.L1, 90, 200.0, 2.5, 80.0, "90 B in l1: it spares 3m20s", ("other", "last")),
-        PlaceDetail(Level.L2, 80, 100.0, 2.5, 40.0, "80 B in l2: it spares 1m40s", ("other",)),
+        PlaceDetail(Level.L1, 90, 200.0, 2.5, 80.0, "90 B in l1: it spares 3m20s", ("other", "last"), 1e9),
+        PlaceDetail(Level.L2, 80, 100.0, 2.5, 40.0, "80 B in l2: it spares 1m40s", ("other",), 1e9),
     ),
     schedule=("mon-fri 08:00-20:00",), schedule_change_time_s=4102444800.0, pull_times_s=(4102444801.0,),
 )  # fmt: skip
 STATS = Stats(
-    levels=(LevelStats(Level.L1, 100, 60, 10, 5, 7, 3, "configured", 11, 12, 80),), counters={"cached_hits_total": 2.0},
+    levels=(LevelStats(Level.L1, 100, 60, 10, 5, 7, 3, "configured", 11, 12, 80, 7200.0),),
+    counters={"cached_hits_total": 2.0},
     lease_count=2, model_count=3, active_load_count=1, mover_count=4, uptime_s=1.5, version="1",
-    degraded=("l2 is read-only",), instance="ab",
+    degraded=("l2 is read-only",), instance="ab", scrub=ScrubStats(64_000_000, 1000, 250, waiting=True),
 )  # fmt: skip
 TIER_CHANGE = TierChange(
     SUMMARY, (PlannedEviction(Level.L1, "other", "r9", 50, "worth least", "it was worth least for each byte"),), 40

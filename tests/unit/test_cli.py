@@ -110,6 +110,7 @@ def test_show(cached):
     assert data["places"][0] == {
         "level": "l1", "held_bytes": 90, "worth_s": 200.0, "requests": 2.5, "reload_s": 80.0,
         "why": "90 B in l1: it spares 3m20s", "evicted_before": ["other", "last"], "evicted_before_count": 2,
+        "verified_time_s": 1e9,
     }  # fmt: skip
     assert (data["schedule"], data["schedule_change_time_s"]) == (["mon-fri 08:00-20:00"], 4102444800.0)
     assert data["pull_times_s"] == [4102444801.0]
@@ -223,8 +224,10 @@ def test_stats(cached):
         "80",
         "B",
         "3",
+        "2h00m",
         "configured",
     ]
+    assert "250 B of 1000 B, waiting for loads" in ran.out
     assert "l2 is read-only" in ran.out
     data = json.loads(cached("stats", "-o", "json").out)
     assert data["counters"] == STATS.counters

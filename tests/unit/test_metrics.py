@@ -19,7 +19,7 @@ from tests.docs.documents import ROOT
 
 GAUGES = Gauges(
     levels=(
-        LevelStats(Level.L1, 100, 60, 10, 5, 7, 3, "configured", 11, 12, 80),
+        LevelStats(Level.L1, 100, 60, 10, 5, 7, 3, "configured", 11, 12, 80, 7200.0),
         LevelStats(Level.L2, 900, 80, 0, 0, 0, 4, ""),
     ),
     origins=(OriginStats("https://s3.example", 3, 40, 8),),
@@ -112,6 +112,7 @@ def test_gauges_follow_the_engine_at_scrape_time() -> None:
     assert now["cached_ready"] == 1
     assert now["cached_level_used_bytes|level=l1"] == 60
     assert now["cached_level_pool_bytes|level=l1"] == 7
+    assert now["cached_level_unverified_seconds|level=l1"] == 7200
     assert now["cached_level_transient_bytes|level=l1"] == 11
     assert now["cached_level_hot_bytes|level=l1"] == 12
     assert now["cached_level_hot_capacity_bytes|level=l1"] == 80

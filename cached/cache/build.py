@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from cached.cache.artifacts import Artifacts, destination_of
@@ -112,11 +111,22 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, 
     lanes = new_lanes(config, clock, pool, on_hedge=lambda outcome: metrics.hedges.labels(outcome=outcome).inc())
     degraded: dict[str, str] = {}
 
-    on_index_fault = partial(_tell, degraded, "index", "the index cannot be written")
+    def on_index_fault(why: str) -> None:
+        if why:
+            degraded["index"] = f"the index cannot be written: {why}"
+        else:
+            degraded.pop("index", None)
+
+    def on_quarantine(why: str) -> None:
+        if why:
+            degraded["quarantine"] = f"damaged, and cannot be fetched again: {why}"
+        else:
+            degraded.pop("quarantine", None)
+
     registry = Registry(Index(state_dir / "index"), on_index_fault, time_zone=config.policy.time_zone)
     events = EventBus(clock)
     chains = _chains(config, metrics, clock, lanes, pool, events)
-    registry.on_quarantine = partial(_tell, degraded, "quarantine", "damaged, and cannot be fetched again")
+    registry.on_quarantine = on_quarantine
     services = Services(
         clock=clock,
         runner=chains,
@@ -177,14 +187,6 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, 
         if kube is not None and config.fleet.node_labels
         else None,
     )
-
-
-def _tell(degraded: dict[str, str], about: str, what: str, why: str) -> None:
-    """Tells health what is wrong; that nothing is any more, with an empty ``why``."""
-    if why:
-        degraded[about] = f"{what}: {why}"
-    else:
-        degraded.pop(about, None)
 
 
 def new_movers(config: Config, clock: Clock, *, on_restart: Callable[[], None] = lambda: None) -> MoverPool:

@@ -33,8 +33,7 @@ _PRIORITY = 1_500_000_000
 """After everything that anybody waits for, and after what only writes to L2."""
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 60.0, 3600.0
-"""A blob in quarantine is tried again after so long (or a period, if that is less), then after twice as long, and so on.
-"""
+"""A blob in quarantine is tried again after so long (a period, if that is less), then after twice as long and so on."""
 
 
 class Pacer:

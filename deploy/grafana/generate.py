@@ -288,6 +288,11 @@ INTEGRITY = [
           [Query(f"sum by (level) (increase(cached_repaired_chunks_total{{{HOSTS}}}{RATE}))", "{{level}}")]),
     Panel("Quarantined", "Blobs that are damaged and could not be mended.", "short",
           [Query(f"sum by (instance) (cached_quarantined_blobs{{{HOSTS}}})", "{{instance}}")], red_from=1),
+    Panel("Not verified for", "Since the blob that waits longest for the scrubber was last found right.", "s",
+          [Query(f"max by (level, instance) (cached_level_unverified_seconds{{{HOSTS}}})",
+                 "{{level}} on {{instance}}")]),
+    Panel("Scrubbed", "Bytes that were read again in a second.", "Bps",
+          [Query(f"sum by (level) (rate(cached_scrubbed_bytes_total{{{HOSTS}}}{RATE}))", "{{level}}")]),
 ]  # fmt: skip
 
 DAEMON = [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from cached.units import CHUNK_BYTES
 from cached_client._proto import cached_pb2 as pb
 from tests.integration.harness import wait_for
-from tests.integration.support import MB, Site, flip_byte, model_files, refused, sha256
+from tests.integration.support import MB, Site, Worker, flip_byte, model_files, refused, sha256
 from tests.invariants import check_at_rest
 
 WEIGHTS = "model.safetensors"
@@ -35,6 +37,10 @@ def events(site: Site, kind: str) -> list[dict[str, str]]:
     return site.daemon.log_events(kind)
 
 
+def _is_told(worker: Worker, damage: list[list[object]]) -> bool:
+    return bool(worker.ask("damaged") == damage)
+
+
 def test_flipped_bytes_at_both_levels_are_mended_without_a_request_and_all_holders_are_told(scrubbed: Site) -> None:
     site = scrubbed
     holders = {name: site.worker() for name in ("m", "twin")}
@@ -46,8 +52,8 @@ def test_flipped_bytes_at_both_levels_are_mended_without_a_request_and_all_holde
     wait_for(lambda: sha256(blob.read_bytes()) == right, "L2 to be mended")
     flip_byte(segment, AT)
     for name, path in (("m", WEIGHTS), ("twin", "weights/other.safetensors")):
-        told = [[path, CHUNK_BYTES, 3 * MB]]
-        wait_for(lambda name=name, told=told: holders[name].ask("damaged") == told, f"the holder of {name} to be told")
+        worker, told = holders[name], [[path, CHUNK_BYTES, 3 * MB]]
+        wait_for(partial(_is_told, worker, told), f"the holder of {name} to be told")
     wait_for(lambda: sha256(segment.read_bytes()) == right, "L1 to be mended")
     assert not site.proxy.requests(), "each level had what the other lacked"
     assert [event["at"] for event in events(site, "damage.repaired")] == ["l2", "l1"]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from cached.cache import ModelCache, build
+from cached.cache import ModelCache
 from cached.cache.inspector import Place
 from cached.cache.scrub import Scrubber
 from cached.errors import LevelError
-from cached.transfer.fill import Runner
-from cached.transfer.jobs import Copy, Fetch, Job, Prepare, Result
+from cached.transfer.jobs import Copy, Fetch, Job, Result
 from cached.types import Level, RevisionState, ScrubStats, Stats
 from cached.units import CHUNK_BYTES
 from tests.integration.hosts import Host, MovedClock, kinds, pull, shown, until
@@ -222,44 +221,27 @@ async def test_a_blob_in_quarantine_is_tried_where_it_is_stuck_ever_more_seldom_
         assert shown(bench.cache, "m").summary.state is RevisionState.READY
 
 
-class Refusing:
-    """Runs jobs, but for those that write to ``path``: a disk that takes nothing there any more."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self.path = ""
-
-    async def run(self, job: Job, *, key: str | None = None, priority: int = 0) -> Result:
-        if isinstance(job, Copy | Fetch) and job.target.path == self.path:
-            raise LevelError(f"l2: cannot write {self.path}: Input/output error", errno="EIO")
-        return await self._runner.run(job, key=key, priority=priority)
-
-    def prepare(self, job: Prepare) -> None:
-        self._runner.prepare(job)
-
-    def prefer(self, path: str, offsets: Collection[int], by: int) -> None:
-        self._runner.prefer(path, offsets, by)
-
-    async def settled(self, path: str) -> None:
-        await self._runner.settled(path)
-
-
 async def test_a_disk_copy_that_takes_no_repair_is_given_up_and_written_again_from_memory(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Refusing] = []
-    runner_of = build._runner
-    monkeypatch.setattr(build, "_runner", lambda *parts: made.append(Refusing(runner_of(*parts))) or made[0])
     async with benched(host, "m") as bench:
-        path = bench.file("m", Level.L2)
+        path, runner = bench.file("m", Level.L2), bench.cache._parts.services.runner
+        run = runner.run
+
+        async def run_or_refuse(job: Job, *, key: str | None = None, priority: int = 0) -> Result:
+            if isinstance(job, Copy | Fetch) and job.target.path == str(path):
+                raise LevelError(f"l2: cannot write {path}: Input/output error", errno="EIO")
+            return await run(job, key=key, priority=priority)
+
+        monkeypatch.setattr(runner, "run", run_or_refuse)
         inode = path.stat().st_ino
-        made[0].path = str(path)
         flip_byte(path, 5)
         bench.clock.pass_by(8 * DAY_S)
         await bench.step()
         assert not bench.stats().degraded
         assert "l2.lost" in kinds(bench.cache)
-        await until(lambda: path.exists() and path.stat().st_ino != inode, "the new copy in L2")
+        blob = bench.cache._parts.services.registry.blobs[path.name]
+        await until(lambda: blob.l2 and path.stat().st_ino != inode, "the new copy in L2")
         assert path.read_bytes() == (host.folder / "origin-m" / "model.safetensors").read_bytes()
         bench.cache._parts.services.registry.check_usable(bench.cache._parts.services.registry.models["m"].current)
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import random
 import re
 from pathlib import Path
 
 import pytest
 
+from cached.checksum import crc64nvme
+from cached.levels.base import FileRef
 from cached.levels.memory import huge_buffer
-from cached.units import MIB
+from cached.levels.shm import mount_of
+from cached.transfer import ranges
+from cached.units import CHUNK_BYTES, MIB
 from tests.small_tmpfs import run_on_small_tmpfs
 
 PREAMBLE = """
@@ -98,3 +104,28 @@ def run(tmp_path: Path, code: str) -> list[str]:
     disk.mkdir()
     preamble = PREAMBLE.format(folder=str(folder), disk=str(disk))
     return run_on_small_tmpfs(folder, "size=12m,huge=advise", preamble + code).splitlines()
+
+
+def test_a_checksum_of_a_file_is_of_what_the_disk_has(tmp_path: Path) -> None:
+    """Also of its last page, which is too short to be read past the page cache."""
+    path, content = tmp_path / "file", random.Random(1).randbytes(3 * 4096 + 77)
+    with path.open("wb") as file:
+        file.write(content)
+        os.fsync(file.fileno())
+    for _ in range(2):
+        before = read_from_disks()
+        assert path.read_bytes() == content
+    if before != read_from_disks() or on_tmpfs(tmp_path):
+        pytest.skip("this file system has no page cache of its own")
+    ref = FileRef(str(path), path.stat().st_ino, len(content), memory=False)
+    assert ranges.checksum(ref, 0, len(content), huge_buffer(CHUNK_BYTES)) == crc64nvme(content)
+    assert read_from_disks() - before == 4 * 4096
+
+
+def read_from_disks() -> int:
+    """Bytes that this process caused to be read; see proc_pid_io(5)."""
+    return int(re.findall(r"^read_bytes: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)[0])
+
+
+def on_tmpfs(folder: Path) -> bool:
+    return mount_of(Path("/proc/self/mounts").read_text(), str(folder))[0] == "tmpfs"

@@ -17,9 +17,10 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from cached.errors import ConfigError, InvalidRequestError
+from cached.problems import Problem, nearest, report_problems
 from cached.refs import artifact_digest, check_digest, check_name, check_path
 from cached.schedule import WindowError, parse_window
-from cached.settings import Problem, nearest, report_problems, resolve_capacity
+from cached.settings import resolve_capacity
 from cached.types import Level, Tier
 from cached.units import parse_size
 

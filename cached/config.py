@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cached.errors import ConfigError
+from cached.problems import Problem, nearest, report_problems
 from cached.settings import (
     PATH_CHECKS,
     TYPE_WORDS,
@@ -30,17 +31,14 @@ from cached.settings import (
     HubConfig,
     L1Config,
     L2Config,
-    Problem,
     S3Config,
     ScrubConfig,
     Setting,
     TelemetryConfig,
     TransferConfig,
     describe_settings,
-    nearest,
     origin_defaults,
     origin_options,
-    report_problems,
     resolve_capacity,
     sections,
     setting_type,

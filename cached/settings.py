@@ -1,4 +1,4 @@
-"""The settings: names, types, defaults, documentation, checks, and how problems are told. ``config`` reads them."""
+"""The settings: names, types, defaults, documentation and checks. ``config`` reads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
 
-from cached.errors import ConfigError
 from cached.schedule import is_zone
 from cached.units import parse_size
 
@@ -479,37 +478,3 @@ def toml_text(value: object) -> str:
     if isinstance(value, str):
         return json.dumps(value)
     return f"[{', '.join(map(toml_text, value))}]" if isinstance(value, tuple) else plain_text(value)
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something wrong in a file or variable. ``where`` is the file (with its line) or variable it is in."""
-
-    where: str
-    key: str
-    value: str
-    wrong: str
-    right: str = ""
-
-    def __str__(self) -> str:
-        shown = f" = {self.value}" if self.value else ""
-        return f"{self.where}: {self.key}{shown}: {self.wrong}"
-
-
-def report_problems(problems: Sequence[Problem], *, file: str, hint: str = "") -> None:
-    """Raises one ConfigError for all of them, or returns. Its fields are those of the first."""
-    if not problems:
-        return
-    first = problems[0]
-    if len(problems) == 1:
-        message, hint = str(first), first.right or hint
-    else:
-        lines = [f"  - {item}" + (f" ({item.right})" if item.right else "") for item in problems]
-        message = "\n".join([f"{len(problems)} problems:", *lines])
-    raise ConfigError(message, hint=hint, file=file, key=first.key, value=first.value, problems=len(problems))
-
-
-def nearest(word: str, words: Sequence[str]) -> str:
-    """What to say about an unknown key: the nearest known one, else all of them."""
-    close = difflib.get_close_matches(word.lower(), words, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(words)}"

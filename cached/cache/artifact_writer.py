@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from cached.artifact_types import ArtifactOffer
 from cached.cache.artifact_key import KEY_PATH, archive_path
 from cached.cache.evictor import Evictor, Wanted
 from cached.cache.loader import Loader
@@ -20,7 +21,7 @@ from cached.levels.files import level_errors, open_checked
 from cached.manifest import BlobRecord, FileEntry, Manifest, revision_of
 from cached.policy import Otherwise
 from cached.signals import in_thread
-from cached.types import ArtifactOffer, CheckedBy, Level
+from cached.types import CheckedBy, Level
 from cached.units import CHUNK_BYTES
 
 _SILENT_S = 60.0

@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Mapping
 
+from cached.artifact_types import Artifact, ArtifactFound, ArtifactOffer, PutOutcome
 from cached.cache.artifact_key import (
     KEY_PATH,
     MAX_DOCUMENT_BYTES,
@@ -47,7 +48,7 @@ from cached.manifest import Manifest
 from cached.origins.base import OriginObject
 from cached.refs import artifact_digest, artifact_name, check_digest
 from cached.transfer.jobs import ListObjects, ReadTexts, Texts
-from cached.types import Artifact, ArtifactFound, ArtifactOffer, Level, Peer, PutOutcome
+from cached.types import Level, Peer
 from cached.units import parse_size
 
 _TICKET_S = 60.0

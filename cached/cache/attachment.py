@@ -25,6 +25,7 @@ from cached.types import (
     ByteRange,
     CheckedBy,
     Complete,
+    Damage,
     Damaged,
     Level,
     Opened,
@@ -113,10 +114,14 @@ class Attachment:
             self._watch.ended()
             self._on_close(self)
 
-    def notice(self, damaged: Damaged) -> None:
-        """Tells the holder about damage in what it maps."""
-        self._notices.append(damaged)
-        self._wake.set()
+    def tell(self, damage: Damage) -> None:
+        """Tells the holder about damage in L1, under every path by which it has the blob; nothing if it has it not."""
+        model = self._services.registry.models.get(self.lease.name)
+        manifest = model.manifests.get(self.lease.revision) if model is not None else None
+        for index, entry in enumerate(manifest.files if manifest is not None else ()):
+            if entry.digest == damage.sha256:
+                self._notices.append(Damaged(index, damage.offset_bytes, damage.length_bytes))
+                self._wake.set()
 
     async def events(self) -> AsyncIterator[AttachEvent]:
         """Opened first; ranges as they are verified; Complete; then only notices, until the lease is closed.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from cached import __version__
+from cached.artifact_types import Artifact, ArtifactFound, ArtifactOffer, PutOutcome
 from cached.cache.attach_watch import AttachWatch
 from cached.cache.attachment import Attachment
 from cached.cache.build import Parts, build_parts
@@ -28,14 +29,10 @@ from cached.processes import children_usage
 from cached.refs import Ref, artifact_digest, parse_ref
 from cached.tracing import Tracer
 from cached.types import (
-    Artifact,
-    ArtifactFound,
-    ArtifactOffer,
     Attached,
     Client,
     ColdStart,
     Damage,
-    Damaged,
     Event,
     Freed,
     LeaseInfo,
@@ -45,7 +42,6 @@ from cached.types import (
     Peer,
     PullPhase,
     PullProgress,
-    PutOutcome,
     Selection,
     Stats,
     Tier,
@@ -478,14 +474,8 @@ class ModelCache:
             services.history.asked(base.name, hit=hit)
 
     def _tell_holders(self, damage: Damage) -> None:
-        """Everyone who has the blob, of whatever model, under whatever path."""
-        models = self._parts.services.registry.models
         for attachment in self._attachments.values():
-            model = models.get(attachment.lease.name)
-            manifest = model.manifests.get(attachment.lease.revision) if model is not None else None
-            for index, entry in enumerate(manifest.files if manifest is not None else ()):
-                if entry.digest == damage.sha256:
-                    attachment.notice(Damaged(index, damage.offset_bytes, damage.length_bytes))
+            attachment.tell(damage)
 
     def _require_running(self) -> None:
         if self._draining:

@@ -127,7 +127,8 @@ class Services:
                 self.storage.level(Level.L1).blob(digest)
             except NotFoundError:
                 self.registry.lost(digest, Level.L1)
-                self.storage.withdraw(digest)
+                with suppress(NotFoundError):
+                    self.storage.withdraw(digest)
                 self.events.emit("l1.lost", f"L1 no longer has {digest}", digest=digest)
         return blob.at(Level.L1)
 

@@ -352,8 +352,7 @@ class Storage:
     def withdraw(self, digest: str) -> None:
         """Takes a blob out of L1. Its bytes count until ``collect`` has the proof that nobody maps them."""
         self._ledgers[Level.L1].remove(_blob(digest))
-        with suppress(NotFoundError):  # somebody has removed the segment
-            self.l1.remove(digest)
+        self.l1.remove(digest)
         self._settle()
 
     def remove_from_disk(self, digest: str) -> None:

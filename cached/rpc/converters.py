@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from math import isfinite, isnan
 from typing import TypeVar
 
-from cached import types
+from cached import artifact_types, types
 from cached.errors import InvalidRequestError
 from cached_client._proto import cached_pb2 as pb
 
@@ -39,11 +39,11 @@ PHASES: dict[types.PullPhase, pb.PullProgress.Phase] = {
     types.PullPhase.ACCEPTED: pb.PullProgress.PHASE_ACCEPTED,
     types.PullPhase.SCHEDULED: pb.PullProgress.PHASE_SCHEDULED,
 }
-OUTCOMES: dict[types.PutOutcome, pb.PutArtifactResponse.Outcome] = {
-    types.PutOutcome.STORED: pb.PutArtifactResponse.OUTCOME_STORED,
-    types.PutOutcome.SAME: pb.PutArtifactResponse.OUTCOME_SAME,
-    types.PutOutcome.OTHER: pb.PutArtifactResponse.OUTCOME_OTHER,
-    types.PutOutcome.BUSY: pb.PutArtifactResponse.OUTCOME_BUSY,
+OUTCOMES: dict[artifact_types.PutOutcome, pb.PutArtifactResponse.Outcome] = {
+    artifact_types.PutOutcome.STORED: pb.PutArtifactResponse.OUTCOME_STORED,
+    artifact_types.PutOutcome.SAME: pb.PutArtifactResponse.OUTCOME_SAME,
+    artifact_types.PutOutcome.OTHER: pb.PutArtifactResponse.OUTCOME_OTHER,
+    artifact_types.PutOutcome.BUSY: pb.PutArtifactResponse.OUTCOME_BUSY,
 }
 _LEVEL_OF = {number: level for level, number in LEVELS.items()}
 _TIER_OF = {number: tier for tier, number in TIERS.items()}
@@ -397,7 +397,7 @@ def _level_number(level: types.Level | None) -> pb.Level:
     return pb.LEVEL_UNSPECIFIED if level is None else LEVELS[level]
 
 
-def artifact_message(value: types.Artifact) -> pb.Artifact:
+def artifact_message(value: artifact_types.Artifact) -> pb.Artifact:
     """A compile artifact."""
     return pb.Artifact(
         name=value.name,
@@ -414,7 +414,7 @@ def artifact_message(value: types.Artifact) -> pb.Artifact:
     )
 
 
-def found_message(value: types.ArtifactFound, descriptor_socket: str) -> pb.FindArtifactResponse:
+def found_message(value: artifact_types.ArtifactFound, descriptor_socket: str) -> pb.FindArtifactResponse:
     """What there is for a key."""
     return pb.FindArtifactResponse(
         name=value.name,
@@ -425,9 +425,9 @@ def found_message(value: types.ArtifactFound, descriptor_socket: str) -> pb.Find
     )
 
 
-def offer_of(message: pb.ArtifactOffer) -> types.ArtifactOffer:
+def offer_of(message: pb.ArtifactOffer) -> artifact_types.ArtifactOffer:
     """An offer; the engine checks what it says."""
-    return types.ArtifactOffer(
+    return artifact_types.ArtifactOffer(
         ticket=message.ticket,
         key=dict(message.key),
         size_bytes=message.size_bytes,
@@ -436,6 +436,6 @@ def offer_of(message: pb.ArtifactOffer) -> types.ArtifactOffer:
     )
 
 
-def put_message(outcome: types.PutOutcome, artifact: types.Artifact | None) -> pb.PutArtifactResponse:
+def put_message(outcome: artifact_types.PutOutcome, artifact: artifact_types.Artifact | None) -> pb.PutArtifactResponse:
     """What became of an offer."""
     return pb.PutArtifactResponse(outcome=OUTCOMES[outcome], artifact=artifact_message(artifact) if artifact else None)

@@ -6,11 +6,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+from cached.artifact_types import Artifact, ArtifactFound, ArtifactOffer, PutOutcome
 from cached.overview import Limits, Overview
 from cached.types import (
-    Artifact,
-    ArtifactFound,
-    ArtifactOffer,
     Attached,
     AttachEvent,
     Client,
@@ -23,7 +21,6 @@ from cached.types import (
     ModelSummary,
     Peer,
     PullProgress,
-    PutOutcome,
     Selection,
     Stats,
     Tier,

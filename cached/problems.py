@@ -1,0 +1,43 @@
+"""What is wrong in the settings or the catalog, and how it is told: all of it at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cached.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong in a file or variable. ``where`` is the file (with its line) or variable it is in."""
+
+    where: str
+    key: str
+    value: str
+    wrong: str
+    right: str = ""
+
+    def __str__(self) -> str:
+        shown = f" = {self.value}" if self.value else ""
+        return f"{self.where}: {self.key}{shown}: {self.wrong}"
+
+
+def report_problems(problems: Sequence[Problem], *, file: str, hint: str = "") -> None:
+    """Raises one ConfigError for all of them, or returns. Its fields are those of the first."""
+    if not problems:
+        return
+    first = problems[0]
+    if len(problems) == 1:
+        message, hint = str(first), first.right or hint
+    else:
+        lines = [f"  - {item}" + (f" ({item.right})" if item.right else "") for item in problems]
+        message = "\n".join([f"{len(problems)} problems:", *lines])
+    raise ConfigError(message, hint=hint, file=file, key=first.key, value=first.value, problems=len(problems))
+
+
+def nearest(word: str, words: Sequence[str]) -> str:
+    """What to say about an unknown key: the nearest known one, else all of them."""
+    close = difflib.get_close_matches(word.lower(), words, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(words)}"

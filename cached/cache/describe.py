@@ -111,13 +111,20 @@ class Describer:
             revisions=tuple(revisions),
             path=self._view.path(model.name, manifest.revision) if manifest else "",
             leases=tuple(lease.info() for lease in self._leases.of(model.name)),
-            notes=(*(manifest.notes if manifest else ()), *self._moment(model)),
+            notes=(*self._notes(manifest), *self._moment(model)),
             last_error=model.record.last_error,
             places=self._explainer.places(model, manifest) if manifest else (),
             schedule=model.catalog.hot if model.catalog else (),
             pull_times_s=self._services.registry.pull_times_s(model.name),
             schedule_change_time_s=model.schedule.next_change(self._services.clock.wall_s()) or 0.0,
         )
+
+    def _notes(self, manifest: Manifest | None) -> Iterator[str]:
+        """Of its content."""
+        if manifest is not None:
+            yield from manifest.notes
+            quarantined = self._services.registry.quarantined
+            yield from (f"quarantined: {quarantined[digest]}" for digest in manifest.blobs if digest in quarantined)
 
     def _moment(self, model: Model) -> Iterator[str]:
         """What is to be said of where it comes from, and when, as things are now."""

@@ -356,6 +356,8 @@ class Flight:
         order, offset_bytes = self.order, index * CHUNK_BYTES
         length_bytes = chunk_length(order.size_bytes, index)
         where = f"bytes {offset_bytes} to {offset_bytes + length_bytes - 1} of {order.path}"
+        for level in set(self._damaged.values()):
+            self._services.verified.doubt(order.digest, level)
         self._services.registry.quarantine(order.digest, f"{where} are damaged: {error.message}")
         return QuarantinedError(
             f"{where} are damaged here, and cannot be fetched again: {error.message}",

@@ -128,6 +128,7 @@ class Inspector:
         if damage.repaired:
             services.metrics.repaired_chunks.labels(level=place.level.value).inc()
         elif repair and not (mending.refused and self._give_up_disk_copy(place)):
+            services.verified.doubt(record.digest, place.level)
             services.registry.quarantine(record.digest, f"chunk {place.index} of {place.entry.path}: {mending.error}")
         if place.level is Level.L1 and not damage.repaired:
             services.registry.doubt(record.digest)

@@ -24,7 +24,7 @@ __all__ = ["Blob", "Model", "Presence", "Present", "Registry"]
 
 
 _TOLD = 3
-"""Damaged files that are named one by one."""
+"""Damaged blobs that are named one by one."""
 
 
 class Registry:
@@ -358,12 +358,12 @@ class Registry:
             self.on_quarantine(self._quarantine_text())
 
     def _quarantine_text(self) -> str:
-        damaged = [
-            f"{manifest.name}: {self._quarantined[digest]}"
-            for manifest in self.manifests() for digest in manifest.blobs if digest in self._quarantined
-        ]  # fmt: skip
-        more = f"; and {len(damaged) - _TOLD} more" if len(damaged) > _TOLD else ""
-        return "; ".join(damaged[:_TOLD]) + more
+        told = []
+        for digest, why in list(self._quarantined.items())[:_TOLD]:
+            names = {manifest.name for manifest in self.manifests() if digest in manifest.blobs}
+            told.append(f"{', '.join(sorted(names))}: {why}")
+        more = f"; and {len(self._quarantined) - _TOLD} more" if len(self._quarantined) > _TOLD else ""
+        return "; ".join(told) + more
 
     @property
     def quarantined(self) -> Mapping[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 import structlog
@@ -14,6 +15,7 @@ from cached.cache.services import Services
 from cached.clock import Clock
 from cached.config import ScrubConfig
 from cached.errors import CachedError
+from cached.manifest import FileEntry, Manifest
 from cached.types import Damage, Level, ScrubStats
 from cached.units import MIB, format_duration, format_size, parse_size
 
@@ -59,20 +61,28 @@ class _Task:
     """A blob to be looked at, at some levels; ``due_s`` in Unix time."""
 
     due_s: float
-    digest: str
+    manifest: Manifest
+    entry: FileEntry
     levels: tuple[Level, ...]
     overdue: bool
     """By another period: it waits for no load any more."""
 
+    @property
+    def digest(self) -> str:
+        """The blob."""
+        return self.entry.digest
+
 
 @dataclass(slots=True)
 class _Stuck:
-    """A blob that could not be mended, or not be read: when it is tried again, how long after that, and where first."""
+    """A blob that could not be mended, or not be read: when it is tried again, and how long after that.
+
+    ``wrong``: the chunks that were damaged then.
+    """
 
     retry_at_s: float
     wait_s: float
-    level: Level | None = None
-    index: int = 0
+    wrong: frozenset[tuple[Level, int]] = frozenset()
 
 
 class Scrubber:
@@ -143,27 +153,31 @@ class Scrubber:
         return 0.0 if task.digest in self._stuck else _EARLY * min(self._periods_s[level] for level in task.levels)
 
     def _known(self, now_s: float) -> Iterator[_Task]:
-        """When each blob is due. What is not confirmed in L1 is looked at by whoever confirms it."""
-        for digest, blob in self._services.registry.blobs.items():
-            stuck = self._stuck.get(digest)
+        """When each blob of a revision is due. What is not confirmed in L1 is looked at by whoever confirms it."""
+        registry = self._services.registry
+        files: dict[str, tuple[Manifest, FileEntry]] = {}
+        for manifest in registry.manifests():
+            for entry in manifest.files:
+                files.setdefault(entry.digest, (manifest, entry))
+        for digest, file in files.items():
+            blob, stuck = registry.blobs[digest], self._stuck.get(digest)
             if stuck is not None:
                 levels = tuple(level for level in (Level.L1, Level.L2) if blob.at(level))
                 if levels:
-                    yield _Task(stuck.retry_at_s, digest, levels, overdue=False)
+                    yield _Task(stuck.retry_at_s, *file, levels, overdue=False)
                 continue
             for level in (Level.L1, Level.L2):
                 if blob.l1 is Presence.CONFIRMED if level is Level.L1 else blob.l2:
                     verified_s, period_s = self._services.verified.of(digest, level), self._periods_s[level]
                     overdue = now_s > (verified_s or self._since_s) + 2 * period_s
-                    yield _Task(verified_s + period_s, digest, (level,), overdue)
+                    yield _Task(verified_s + period_s, *file, (level,), overdue)
 
     # A session.
 
     async def _session(self, tasks: list[_Task]) -> None:
         services = self._services
-        blobs = services.registry.blobs
         began_s, self._damaged, self._repaired = services.clock.monotonic_s(), 0, 0
-        total_bytes = sum(len(task.levels) * blobs[task.digest].record.size_bytes for task in tasks)
+        total_bytes = sum(len(task.levels) * task.entry.size_bytes for task in tasks)
         self._progress = ScrubStats(self._bytes_per_s, total_bytes)
         for task in tasks:
             try:
@@ -185,35 +199,30 @@ class Scrubber:
 
     async def _scrub(self, task: _Task) -> None:
         """Looks at one blob. One that was stuck is tried where it was, and no further than it can be mended."""
-        stuck, wrong = self._stuck.get(task.digest), dict[Level, int]()
-        for place in self._places(task, stuck):
+        blob, stuck = self._services.registry.blobs.get(task.digest), self._stuck.get(task.digest)
+        if blob is None:
+            return
+        wrong, missed = set(stuck.wrong if stuck else ()), set[Level]()
+        for place in self._places(task, blob, wrong):
+            at = (place.level, place.index)
             if not self._is_there(place):
+                missed.add(place.level)
                 continue
             await self._turn(place, task)
-            known = stuck is not None and (place.level, place.index) == (stuck.level, stuck.index)
-            damage = await self._inspector.look(place, repair=True, priority=_PRIORITY, known=known)
+            damage = await self._inspector.look(place, repair=True, priority=_PRIORITY, known=at in wrong)
             self._count(place, damage)
-            if damage is not None and not damage.repaired:
-                wrong.setdefault(place.level, place.index)
-                if stuck is not None:
-                    break
-        self._settle(task, wrong)
+            if damage is None or damage.repaired:
+                wrong.discard(at)
+                continue
+            wrong.add(at)
+            if stuck is not None:
+                break
+        self._settle(task, blob, {at for at in wrong if blob.at(at[0])}, missed)
 
-    def _places(self, task: _Task, stuck: _Stuck | None) -> list[Place]:
-        """Every chunk of it, in order, but first where it was stuck; none of a blob that no revision has."""
-        registry = self._services.registry
-        found = (
-            (manifest, entry) for manifest in registry.manifests() for entry in manifest.files
-            if entry.digest == task.digest
-        )  # fmt: skip
-        manifest, entry = next(found, (None, None))
-        if manifest is None or entry is None:
-            return []
-        blob = registry.blobs[task.digest]
-        places = [place for level in task.levels for place in places_of(manifest, entry, blob, level)]
-        if stuck is not None:
-            places.sort(key=lambda place: (place.level, place.index) != (stuck.level, stuck.index))
-        return places
+    def _places(self, task: _Task, blob: Blob, first: AbstractSet[tuple[Level, int]]) -> list[Place]:
+        """Every chunk of it in order, but these before the others."""
+        places = [place for level in task.levels for place in places_of(task.manifest, task.entry, blob, level)]
+        return sorted(places, key=lambda place: (place.level, place.index) not in first)
 
     def _is_there(self, place: Place) -> bool:
         """False for what was evicted or forgotten meanwhile, and for what somebody has removed: that is noted."""
@@ -243,23 +252,23 @@ class Scrubber:
             self._damaged += 1
             self._repaired += damage.repaired
 
-    def _settle(self, task: _Task, wrong: Mapping[Level, int]) -> None:
+    def _settle(
+        self, task: _Task, blob: Blob, wrong: AbstractSet[tuple[Level, int]], missed: AbstractSet[Level]
+    ) -> None:
         """What was found right is due a period later; what is still wrong is tried again before that."""
-        services, blob = self._services, self._services.registry.blobs.get(task.digest)
-        if blob is None:
+        services, digest = self._services, task.digest
+        if services.registry.blobs.get(digest) is not blob:
             return
-        for level, index in wrong.items():
-            services.verified.doubt(task.digest, level)
-            if blob.at(level):
-                self._later(task.digest, level, index)
         if wrong:
+            self._later(digest, wrong)
             return
-        self._stuck.pop(task.digest, None)
         for level in task.levels:
-            if blob.at(level):
-                services.verified.note(task.digest, level)
-        if task.digest in services.registry.quarantined:
-            self._release(blob)
+            if blob.at(level) and level not in missed:
+                services.verified.note(digest, level)
+        if not any(blob.at(level) for level in missed):
+            self._stuck.pop(digest, None)
+            if digest in services.registry.quarantined:
+                self._release(blob)
 
     def _release(self, blob: Blob) -> None:
         """Every byte of it was found right, or put right, wherever it is."""
@@ -271,7 +280,10 @@ class Scrubber:
             if digest in manifest.blobs:
                 services.publish(manifest)
 
-    def _later(self, digest: str, level: Level | None = None, index: int = 0) -> None:
+    def _later(self, digest: str, wrong: AbstractSet[tuple[Level, int]] | None = None) -> None:
+        """``wrong`` None: nothing new is known of what is damaged."""
         stuck = self._stuck.get(digest)
+        if wrong is None:
+            wrong = stuck.wrong if stuck is not None else frozenset()
         wait_s = min(2 * stuck.wait_s, _LAST_RETRY_S) if stuck is not None else self._first_retry_s
-        self._stuck[digest] = _Stuck(self._services.clock.wall_s() + wait_s, wait_s, level, index)
+        self._stuck[digest] = _Stuck(self._services.clock.wall_s() + wait_s, wait_s, frozenset(wrong))

@@ -72,8 +72,9 @@ def test_what_cannot_be_mended_is_quarantined_and_named_until_the_origin_is_back
     wait_for(lambda: site.summary("m").state == "quarantined", "the quarantine")
     assert site.summary("twin").state == "quarantined", "it has the same blob"
     (told,) = site.daemon.stats().degraded
-    assert f"m: chunk 1 of {WEIGHTS}" in told
+    assert f"m, twin: chunk 1 of {WEIGHTS}" in told
     assert "503" in told
+    assert f"quarantined: chunk 1 of {WEIGHTS}" in "".join(site.describe("m").notes)
     with refused("QUARANTINED"):
         site.check_served("m")
     tries = len(site.proxy.requests())

@@ -358,7 +358,7 @@ class Flight:
         where = f"bytes {offset_bytes} to {offset_bytes + length_bytes - 1} of {order.path}"
         for level in set(self._damaged.values()):
             self._services.verified.doubt(order.digest, level)
-        self._services.registry.quarantine(order.digest, f"{where} are damaged: {error.message}")
+        self._services.quarantine(order.digest, f"{where} are damaged: {error.message}")
         return QuarantinedError(
             f"{where} are damaged here, and cannot be fetched again: {error.message}",
             hint="it is tried again with the next attach or pull, and by `cached verify --repair`",

@@ -129,7 +129,7 @@ class Inspector:
             services.metrics.repaired_chunks.labels(level=place.level.value).inc()
         elif repair and not (mending.refused and self._give_up_disk_copy(place)):
             services.verified.doubt(record.digest, place.level)
-            services.registry.quarantine(record.digest, f"chunk {place.index} of {place.entry.path}: {mending.error}")
+            services.quarantine(record.digest, f"chunk {place.index} of {place.entry.path}: {mending.error}")
         if place.level is Level.L1 and not damage.repaired:
             services.registry.doubt(record.digest)
         if place.level is Level.L1 and (damage.repaired or not known):
@@ -159,7 +159,7 @@ class Inspector:
             _log.warning("damage.not_removed", digest=digest, cause=error.message)
             return True
         services.lost_from_disk(place.blob)
-        services.publish(place.manifest)
+        services.publish_all(digest)
         return True
 
     async def _mend(self, place: Place, ref: FileRef, priority: int) -> _Mending:

@@ -232,9 +232,7 @@ class Scrubber:
             return False
         there = services.on_disk(place.blob) if place.level is Level.L2 else services.in_memory(place.blob)
         if not there:
-            for manifest in services.registry.manifests():
-                if digest in manifest.blobs:
-                    services.publish(manifest)
+            services.publish_all(digest)
         return there
 
     async def _turn(self, place: Place, task: _Task) -> None:
@@ -267,18 +265,9 @@ class Scrubber:
                 services.verified.note(digest, level)
         if not any(blob.at(level) for level in missed):
             self._stuck.pop(digest, None)
-            if digest in services.registry.quarantined:
-                self._release(blob)
-
-    def _release(self, blob: Blob) -> None:
-        """Every byte of it was found right, or put right, wherever it is."""
-        services, digest = self._services, blob.record.digest
-        services.registry.mended(digest)
-        if blob.l1 is Presence.UNCONFIRMED:
-            services.landed(blob.record, Level.L1)
-        for manifest in services.registry.manifests():
-            if digest in manifest.blobs:
-                services.publish(manifest)
+            if blob.l1 is Presence.UNCONFIRMED and digest in services.registry.quarantined:
+                services.landed(blob.record, Level.L1)
+            services.mended(digest)
 
     def _later(self, digest: str, wrong: AbstractSet[tuple[Level, int]] | None = None) -> None:
         """``wrong`` None: nothing new is known of what is damaged."""

@@ -108,8 +108,28 @@ class Services:
 
     def landed(self, record: BlobRecord, level: Level) -> None:
         """A blob was committed or confirmed at a level: every byte of it was verified on the way."""
+        was_quarantined = record.digest in self.registry.quarantined
         self.registry.landed(record, level)
         self.verified.note(record.digest, level)
+        if was_quarantined:
+            self.publish_all(record.digest)
+
+    def quarantine(self, digest: str, why: str) -> None:
+        """A blob is damaged beyond repair for now: no new lease on it, and no directory shows it."""
+        self.registry.quarantine(digest, why)
+        self.publish_all(digest)
+
+    def mended(self, digest: str) -> None:
+        """Every byte of a blob was found right, or put right, wherever it is."""
+        if digest in self.registry.quarantined:
+            self.registry.mended(digest)
+            self.publish_all(digest)
+
+    def publish_all(self, digest: str) -> None:
+        """Brings the directory view of every revision that has this blob up to date."""
+        for manifest in self.registry.manifests():
+            if digest in manifest.blobs:
+                self.publish(manifest)
 
     def on_disk(self, blob: Blob) -> bool:
         """Whether L2 has this blob. One whose file is gone, with its drive perhaps, does not count from now on."""
@@ -141,7 +161,8 @@ class Services:
     def publish(self, manifest: Manifest) -> None:
         """Brings the directory view of a revision up to date with where its blobs are."""
         with self._viewing():
-            if all(blob.l1 is Presence.CONFIRMED or self.on_disk(blob) for blob in self.registry.blobs_of(manifest)):
+            blobs, quarantined = self.registry.blobs_of(manifest), self.registry.is_quarantined(manifest)
+            if not quarantined and all(blob.l1 is Presence.CONFIRMED or self.on_disk(blob) for blob in blobs):
                 targets = {entry.path: self._target(entry.digest) for entry in manifest.files}
                 current = self.registry.models[manifest.name].record.current_revision == manifest.revision
                 self.view.show(manifest.name, manifest.revision, targets, current=current)

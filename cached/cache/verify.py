@@ -45,7 +45,7 @@ class Verifier:
         for digest, level in {(place.blob.record.digest, place.level) for place in places} - wrong:
             self._services.verified.note(digest, level)
             if digest not in still_damaged:
-                self._services.registry.mended(digest)
+                self._services.mended(digest)
 
     def _places(self, manifests: list[Manifest]) -> Iterator[Place]:
         seen: set[tuple[str, Level]] = set()

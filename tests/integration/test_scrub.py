@@ -74,6 +74,7 @@ def test_what_cannot_be_mended_is_quarantined_and_named_until_the_origin_is_back
     (told,) = site.daemon.stats().degraded
     assert f"m, twin: chunk 1 of {WEIGHTS}" in told
     assert "503" in told
+    assert not site.describe("m").path, "no directory shows what is damaged"
     assert f"quarantined: chunk 1 of {WEIGHTS}" in "".join(site.describe("m").notes)
     with refused("QUARANTINED"):
         site.check_served("m")
@@ -83,6 +84,7 @@ def test_what_cannot_be_mended_is_quarantined_and_named_until_the_origin_is_back
     site.proxy.heal()
     wait_for(lambda: site.summary("m").state == site.summary("twin").state == "ready", "the end of the quarantine")
     assert not site.daemon.stats().degraded
+    assert site.describe("twin").path
     site.check_served("m")
 
 

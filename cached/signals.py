@@ -17,11 +17,12 @@ class Signal:
     """
 
     def __init__(self) -> None:
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: dict[asyncio.Future[None], None] = {}
+        """In the order of their coming: they go on in that order, the same in every run."""
 
     def notify(self) -> None:
         """Wakes all. Loop only."""
-        waiters, self._waiters = self._waiters, set()
+        waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -29,8 +30,8 @@ class Signal:
     def next(self) -> asyncio.Future[None]:
         """Done with the next ``notify`` after this call. Cancel it when it is not waited for any more."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        waiter.add_done_callback(self._waiters.discard)
+        self._waiters[waiter] = None
+        waiter.add_done_callback(lambda done: self._waiters.pop(done, None))
         return waiter
 
     async def wait(self, timeout_s: float | None = None) -> bool:

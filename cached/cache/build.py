@@ -44,7 +44,7 @@ from cached.config import Config, L1Config, origin_defaults
 from cached.errors import ConfigError
 from cached.fleet.kube import KubeApi, require_library
 from cached.fleet.slots import Slots
-from cached.index import Index
+from cached.index import Index, Store
 from cached.leases import LeaseTable
 from cached.levels.base import LocalLevel
 from cached.levels.disk import DiskLevel
@@ -57,6 +57,7 @@ from cached.transfer.drives import Drives
 from cached.transfer.fill import RetryPolicy
 from cached.transfer.lanes import HedgeOutcome, Lanes
 from cached.transfer.pool import MoverPool
+from cached.transfer.process import StartMover, start_mover
 
 _MAX_AUTO_MOVERS = 4
 _MIN_START, _MAX_START = 4, 32
@@ -101,13 +102,26 @@ def auto_movers() -> int:
     return min(_MAX_AUTO_MOVERS, len(os.sched_getaffinity(0)))
 
 
-def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, *, version: str) -> Parts:
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What the engine reaches the machine by, beside its clock and the folders: a simulation gives it its own."""
+
+    start_mover: StartMover = start_mover
+    open_store: Callable[[Path], Store] = Store
+
+
+_REAL = Outside()
+
+
+def build_parts(
+    config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, *, version: str, outside: Outside = _REAL
+) -> Parts:
     """Raises ConfigError for what only shows on this host."""
     state_dir = Path(config.daemon.state_dir)
     journal_dir = state_dir / "journals"
     journal_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     instance = instance_of(config.daemon.state_dir)
-    pool = new_movers(config, clock, on_restart=metrics.mover_restarts.inc)
+    pool = new_movers(config, clock, on_restart=metrics.mover_restarts.inc, start=outside.start_mover)
     lanes = new_lanes(config, clock, pool, on_hedge=lambda outcome: metrics.hedges.labels(outcome=outcome).inc())
     degraded: dict[str, str] = {}
 
@@ -123,7 +137,8 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, 
         else:
             degraded.pop("quarantine", None)
 
-    registry = Registry(Index(state_dir / "index"), on_index_fault, time_zone=config.policy.time_zone)
+    index = Index(state_dir / "index", outside.open_store)
+    registry = Registry(index, on_index_fault, time_zone=config.policy.time_zone)
     events = EventBus(clock)
     chains = _chains(config, metrics, clock, lanes, pool, events)
     registry.on_quarantine = on_quarantine
@@ -189,7 +204,9 @@ def build_parts(config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, 
     )
 
 
-def new_movers(config: Config, clock: Clock, *, on_restart: Callable[[], None] = lambda: None) -> MoverPool:
+def new_movers(
+    config: Config, clock: Clock, *, on_restart: Callable[[], None] = lambda: None, start: StartMover = start_mover
+) -> MoverPool:
     """The movers as the settings want them; none is started yet. See MoverPool for where they may be used."""
     transfer = config.transfer
     return MoverPool(
@@ -200,6 +217,7 @@ def new_movers(config: Config, clock: Clock, *, on_restart: Callable[[], None] =
         idle_timeout_s=transfer.idle_timeout_s,
         clock=clock,
         on_restart=on_restart,
+        start=start,
     )
 
 

@@ -2,5 +2,6 @@
 
 from cached.index.index import Index
 from cached.index.records import ModelRecord, PartFile, PartRecord, PendingPull, TimedPull, VerifiedRecord
+from cached.index.store import Store
 
-__all__ = ["Index", "ModelRecord", "PartFile", "PartRecord", "PendingPull", "TimedPull", "VerifiedRecord"]
+__all__ = ["Index", "ModelRecord", "PartFile", "PartRecord", "PendingPull", "Store", "TimedPull", "VerifiedRecord"]

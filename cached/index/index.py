@@ -45,12 +45,12 @@ class Index:
     listed as unwritten, and the next write or ``flush`` tries again. The caller decides whether to go on degraded.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, open_store: Callable[[Path], Store] = Store) -> None:
         """Opens or makes the folder ``path``. A database that is damaged or of a newer format is set aside beside it.
 
         ``warnings`` then says what happened. Raises LevelError when the folder cannot be used (read-only, full, gone).
         """
-        self._store = Store(path)
+        self._store = open_store(path)
         self.path = path
         self.warnings: list[str] = list(self._store.warnings)
         self._tables: dict[str, dict[str, Any]] = {kind.prefix: {} for kind in KINDS}

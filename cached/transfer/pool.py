@@ -28,7 +28,7 @@ from cached.transfer.jobs import (
     Word,
     group_of,
 )
-from cached.transfer.process import MoverProcess, Ticket, start_mover
+from cached.transfer.process import Mover, StartMover, Ticket, start_mover
 from cached.transfer.waiting import Waiting
 
 _log = structlog.get_logger(__name__)
@@ -68,6 +68,7 @@ class MoverPool:
         ranges: int = 0,
         job_timeout_s: float = 300.0,
         on_restart: Callable[[], None] = lambda: None,
+        start: StartMover = start_mover,
     ) -> None:
         self.capacity = movers * threads
         self.restarts = 0
@@ -79,9 +80,10 @@ class MoverPool:
         self._job_timeout_s = job_timeout_s
         self._clock = clock
         self._on_restart = on_restart
+        self._start = start
         self._numbers = 0
         self._waiting = Waiting()
-        self._movers: list[MoverProcess] = []
+        self._movers: list[Mover] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._delays: set[asyncio.Task[None]] = set()
         self._tender: asyncio.Task[None] | None = None
@@ -160,7 +162,7 @@ class MoverPool:
             self._spawn()
         self._prepare = job if self._starting else None
 
-    def _let_prepare(self, mover: MoverProcess, job: Prepare) -> None:
+    def _let_prepare(self, mover: Mover, job: Prepare) -> None:
         self._numbers += 1
         loop = asyncio.get_running_loop()
         ticket = Ticket(0, self._numbers, job, None, loop.create_future(), loop.create_future(), group_of(job))
@@ -268,12 +270,12 @@ class MoverPool:
         jobs += sum(self._home(ticket.key) is None for group in Group for ticket in self._waiting.of(group))
         return jobs > self._spread * (self.active_movers + self._starting)
 
-    def _home(self, key: str | None) -> MoverProcess | None:
+    def _home(self, key: str | None) -> Mover | None:
         if key is None:
             return None
         return next((mover for mover in self._movers if key in mover.keys and not mover.ending), None)
 
-    def _hand_over(self, ticket: Ticket, mover: MoverProcess) -> None:
+    def _hand_over(self, ticket: Ticket, mover: Mover) -> None:
         allowance_s = self._job_timeout_s + _size_bytes(ticket.job) / _SLOWEST_BYTES_PER_S
         ticket.sent_s = self._clock.monotonic_s()
         ticket.deadline_s = ticket.sent_s + allowance_s
@@ -291,11 +293,11 @@ class MoverPool:
 
     async def _live(self) -> None:
         """The life of one mover, from its start to what becomes of its jobs."""
-        mover: MoverProcess | None = None
+        mover: Mover | None = None
         try:
             await self._back_off()
             if not self._closed:
-                mover = await start_mover(self._threads, self._nice, self._clock.monotonic_s())
+                mover = await self._start(self._threads, self._nice, self._clock.monotonic_s())
         except OSError as error:
             self._start_failed(f"cannot start a mover: {error}")
         finally:
@@ -327,7 +329,7 @@ class MoverPool:
         await asyncio.wait({delay})
         self._delays.discard(delay)
 
-    def _started(self, mover: MoverProcess) -> None:
+    def _started(self, mover: Mover) -> None:
         mover.ready_s = self._clock.monotonic_s()
         self._start_failures = 0
 
@@ -337,7 +339,7 @@ class MoverPool:
         if self._start_failures >= _START_FAILURES and not self.active_movers:
             self._fail_queue(MoverError(f"movers keep dying: {why}", hint="see the daemon's log; it goes on trying"))
 
-    def _answered(self, mover: MoverProcess, number: int, answer: Result | CachedError | Word) -> None:
+    def _answered(self, mover: Mover, number: int, answer: Result | CachedError | Word) -> None:
         ticket = mover.in_flight.get(number)
         if ticket is None:
             raise MoverError(f"a mover answered request {number}, which it was not asked")
@@ -360,7 +362,7 @@ class MoverPool:
         if not self._closed:
             self._dispatch()
 
-    def _buried(self, mover: MoverProcess) -> None:
+    def _buried(self, mover: Mover) -> None:
         """After a mover's end: its jobs go to others, or fail."""
         tickets = sorted(mover.in_flight.values(), key=lambda ticket: ticket.rank)
         for ticket in tickets:
@@ -379,7 +381,7 @@ class MoverPool:
         if not self._closed:
             self._dispatch()
 
-    def _again(self, ticket: Ticket, mover: MoverProcess, cause: str) -> None:
+    def _again(self, ticket: Ticket, mover: Mover, cause: str) -> None:
         if ticket.future.done():
             return
         # One that died before it could take a job says nothing about its jobs; _start_failed bounds those deaths.
@@ -414,7 +416,7 @@ class MoverPool:
                     mover.finish()
 
 
-def _reluctance(mover: MoverProcess, ticket: Ticket) -> tuple[bool, bool, int]:
+def _reluctance(mover: Mover, ticket: Ticket) -> tuple[bool, bool, int]:
     return mover is ticket.avoid, not mover.ready, len(mover.in_flight)
 
 

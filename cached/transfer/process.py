@@ -6,10 +6,12 @@ import asyncio
 import os
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import structlog
 
@@ -41,8 +43,8 @@ class Ticket:
     future: asyncio.Future[Result]
     arrived: asyncio.Future[None]
     group: Group
-    avoid: MoverProcess | None = None
-    mover: MoverProcess | None = None
+    avoid: Mover | None = None
+    mover: Mover | None = None
     sent_s: float = 0.0
     attempts: int = 0
     deadline_s: float = 0.0
@@ -54,14 +56,10 @@ class Ticket:
         return self.priority, self.number
 
 
-class MoverProcess:
-    """A running mover. ``ready`` once it has said so; ``ending`` once it was told to end or is being killed.
+class Mover(ABC):
+    """A running mover. ``ready`` once it has said so; ``ending`` once it was told to end or is being killed."""
 
-    Its end is learned from the kernel, not from its pipes: a program that it started may hold those open.
-    """
-
-    def __init__(self, popen: subprocess.Popen[bytes], now_s: float) -> None:
-        """Use ``start_mover``."""
+    def __init__(self, now_s: float) -> None:
         self.idle_since_s = now_s
         self.in_flight: dict[int, Ticket] = {}
         self.keys: set[str] = set()
@@ -71,36 +69,18 @@ class MoverProcess:
         self.ending = False
         self.fault = ""
         self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
-        self._popen = popen
-        self._loop = asyncio.get_running_loop()
-        self._exited: asyncio.Future[None] = self._loop.create_future()
-        self._pidfd = os.pidfd_open(popen.pid)
-        self._loop.add_reader(self._pidfd, self._on_exit)
-        self._answers = asyncio.StreamReader(limit=_ANSWER_LIMIT_BYTES)
-        self._errors = asyncio.StreamReader()
-        self._transports: list[asyncio.BaseTransport] = []
-        self._stdin: asyncio.WriteTransport | None = None
 
     @property
+    @abstractmethod
     def pid(self) -> int:
         """Its process id."""
-        return self._popen.pid
-
-    async def connect(self) -> None:
-        """Takes up its pipes. To be awaited once, before anything else."""
-        popen, loop = self._popen, self._loop
-        self._stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, popen.stdin)
-        for stream, reader in ((popen.stdout, self._answers), (popen.stderr, self._errors)):
-            transport, _ = await loop.connect_read_pipe(partial(asyncio.StreamReaderProtocol, reader), stream)
-            self._transports.append(transport)
-        self._transports.append(self._stdin)
 
     def send(self, ticket: Ticket) -> None:
         """Hands it a job. A mover that is dead already loses it, which its end then shows."""
         self.in_flight[ticket.number] = ticket
         self.loads[ticket.group] += 1
         ticket.mover = self
-        self._write(wire.encode_job(ticket.number, ticket.job))
+        self._give(ticket.number, ticket.job)
 
     def take_back(self, number: int) -> Ticket | None:
         """The job that was answered, which it does not work on any more."""
@@ -113,23 +93,87 @@ class MoverProcess:
     def say(self, ticket: Ticket, word: Word) -> None:
         """Tells it something of a job that it works on; nothing once it was told to end."""
         if not self.ending:
-            self._write(wire.encode_word(ticket.number, word))
+            self._tell(ticket.number, word)
 
+    @abstractmethod
+    def _give(self, number: int, job: Job) -> None: ...
+
+    @abstractmethod
+    def _tell(self, number: int, word: Word) -> None: ...
+
+    @abstractmethod
     def finish(self) -> None:
         """Tells it to end, once what it works on is done."""
+
+    @abstractmethod
+    def kill(self, why: str) -> None:
+        """Ends it now; ``why`` is told to those whose jobs it had."""
+
+    @abstractmethod
+    def death(self) -> str:
+        """For people: how it ended."""
+
+    @abstractmethod
+    async def converse(
+        self, on_answer: Callable[[int, Result | CachedError | Word], None], on_ready: Callable[[], None]
+    ) -> None:
+        """Until it is gone and its last word was heard."""
+
+
+class MoverProcess(Mover):
+    """A mover that is a process of its own.
+
+    Its end is learned from the kernel, not from its pipes: a program that it started may hold those open.
+    """
+
+    def __init__(self, popen: subprocess.Popen[bytes], now_s: float) -> None:
+        """Use ``start_mover``."""
+        super().__init__(now_s)
+        self._popen = popen
+        self._loop = asyncio.get_running_loop()
+        self._exited: asyncio.Future[None] = self._loop.create_future()
+        self._pidfd = os.pidfd_open(popen.pid)
+        self._loop.add_reader(self._pidfd, self._on_exit)
+        self._answers = asyncio.StreamReader(limit=_ANSWER_LIMIT_BYTES)
+        self._errors = asyncio.StreamReader()
+        self._transports: list[asyncio.BaseTransport] = []
+        self._stdin: asyncio.WriteTransport | None = None
+
+    @property
+    def pid(self) -> int:
+        """See Mover."""
+        return self._popen.pid
+
+    async def connect(self) -> None:
+        """Takes up its pipes. To be awaited once, before anything else."""
+        popen, loop = self._popen, self._loop
+        self._stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, popen.stdin)
+        for stream, reader in ((popen.stdout, self._answers), (popen.stderr, self._errors)):
+            transport, _ = await loop.connect_read_pipe(partial(asyncio.StreamReaderProtocol, reader), stream)
+            self._transports.append(transport)
+        self._transports.append(self._stdin)
+
+    def _give(self, number: int, job: Job) -> None:
+        self._write(wire.encode_job(number, job))
+
+    def _tell(self, number: int, word: Word) -> None:
+        self._write(wire.encode_word(number, word))
+
+    def finish(self) -> None:
+        """See Mover."""
         assert self._stdin is not None  # noqa: S101 - connected
         self.ending = True
         self._stdin.close()
 
     def kill(self, why: str) -> None:
-        """Ends it now; ``why`` is told to those whose jobs it had."""
+        """See Mover."""
         self.ending = True
         self.fault = self.fault or why
         if not self._exited.done():
             self._popen.kill()
 
     def death(self) -> str:
-        """For people: how it ended."""
+        """See Mover."""
         if self.fault:
             return self.fault
         code = self._popen.returncode
@@ -138,7 +182,7 @@ class MoverProcess:
     async def converse(
         self, on_answer: Callable[[int, Result | CachedError | Word], None], on_ready: Callable[[], None]
     ) -> None:
-        """Until it is gone and its last word was heard. Nonsense on its standard output kills it."""
+        """See Mover. Nonsense on its standard output kills it."""
         log = asyncio.create_task(self._log_errors())
         try:
             while line := await self._line():
@@ -198,6 +242,14 @@ class MoverProcess:
         if rest:
             self.last_lines.append(rest.decode("utf-8", "replace"))
             _log.warning("mover.stderr", pid=self.pid, line=self.last_lines[-1])
+
+
+class StartMover(Protocol):
+    """How movers come up."""
+
+    async def __call__(self, threads: Threads, nice: int, now_s: float) -> Mover:
+        """A mover that says when it is ready. Raises OSError."""
+        ...
 
 
 async def start_mover(threads: Threads, nice: int, now_s: float) -> MoverProcess:

@@ -52,8 +52,9 @@ _STAT_THREADS = 8
 class Worker:
     """Performs jobs, blocking, from any number of threads. Keeps origins open and running hashes between jobs."""
 
-    def __init__(self) -> None:
-        self._origins = OpenOrigins()
+    def __init__(self, open_origin: Callable[[OriginSpec], Origin] | None = None) -> None:
+        """``open_origin``: that of origins.registry, unless another is given."""
+        self._origins = OpenOrigins(open_origin)
         self._hashes = RunningHashes()
         self._slabs = ranges.Slabs()
 
@@ -242,7 +243,8 @@ def _read(fill: Callable[[int, memoryview], None], offset_bytes: int, length_byt
 class OpenOrigins:
     """Origins by their specification, the least recently used closed when there are too many. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, open_origin: Callable[[OriginSpec], Origin] | None = None) -> None:
+        self._opener = open_origin
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[str, tuple[tuple[str, str], ...]], _Shared] = OrderedDict()
 
@@ -273,7 +275,7 @@ class OpenOrigins:
         from cached.origins.registry import open_origin
 
         with self._lock:
-            shared = self._open.pop(key, None) or _Shared(open_origin(spec))
+            shared = self._open.pop(key, None) or _Shared((self._opener or open_origin)(spec))
             self._open[key] = shared
             shared.users += 1
             surplus = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - _MAX_ORIGINS)]

@@ -1,0 +1,164 @@
+"""A history: daemons one after the other on one simulated machine, all of it decided by a seed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import random
+import secrets
+from collections.abc import MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from cached.config import load_config
+from cached.errors import CachedError
+from cached.metrics import Metrics
+from tests.simulator.faults import random_faults
+from tests.simulator.life import Life
+from tests.simulator.loop import SimLoop
+from tests.simulator.world import Violation, World
+
+_KEPT: list[object] = []
+"""Loops and engines of killed daemons, with their tasks: what is collected runs its ``finally``, and the dead do not."""
+
+
+class History:
+    """``run`` once. ``steps`` tells what happened."""
+
+    def __init__(self, seed: int, folder: Path, *, unbounded: bool) -> None:
+        self.seed = seed
+        self.steps: list[str] = []
+        self._bugs: list[str] = []
+        self._folder = folder
+        self._rng = random.Random(f"{seed} {unbounded}")
+        self._faults = random_faults(self._rng, unbounded=unbounded)
+        self._now_s = 1000.0
+
+    def run(self) -> None:
+        """Raises Violation."""
+        random.seed(self._rng.random())
+        ids = random.Random(self._rng.random())
+        secrets.token_hex = lambda count=32: ids.randbytes(count).hex()  # type: ignore[assignment]
+        structlog.configure(processors=[self._logged], cache_logger_on_first_use=False)
+        world = World(self._folder, self._rng, self._faults)
+        world.kernel.install()
+        metrics = Metrics()
+        try:
+            lives = self._rng.randint(1, 3)
+            for number in range(lives):
+                self._live(world, metrics, last=number == lives - 1)
+        finally:
+            world.remove()
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same history."""
+        return hashlib.sha256("\n".join(self.steps).encode()).hexdigest()[:16]
+
+    def _live(self, world: World, metrics: Metrics, *, last: bool) -> None:
+        loop = SimLoop(random.Random(self._rng.random()), self._now_s)
+        loop.set_exception_handler(lambda _loop, context: self._lost(context))
+        if not last and self._rng.random() < 0.8:
+            loop.kill_at = int(math.exp(self._rng.uniform(math.log(20), math.log(5000))))
+        self._note(f"--- a daemon starts; {'last' if last else 'not last'}, killed at {loop.kill_at}")
+        with _running(loop):
+            life = Life(world, self._config(world), loop, metrics, self._note, last=last)
+        _KEPT.extend((loop, life))
+        task = loop.create_task(life.live())
+        _KEPT.append(task)
+        task.add_done_callback(lambda _task: loop.stop())
+        loop.run_forever()
+        self._now_s = loop.time()
+        if not loop.killed:
+            _tell_first(task)
+            self._tell_bugs()
+            left = sorted(str(other.get_coro()) for other in asyncio.all_tasks(loop))
+            if left:
+                raise Violation(f"tasks were left behind: {left}")
+            return
+        self._tell_bugs()
+        self._note(f"--- killed after {loop.iterations} steps")
+        self._after_kill(world)
+
+    def _after_kill(self, world: World) -> None:
+        for holder in world.holders:
+            holder.look_again()
+        for holder in [holder for holder in world.holders if not holder.complete]:
+            world.release(holder)  # its attach died with the daemon
+        if self._rng.random() < 0.3:
+            self._note("--- the power was cut")
+            world.cut_power()
+        elif self._rng.random() < 0.2 and world.flip_bit(world.l1):
+            self._note("--- a bit flipped in L1")
+            for holder in world.holders:
+                holder.tainted = True
+
+    def _config(self, world: World) -> Any:
+        folder = world.folder
+        settings = {
+            "daemon.socket": str(folder / "run.sock"), "daemon.state_dir": str(world.state),
+            "daemon.models_dir": str(folder / "models"), "daemon.restart_grace_s": "0", "transfer.movers": "2",
+            "l1.path": str(world.l1), "l1.capacity": f"{self._rng.choice((100, 150, 300))}KiB",
+            "l1.memory_reserve_bytes": "0B", "l2.path": str(world.l2),
+            "l2.capacity": f"{self._rng.choice((100, 200, 400))}KiB",
+        }  # fmt: skip
+        return load_config(None, {}, settings).config
+
+    def _note(self, step: str) -> None:
+        self.steps.append(step)
+
+    def _logged(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
+        if method == "exception" or str(event.get("event", "")).endswith(".bug"):
+            import sys
+            import traceback
+
+            error = sys.exc_info()[1]
+            if error is not None and not isinstance(error, CachedError):
+                self._bugs.append(f"{event.get('event')}: " + "".join(traceback.format_exception(error)))
+        raise structlog.DropEvent
+
+    def _lost(self, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, CachedError):
+            self._bugs.append(f"{context.get('message')}: {error!r}")
+
+    def _tell_bugs(self) -> None:
+        if self._bugs:
+            raise Violation("the daemon logged a bug of its own: " + self._bugs[0])
+
+
+def _tell_first(task: asyncio.Task[None]) -> None:
+    """Of several callers that failed the first."""
+    error = task.exception()
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if error is not None:
+        raise error
+
+
+@contextmanager
+def _running(loop: SimLoop) -> Any:
+    """Parts are made within a running loop."""
+    from asyncio import events
+
+    events._set_running_loop(loop)
+    try:
+        yield
+    finally:
+        events._set_running_loop(None)
+
+
+def run_one(seed: int, folder: Path, *, unbounded: bool) -> tuple[History, BaseException | None]:
+    """The history and what it violated, if it did."""
+    history = History(seed, folder, unbounded=unbounded)
+    try:
+        history.run()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told with the seed
+        return history, error
+    return history, None
+
+

@@ -1,0 +1,23 @@
+"""Makes everything 4,096 times smaller, so that a model is some pages. To be imported before anything else of ours."""
+
+from __future__ import annotations
+
+import sys
+
+import cached.units
+
+SCALE = 4096
+
+if "cached.manifest" in sys.modules:
+    raise ImportError("the simulator changes the size of a chunk: it needs a process of its own")
+cached.units.CHUNK_BYTES //= SCALE
+CHUNK_BYTES = cached.units.CHUNK_BYTES
+
+import cached.cache.storage as _storage  # noqa: E402 - now that a chunk is small
+import cached.transfer.ranges as _ranges  # noqa: E402
+
+_storage._SMALLEST_POOLED_BYTES //= SCALE
+_storage._SMALLEST_GROWN_BYTES //= SCALE
+_storage._LARGEST_GROWN_BYTES //= SCALE
+_ranges.STEP_BYTES = CHUNK_BYTES
+_ranges.CACHED_BYTES = CHUNK_BYTES // 4

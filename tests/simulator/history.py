@@ -9,12 +9,14 @@ import random
 import secrets
 from collections.abc import MutableMapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from cached.config import load_config
+from cached.config import Config, load_config
 from cached.errors import CachedError
 from cached.metrics import Metrics
 from tests.simulator.faults import random_faults
@@ -97,16 +99,15 @@ class History:
             for holder in world.holders:
                 holder.tainted = True
 
-    def _config(self, world: World) -> Any:
-        folder = world.folder
-        settings = {
-            "daemon.socket": str(folder / "run.sock"), "daemon.state_dir": str(world.state),
-            "daemon.models_dir": str(folder / "models"), "daemon.restart_grace_s": "0", "transfer.movers": "2",
-            "l1.path": str(world.l1), "l1.capacity": f"{self._rng.choice((100, 150, 300))}KiB",
-            "l1.memory_reserve_bytes": "0B", "l2.path": str(world.l2),
-            "l2.capacity": f"{self._rng.choice((100, 200, 400))}KiB",
-        }  # fmt: skip
-        return load_config(None, {}, settings).config
+    def _config(self, world: World) -> Config:
+        folder, config = world.folder, _defaults()
+        l1, l2 = f"{self._rng.choice((100, 150, 300))}KiB", f"{self._rng.choice((100, 200, 400))}KiB"
+        return replace(
+            config,
+            daemon=replace(config.daemon, state_dir=str(world.state), models_dir=str(folder / "models")),
+            l1=replace(config.l1, path=str(world.l1), capacity=l1),
+            l2=replace(config.l2, path=str(world.l2), capacity=l2),
+        )
 
     def _note(self, step: str) -> None:
         self.steps.append(step)
@@ -129,6 +130,12 @@ class History:
     def _tell_bugs(self) -> None:
         if self._bugs:
             raise Violation("the daemon logged a bug of its own: " + self._bugs[0])
+
+
+@cache
+def _defaults() -> Config:
+    settings = {"daemon.restart_grace_s": "0", "transfer.movers": "2", "l1.memory_reserve_bytes": "0B"}
+    return load_config(None, {}, settings).config
 
 
 def _tell_first(task: asyncio.Task[None]) -> None:

@@ -1,4 +1,7 @@
-"""Makes everything 4,096 times smaller, so that a model is some pages. To be imported before anything else of ours."""
+"""Makes everything 4,096 times smaller, so that a model is some pages, on a host whose memory nobody else uses.
+
+To be imported before anything else of ours.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ if "cached.manifest" in sys.modules:
 cached.units.CHUNK_BYTES //= SCALE
 CHUNK_BYTES = cached.units.CHUNK_BYTES
 
-import cached.cache.storage as _storage  # noqa: E402 - now that a chunk is small
+import cached.cache.capacity as _capacity  # noqa: E402 - now that a chunk is small
+import cached.cache.storage as _storage  # noqa: E402
 import cached.transfer.ranges as _ranges  # noqa: E402
 
 _storage._SMALLEST_POOLED_BYTES //= SCALE
@@ -21,3 +25,17 @@ _storage._SMALLEST_GROWN_BYTES //= SCALE
 _storage._LARGEST_GROWN_BYTES //= SCALE
 _ranges.STEP_BYTES = CHUNK_BYTES
 _ranges.CACHED_BYTES = CHUNK_BYTES // 4
+
+
+class _NoCgroups:
+    """No limit but the host's."""
+
+    def memory_left_bytes(self) -> int | None:
+        """See Cgroups."""
+        return None
+
+
+_HOST_BYTES = 1 << 30
+_capacity.meminfo = lambda _proc=None: {"MemTotal": _HOST_BYTES, "MemAvailable": _HOST_BYTES}  # type: ignore[assignment]
+_capacity.Cgroups = _NoCgroups  # type: ignore[assignment,misc]
+_capacity.Pressure.look = lambda _self: None  # type: ignore[assignment,method-assign]

@@ -125,11 +125,8 @@ class World:
 
     def flip_bit(self, level_folder: Path) -> bool:
         """Damages a blob somewhere."""
-        blobs = sorted(
-            path
-            for path in level_folder.rglob("*")
-            if path.is_file() and (".blob." in path.name or len(path.name) == 64) and path.stat().st_size
-        )
+        paths = level_folder.glob("cached.*.blob.*") if level_folder == self.l1 else level_folder.glob("blobs/*/*")
+        blobs = sorted(path for path in paths if path.stat().st_size)
         if not blobs:
             return False
         path = self.rng.choice(blobs)
@@ -143,12 +140,8 @@ class World:
 
     def blobs(self, level_folder: Path) -> dict[str, int]:
         """Digest → bytes of all blobs there."""
-        names = ((path.name.rpartition(".")[2], path) for path in level_folder.rglob("*") if path.is_file())
-        return {
-            name: path.stat().st_size
-            for name, path in names
-            if len(name) == 64 and (".blob." in path.name or path.parent.parent.name == "blobs")
-        }
+        files = level_folder.glob("cached.*.blob.*") if level_folder == self.l1 else level_folder.glob("blobs/*/*")
+        return {path.name.rpartition(".")[2]: path.stat().st_size for path in files}
 
     def committed(self) -> set[str]:
         """Blobs of L2 that nothing that may happen now takes away: durable, and of a revision that is recorded."""

@@ -172,12 +172,18 @@ class Loader:
         services.metrics.loaded(ready.from_level, ready.load_s, trace_id=load.span.trace_id, load_id=load.load_id)
 
     async def _open_at_its_turn(self, load: Load) -> None:
-        """Only one load at a time brings a part of a blob: whoever wants more of it goes on where that one ends."""
+        """Only one load at a time brings a part of a blob: whoever wants more of it goes on where that one ends.
+
+        Nor are two written to L2 at a time: what is copied there from L1 is waited for.
+        """
+        storage = self._services.storage
         while True:
             while (other := self._in_the_way_of(load)) is not None:
                 await other.signal.wait()
+            while self._copied_to(load):
+                await storage.closed.wait()
             async with nullcontext() if load.plan.needs_no_room else self._evictor.opening:
-                if self._in_the_way_of(load) is None:
+                if self._in_the_way_of(load) is None and not self._copied_to(load):
                     await self._open(load)
                     waited_s = self._services.clock.monotonic_s() - load.started_s
                     self._services.metrics.load_opened(waited_s, trace_id=load.span.trace_id, load_id=load.load_id)
@@ -190,6 +196,13 @@ class Loader:
             if other is not load and not parts.isdisjoint(wanted):
                 return other
         return None
+
+    def _copied_to(self, load: Load) -> bool:
+        """Whether L2 gets a blob of this load from L1 now, and so from no flight that could be joined."""
+        level = load.plan.level
+        return level is Level.L2 and any(
+            self._services.storage.is_open(level, key) and (level, key) not in self._flights for key in load.plan.orders
+        )
 
     async def _open(self, load: Load) -> None:
         """Reserves and creates everything at once, so that a load never starts what cannot be finished."""

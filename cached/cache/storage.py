@@ -17,7 +17,7 @@ from cached.ledger import Ledger, whatever_fits
 from cached.levels.base import FileRef, Found, LocalLevel
 from cached.levels.shm import ShmLevel
 from cached.manifest import BlobRecord
-from cached.signals import in_thread
+from cached.signals import Signal, in_thread
 from cached.types import Level
 from cached.units import GIB, MIB, parse_size
 
@@ -57,6 +57,7 @@ class Storage:
         self._leaving_bytes = 0
         self._host_bytes = 0
         self.pressure = Pressure()
+        self.closed = Signal()
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -264,7 +265,7 @@ class Storage:
         return self.is_open(level, ingest_id) and ingest_id in self._resumed[level]
 
     def is_open(self, level: Level, ingest_id: str) -> bool:
-        """True between ``open`` and ``commit``, ``suspend`` or ``discard``."""
+        """True between ``open`` and ``commit``, ``suspend`` or ``discard``, which ``closed`` tells of."""
         return level in self._ledgers and ingest_id in self._ledgers[level].reservations
 
     async def commit(
@@ -288,6 +289,7 @@ class Storage:
         else:
             ledger.commit(ingest_id, key)
         self._settle()
+        self.closed.notify()
         return ref
 
     async def _commit_in_thread(self, store: LocalLevel, ingest_id: str, digest: str, *, known: bool) -> FileRef:
@@ -306,10 +308,8 @@ class Storage:
         ``sparse``: only its pages count. Otherwise all of it does, so that whoever takes it up has room for the rest.
         """
         if self.is_open(level, ingest_id):
-            ledger, key = self._ledgers[level], _kept(ingest_id)
-            ledger.commit(ingest_id, key)
-            if sparse:
-                ledger.resize(key, min(ledger.used[key], self.l1.allocated_bytes(ingest_id)))
+            self.keep_ingest(level, ingest_id, self._ledgers[level].release(ingest_id), sparse=sparse)
+            self.closed.notify()
 
     def kept_bytes(self, level: Level, ingest_id: str) -> int:
         """What an ingest that waits to be taken up again counts for; 0 if there is none."""
@@ -317,11 +317,11 @@ class Storage:
 
     def discard(self, level: Level, ingest_id: str) -> None:
         """Drops an ingest, open or kept; unknown ones are ignored."""
-        if level not in self._ledgers:
+        if (ledger := self._ledgers.get(level)) is None:
             return
-        ledger = self._ledgers[level]
-        if ingest_id in ledger.reservations:
+        if self.is_open(level, ingest_id):
             counted_bytes = ledger.release(ingest_id)
+            self.closed.notify()
         elif _kept(ingest_id) in ledger.used:
             counted_bytes = ledger.remove(_kept(ingest_id))
         else:

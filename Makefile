@@ -200,6 +200,14 @@ test: $(STAMP) ## All tests that need no GPU (PYTEST_ARGS= adds arguments)
 cover: $(STAMP) ## As test, with branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html $(PYTEST_ARGS)
 
+HISTORIES ?= 10000
+SEED ?= 1
+
+.PHONY: simulate-faults
+simulate-faults: $(STAMP) ## Simulated histories with faults, in both modes (HISTORIES=, SEED= the first one)
+	$(BIN)/python -m tests.simulator --seed $(SEED) --histories $(HISTORIES)
+	$(BIN)/python -m tests.simulator --seed $(SEED) --histories $(HISTORIES) --unbounded
+
 .PHONY: test-gpu
 test-gpu: $(STAMP) ## Tests of the GPU copy (opt-in; needs an NVIDIA GPU and a CUDA build of torch)
 	@[ -d tests/gpu ] || { echo "There are no GPU tests in this version: nothing was tested." >&2; exit 1; }

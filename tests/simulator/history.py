@@ -39,6 +39,7 @@ class History:
         self._rng = random.Random(f"{seed} {unbounded}")
         self._faults = random_faults(self._rng, unbounded=unbounded)
         self._now_s = 1000.0
+        self._lives = self._rng.randint(1, 3)
 
     def run(self) -> None:
         """Raises Violation."""
@@ -50,9 +51,8 @@ class History:
         world.kernel.install()
         metrics = Metrics()
         try:
-            lives = self._rng.randint(1, 3)
-            for number in range(lives):
-                self._live(world, metrics, last=number == lives - 1)
+            for number in range(self._lives):
+                self._live(world, metrics, last=number == self._lives - 1)
         finally:
             world.remove()
 
@@ -110,7 +110,7 @@ class History:
         )
 
     def _note(self, step: str) -> None:
-        self.steps.append(step)
+        self.steps.append(step.replace(str(self._folder), "…"))
 
     def _logged(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
         if method == "exception" or str(event.get("event", "")).endswith(".bug"):

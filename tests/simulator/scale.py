@@ -6,6 +6,7 @@ To be imported before anything else of ours.
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import cached.units
 
@@ -19,6 +20,7 @@ CHUNK_BYTES = cached.units.CHUNK_BYTES
 import cached.cache.capacity as _capacity  # noqa: E402 - now that a chunk is small
 import cached.cache.storage as _storage  # noqa: E402
 import cached.transfer.ranges as _ranges  # noqa: E402
+import cached.transfer.worker as _worker  # noqa: E402
 
 _storage._SMALLEST_POOLED_BYTES //= SCALE
 _storage._SMALLEST_GROWN_BYTES //= SCALE
@@ -39,3 +41,4 @@ _HOST_BYTES = 1 << 30
 _capacity.meminfo = lambda _proc=None: {"MemTotal": _HOST_BYTES, "MemAvailable": _HOST_BYTES}  # type: ignore[assignment]
 _capacity.Cgroups = _NoCgroups  # type: ignore[assignment,misc]
 _capacity.Pressure.look = lambda _self: None  # type: ignore[assignment,method-assign]
+_worker.time = SimpleNamespace(perf_counter=lambda: 0.0, thread_time=lambda: 0.0)  # type: ignore[assignment]

@@ -29,7 +29,11 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="tell every step")
     options = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets of text is a part of a history
-        os.execve(sys.executable, [sys.executable, "-m", "tests.simulator", *sys.argv[1:]], {**os.environ, "PYTHONHASHSEED": "0"})
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "tests.simulator", *sys.argv[1:]],
+            {**os.environ, "PYTHONHASHSEED": "0"},
+        )
     began_s, failed = time.monotonic(), 0
     seeds = range(options.seed, options.seed + options.histories)
     for at in range(0, len(seeds), _BATCH):
@@ -52,7 +56,7 @@ def _batch(seeds: range, options: argparse.Namespace) -> int:
         failed = 0
         try:
             failed = sum(_tell(seed, options) for seed in seeds)
-        except BaseException:  # noqa: BLE001 - told, and counted as one
+        except BaseException:
             traceback.print_exc()
             failed += 1
         sys.stdout.flush()
@@ -62,7 +66,7 @@ def _batch(seeds: range, options: argparse.Namespace) -> int:
 
 
 def _tell(seed: int, options: argparse.Namespace) -> bool:
-    folder = Path(f"/dev/shm/cached-simulator-{os.getpid()}")  # noqa: S108 - L1 must be memory
+    folder = Path(f"/dev/shm/cached-simulator-{os.getpid()}")
     shutil.rmtree(folder, ignore_errors=True)
     history, error = run_one(seed, folder / str(seed), unbounded=options.unbounded)
     if error is not None or options.verbose:

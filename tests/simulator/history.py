@@ -25,7 +25,7 @@ from tests.simulator.loop import SimLoop
 from tests.simulator.world import Violation, World
 
 _KEPT: list[object] = []
-"""Loops and engines of killed daemons, with their tasks: what is collected runs its ``finally``, and the dead do not."""
+"""Loops and engines of killed daemons, with their tasks: what is collected runs its ``finally``, as no dead one does."""
 
 
 class History:
@@ -164,8 +164,6 @@ def run_one(seed: int, folder: Path, *, unbounded: bool) -> tuple[History, BaseE
     history = History(seed, folder, unbounded=unbounded)
     try:
         history.run()
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is told with the seed
+    except Exception as error:
         return history, error
     return history, None
-
-

@@ -7,6 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 from cached.cache import ModelCache
 from cached.cache.attachment import Attachment
@@ -263,7 +264,9 @@ class Life:
             ledger.check()
             counted = sum(ledger.used.values()), sum(ledger.reservations.values())
             if counted != (ledger.used_bytes, ledger.reserved_bytes):
-                raise Violation(f"{level}: used and reserved are {ledger.used_bytes}, {ledger.reserved_bytes}: {counted}")
+                raise Violation(
+                    f"{level}: used and reserved are {ledger.used_bytes}, {ledger.reserved_bytes}: {counted}"
+                )
 
     def _in_l1(self, digest: str) -> bool:
         try:
@@ -281,12 +284,12 @@ class Life:
         self.cache.set_catalog(Catalog())
         self.cache.set_budgets(self._config)
         for summary in self.cache.list_models():
-            await self._answered("end", lambda name=summary.name: self._calm(name))
+            await self._answered("end", partial(self._calm, summary.name))
         if bounded:
             await self._settled()
             for name in NAMES:
-                await self._must(name, lambda name=name: self._pull(name, Level.L1, wait=True))
-                await self._must(name, lambda name=name: self._attach_once(name))
+                await self._must(name, partial(self._pull, name, Level.L1, wait=True))
+                await self._must(name, partial(self._attach_once, name))
             await self._settled()
             self._at_rest()
 

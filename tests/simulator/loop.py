@@ -69,7 +69,7 @@ class SimLoop(asyncio.BaseEventLoop):
         def work() -> None:
             try:
                 result, error = func(*args), None
-            except Exception as failure:  # noqa: BLE001 - it is the waiter's
+            except Exception as failure:
                 result, error = None, failure
             self.call_later(after_s, answer, error, result)
 

@@ -211,5 +211,3 @@ def tear(target: FileRef, offset_bytes: int, length_bytes: int, rng: random.Rand
             os.pwrite(fd, rng.randbytes(rng.randrange(length_bytes + 1)), offset_bytes)
     finally:
         os.close(fd)
-
-

@@ -123,5 +123,7 @@ def digest_of(content: bytes) -> str:
 
 def random_content(rng: random.Random, chunk_bytes: int) -> bytes:
     """Up to a few chunks; empty files, single bytes and whole chunks are likelier than chance would have them."""
-    size_bytes = rng.choice((0, 1, chunk_bytes, 2 * chunk_bytes, *(rng.randrange(1, 4 * chunk_bytes) for _ in range(5))))
+    size_bytes = rng.choice(
+        (0, 1, chunk_bytes, 2 * chunk_bytes, *(rng.randrange(1, 4 * chunk_bytes) for _ in range(5)))
+    )
     return rng.randbytes(size_bytes)

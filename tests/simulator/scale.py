@@ -39,6 +39,6 @@ class _NoCgroups:
 
 _HOST_BYTES = 1 << 30
 _capacity.meminfo = lambda _proc=None: {"MemTotal": _HOST_BYTES, "MemAvailable": _HOST_BYTES}  # type: ignore[assignment]
-_capacity.Cgroups = _NoCgroups  # type: ignore[assignment,misc]
+_capacity.Cgroups = _NoCgroups  # type: ignore[assignment,misc,attr-defined]
 _capacity.Pressure.look = lambda _self: None  # type: ignore[assignment,method-assign]
-_worker.time = SimpleNamespace(perf_counter=lambda: 0.0, thread_time=lambda: 0.0)  # type: ignore[assignment]
+_worker.time = SimpleNamespace(perf_counter=lambda: 0.0, thread_time=lambda: 0.0)  # type: ignore[assignment,attr-defined]

@@ -69,9 +69,7 @@ def test_the_same_seed_is_the_same_history(mode):
     assert found[0][1] == found[1][1]
 
 
-@pytest.mark.parametrize(
-    ("sabotage", "unbounded"), [(_UNVERIFIED, True), (_UNSYNCED, True), (_EVICTS_LEASED, False)]
-)
+@pytest.mark.parametrize(("sabotage", "unbounded"), [(_UNVERIFIED, True), (_UNSYNCED, True), (_EVICTS_LEASED, False)])
 def test_an_engine_that_breaks_a_promise_is_noticed(sabotage, unbounded):
     told = run("-c", _BROKEN.format(sabotage=sabotage, unbounded=unbounded))
     assert "Violation" in told, told

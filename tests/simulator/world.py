@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from cached.types import AttachedFile, ByteRange
@@ -75,6 +76,10 @@ class Holder:
                 "that the origin ever had, or mix two"
             )
         self.candidates[item.file_index] = left
+
+
+def _is(digest: str, content: bytes) -> bool:
+    return digest_of(content) == digest
 
 
 class World:
@@ -150,9 +155,7 @@ class World:
             digest
             for digest in self.blobs(self.l2)
             if digest in recorded
-            and self.kernel.has_durable(
-                self.l2 / "blobs" / digest[:2] / digest, lambda content, digest=digest: digest_of(content) == digest
-            )
+            and self.kernel.has_durable(self.l2 / "blobs" / digest[:2] / digest, partial(_is, digest))
         }
 
     def cut_power(self) -> None:

@@ -25,7 +25,7 @@ from tests.simulator.loop import SimLoop
 from tests.simulator.world import Violation, World
 
 _KEPT: list[object] = []
-"""Loops and engines of killed daemons, with their tasks: what is collected runs its ``finally``, as no dead one does."""
+"""Loops and engines of killed daemons, with their tasks: what is collected would go on, and the dead do not."""
 
 
 class History:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 from cached.cache.inspector import Inspector, Place, places_of
 from cached.cache.services import Services
 from cached.manifest import Manifest
-from cached.types import Level, VerifyProgress
+from cached.signals import run_all
+from cached.types import Damage, Level, VerifyProgress
 
 
 class Verifier:
@@ -26,8 +26,7 @@ class Verifier:
         wrong: set[tuple[str, Level]] = set()
         for start in range(0, len(places), self._services.width):
             batch = places[start : start + self._services.width]
-            found = await asyncio.gather(*(self._inspector.look(place, repair=repair) for place in batch))
-            for place, damage in zip(batch, found, strict=True):
+            for place, damage in zip(batch, await self._look(batch, repair=repair), strict=True):
                 done += place.length_bytes
                 if damage is not None:
                     damaged += 1
@@ -38,6 +37,16 @@ class Verifier:
             yield VerifyProgress(total, done, None, False, damaged, repaired)
         self._settle(places, wrong)
         yield VerifyProgress(total, done, None, True, damaged, repaired)
+
+    async def _look(self, batch: list[Place], *, repair: bool) -> list[Damage | None]:
+        """At all of them at once; the first failure ends the others."""
+        found: list[Damage | None] = [None] * len(batch)
+
+        async def one(at: int, place: Place) -> None:
+            found[at] = await self._inspector.look(place, repair=repair)
+
+        await run_all(*(one(at, place) for at, place in enumerate(batch)))
+        return found
 
     def _settle(self, places: list[Place], wrong: set[tuple[str, Level]]) -> None:
         """What has no damage left is out of quarantine, and was verified now wherever it is."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(400)
+
 _ROOT = Path(__file__).parents[2]
 _TIMEOUT_S = 300.0
 _BROKEN = """

@@ -1,4 +1,4 @@
-"""``--fault-report FILE``: runs the tests that cover a row of ``tests/fault/rows.py``, and notes what became of each case.
+"""``--fault-report FILE``: runs the tests that cover a row of ``tests/fault/rows.py``, and notes what became of them.
 
 A test is a case for each set of its parameters; one that tries many things within itself says how many by the fixture
 ``fault_cases``. What FILE says of tests that were not run this time stays, so that it can be filled in parts.

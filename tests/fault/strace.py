@@ -53,7 +53,7 @@ def traced(pid: int, log: Path, *, calls: Sequence[str], inject: str = "") -> It
         assert tracer.poll() is None, "strace ended; what it says is above"
         yield
     finally:
-        # Not SIGTERM: strace may wait for ever for a thread that began while it attached. The kernel lets go of them all.
+        # Not SIGTERM: strace may wait for ever for a thread that began as it attached. The kernel lets go of all.
         tracer.kill()
         tracer.wait()
 

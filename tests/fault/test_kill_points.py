@@ -1,8 +1,8 @@
-"""SIGKILL at exact system calls: of pull, promotion, eviction, verification, index write; and of the recovery from that.
+"""SIGKILL at exact system calls: of pull, promotion, eviction, verification, index write; and of the recovery after.
 
 ``strace`` kills the daemon as it enters the Nth call of a kind, N = 1, 2, …: the call is not made. After each death the
-bytes on both levels are looked at as they lie, and then by the next daemon, which must adopt what memory has, serve every
-byte right, and leave nothing behind.
+bytes on both levels are looked at as they lie, and then by the next daemon, which must adopt what memory has, serve
+every byte right, and leave nothing behind.
 
 ``FAULT_POINTS=n`` sets how many points of each call are tried; ``FAULT_POINT=rename:7`` repeats one.
 """
@@ -23,7 +23,7 @@ from tests.crash.test_kills import ask, attach_part
 from tests.fault.strace import Calls, is_alive, require_strace, traced
 from tests.integration.harness import wait_for
 from tests.integration.support import MB, Site, model_files
-from tests.invariants import _blobs, _sha256, check_at_rest
+from tests.invariants import check_at_rest, wrong_blobs
 
 CALLS = (
     "chmod", "fallocate", "fchmod", "fcntl", "fdatasync", "fsync", "ftruncate", "linkat", "mkdir", "openat", "pwrite64",
@@ -77,7 +77,7 @@ def clear(site: Site) -> None:
 
 def check_levels(site: Site) -> None:
     """What is called a blob has the bytes of its name already before anybody looks at it."""
-    wrong = [str(path) for path, digest in _blobs(site.daemon) if _sha256(path) != digest]
+    wrong = wrong_blobs(site.daemon)
     assert not wrong, f"wrong bytes under their names: {wrong}"
 
 

@@ -63,7 +63,7 @@ class _Report:
         entry = self._tests.setdefault(
             report.nodeid.partition("[")[0], {"cases": 0, "survived": 0, "failed": 0, "skipped": 0, "why": ""}
         )
-        cases = int(dict(report.user_properties).get(_PROPERTY, 1))
+        cases = int(str(dict(report.user_properties).get(_PROPERTY, 1)))
         if report.skipped:
             entry["skipped"] += 1
             entry["why"] = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

@@ -37,7 +37,7 @@ def _cells(row: Row, tests: Mapping[str, Any]) -> list[str]:
     survived = str(sum(entry["survived"] for entry in entries))
     gaps = [row.gap] if row.gap else []
     if missing:
-        gaps.append(f"{len(missing)} of {len(row.tests)} were not part of the noted run; `make test` runs them.")
+        gaps.append(f"{len(missing)} of {len(row.tests)} were not part of the noted run; `make test-faults` runs them.")
     gaps += sorted({f"Skipped: {entry['why']}." for entry in entries if entry["skipped"]})
     return [
         str(row.number), row.fault, row.done, str(cases) if entries else "not noted",

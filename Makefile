@@ -215,6 +215,11 @@ test-gpu: $(STAMP) ## Tests of the GPU copy (opt-in; needs an NVIDIA GPU and a C
 		echo "No GPU here that torch can use: nothing was tested." >&2; exit 1; }
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
 
+.PHONY: test-faults
+test-faults: $(STAMP) ## The whole fault suite (long); `make docs` makes the table of docs/reliability.md from it
+	CRASH_KILLS=40 CRASH_STEPS=60 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not gpu and not systemd and not vllm" \
+		--fault-report tests/fault/results.json $(PYTEST_ARGS)
+
 .PHONY: test-systemd
 test-systemd: $(STAMP) ## The unit under a real systemd, in a container of this host (opt-in; needs root and systemd-nspawn)
 	$(BIN)/python -m pytest -m systemd tests/systemd $(PYTEST_ARGS)

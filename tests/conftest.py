@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 import structlog
 
-pytest_plugins = ["tests.cloud_servers", "tests.servers"]
+pytest_plugins = ["tests.cloud_servers", "tests.fault.plugin", "tests.servers"]
 
 # Read by the daemon, by boto3 and by Hugging Face's libraries. Removed before any test module is imported, so that
 # servers started by module- and session-scoped fixtures do not inherit them either.

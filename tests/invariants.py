@@ -41,8 +41,13 @@ def check_at_rest(
     except AssertionError:
         raise AssertionError("the invariants do not hold at rest:\n" + "\n".join(problems)) from None
     if content:
-        wrong = [str(path) for path, digest in _blobs(daemon) if _sha256(path) != digest]
+        wrong = wrong_blobs(daemon)
         assert not wrong, f"these blobs are not what their names say: {wrong}"
+
+
+def wrong_blobs(daemon: DaemonProcess) -> list[str]:
+    """Blobs of both levels whose bytes are not those of their names; the daemon need not run."""
+    return [str(path) for path, digest in _blobs(daemon) if _sha256(path) != digest]
 
 
 def check_stopped(daemon: DaemonProcess, pid: int) -> None:

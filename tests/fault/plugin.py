@@ -1,0 +1,89 @@
+"""``--fault-report FILE``: runs the tests that cover a row of ``tests/fault/rows.py``, and notes what became of them.
+
+A test is a case for each set of its parameters; one that tries many things within itself says how many by the fixture
+``fault_cases``. What FILE says of tests that were not run this time stays, so that it can be filled in parts.
+``docs/generate.py`` makes a table of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fault.rows import covering
+
+_PROPERTY = "fault_cases"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fault-report",
+        metavar="FILE",
+        help="run only what covers a row of tests/fault/rows.py, and write what became of it to FILE",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--fault-report")
+    if path and not hasattr(config, "workerinput"):  # with xdist, the one who hears of all of them
+        config.pluginmanager.register(_Report(Path(path)))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--fault-report"):
+        return
+    chosen = [item for item in items if covering(item.nodeid)]
+    config.hook.pytest_deselected(items=[item for item in items if not covering(item.nodeid)])
+    items[:] = chosen
+
+
+@pytest.fixture
+def fault_cases(record_property: Callable[[str, object], None]) -> Callable[[int], None]:
+    """Tells how many cases the test has tried by now; the last word counts."""
+    return lambda count: record_property(_PROPERTY, count)
+
+
+class _Report:
+    """Sums up by test, whatever its parameters."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._tests: dict[str, dict[str, Any]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.passed:
+            return
+        entry = self._tests.setdefault(
+            report.nodeid.partition("[")[0], {"cases": 0, "survived": 0, "failed": 0, "skipped": 0, "why": ""}
+        )
+        cases = int(str(dict(report.user_properties).get(_PROPERTY, 1)))
+        if report.skipped:
+            entry["skipped"] += 1
+            entry["why"] = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            return
+        entry["cases"] += cases
+        if report.passed:
+            entry["survived"] += cases
+        else:
+            entry["failed"] += 1
+
+    def pytest_sessionfinish(self) -> None:
+        known = json.loads(self._path.read_text()) if self._path.exists() else {}
+        tests = known.get("tests", {}) | self._tests
+        told = {
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "machine": {
+                "cpus": os.cpu_count(),
+                "kernel": platform.release(),
+                "python": platform.python_version(),
+            },
+            "tests": dict(sorted(tests.items())),
+        }
+        self._path.write_text(json.dumps(told, indent=1) + "\n")

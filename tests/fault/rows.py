@@ -1,0 +1,293 @@
+"""What must be survived, row by row, and which tests show that it is. ``docs/reliability.md`` has the outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_DISK = "tests/unit/test_disk.py::test_"
+_ENGINE = "tests/integration/test_"
+_FAULT = "tests/fault/test_"
+_S3 = "tests/conformance/test_origin_s3.py::test_"
+_FD = "tests/unit/test_descriptor_socket.py::test_"
+_CONFORM = "tests/conformance/test_levels.py::test_"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault, what the tests do, and the tests: functions, or files for all of theirs.
+
+    ``gap``: what is not tried, or not there yet, and what stands in for it.
+    """
+
+    number: int
+    fault: str
+    done: str
+    tests: tuple[str, ...]
+    gap: str = ""
+
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        1, "SIGKILL at every step",
+        "killed at the Nth system call (strace), at the Nth step in the code, and at "
+        "random instants; each time the next daemon is checked whole",
+        (f"{_FAULT}kill_points.py", "tests/crash/test_kills.py", "tests/crash/test_standalone_kills.py"),
+    ),
+    Row(
+        2, "Power loss: unsynced writes dropped, torn, or a sync that lied",
+        "killed, shared memory removed, unsynced files and a synced blob "
+        "zeroed, cut, torn or gone; names come after syncs (strace)",
+        (f"{_FAULT}power_loss.py", f"{_DISK}a_commit_syncs_the_bytes_before_the_name_and_the_name_before_it_is_done"),
+        "No machine is switched off, and SQLite's own file is not torn: damaging what was not synced stands in.",
+    ),
+    Row(
+        3, "fsync answers EIO, once and always", "the real daemon's fsync fails (strace): bytes, folder, index",
+        (f"{_FAULT}disk_errors.py", f"{_DISK}a_commit_that_fails_anywhere_leaves_no_blob"),
+    ),
+    Row(
+        4, "A worker is killed or stopped", "SIGKILL and SIGSTOP of worker processes, at rest and during the pull",
+        (
+            f"{_ENGINE}attach.py::test_a_killed_workers_lease_ends_and_a_stopped_ones_holds",
+            f"{_ENGINE}attach.py::test_a_worker_killed_during_the_pull_does_not_end_it",
+        ),
+        "That it takes no longer than 2 s is not asserted: no test here judges by the clock.",
+    ),
+    Row(
+        5, "The daemon dies while workers are mapped", "SIGKILL and SIGTERM under workers, mapped and waiting",
+        (
+            f"{_ENGINE}restart.py::test_a_worker_keeps_its_tensors_and_its_lease_over_a_kill",
+            f"{_ENGINE}restart.py::test_a_worker_that_waits_for_a_pull_gets_it_from_the_next_daemon",
+            f"{_ENGINE}client.py::test_a_restart_is_not_noticed_by_a_worker_with_a_whole_model",
+            f"{_ENGINE}client.py::test_a_restart_during_the_download_is_only_a_pause",
+        ),
+    ),
+    Row(
+        6, "L2 has no room", "real ENOSPC on a small tmpfs, in the daemon, movers and the level",
+        (
+            f"{_ENGINE}limits.py::test_a_disk_too_small_keeps_the_model_in_memory",
+            f"{_ENGINE}limits.py::test_a_disk_that_others_fill_is_no_room_and_not_a_failed_pull",
+            f"{_DISK}a_full_disk_is_no_room_and_leaves_nothing",
+            "tests/unit/test_index.py::test_a_full_disk_is_a_level_error_and_is_made_good_later",
+        ),
+        "EDQUOT is not tried: tmpfs has no quota without kernel support.",
+    ),
+    Row(
+        7, "/dev/shm is filled by others", "a small tmpfs on /dev/shm, filled before and under a pull",
+        (
+            f"{_ENGINE}limits.py::test_shared_memory_smaller_than_configured_bounds_l1",
+            f"{_ENGINE}limits.py::test_shared_memory_that_others_fill_under_the_pull_is_an_error_and_no_signal",
+            f"{_ENGINE}movers.py::test_a_shortage_of_pages_or_disk_is_an_error_and_kills_nobody",
+            "tests/unit/test_shm_pages.py::test_a_full_file_system_is_an_error_and_never_a_signal",
+        ),
+        "A filled cgroup is not tried here: no test may write to the host's cgroups.",
+    ),
+    Row(
+        8, "Bit flip in L2", "bytes flipped in files, found by promotion and by verify, mended by the range",
+        (
+            f"{_ENGINE}verify.py::test_a_flipped_byte_in_l2_is_found_and_mended_by_one_ranged_get",
+            f"{_ENGINE}verify.py::test_damage_in_l2_is_mended_in_both_levels_when_it_is_met_at_promotion",
+            f"{_ENGINE}verify.py::test_damage_that_cannot_be_mended_quarantines_until_the_origin_is_back",
+        ),
+    ),
+    Row(
+        9, "Bit flip in L1", "bytes flipped in segments, found by verify and at adoption; the holder is told",
+        (
+            f"{_ENGINE}verify.py::test_a_flipped_byte_in_l1_is_mended_from_l2_and_the_holder_is_told",
+            f"{_ENGINE}verify.py::test_damage_in_l1_that_cannot_be_mended_is_not_handed_out",
+            f"{_ENGINE}restart.py::test_a_flipped_byte_in_memory_is_found_at_adoption_and_mended_from_l2",
+        ),
+    ),
+    Row(
+        10, "S3: 503, 429, slow, hang, reset", "a fault proxy before a real server",
+        (
+            f"{_ENGINE}pull_faults.py::test_passing_failures_of_the_origin_are_borne",
+            f"{_ENGINE}pull_faults.py::test_an_origin_that_hangs_is_left_after_its_stall_deadline",
+            f"{_ENGINE}pull_faults.py::test_a_slow_origin_is_no_failure_and_other_pulls_go_on",
+            f"{_ENGINE}pull_faults.py::test_a_failure_that_stays_is_told_and_what_was_verified_is_kept",
+            f"{_S3}a_silent_server_times_out",
+        ),
+    ),
+    Row(
+        11, "S3: short body, wrong Content-Length or Content-Range, the whole object for a range",
+        "a fault proxy before two real servers",
+        (f"{_S3}a_fault_is_the_right_error_once_and_then_forgotten", f"{_S3}ranges_are_judged_by_what_they_say"),
+    ),
+    Row(
+        12, "The object is replaced mid-pull", "stored anew under a held range, on servers with and without If-Match",
+        (
+            f"{_ENGINE}pull_faults.py::test_an_object_replaced_under_the_pull_restarts_that_blob",
+            f"{_ENGINE}pull_faults.py::test_an_etag_that_changes_between_ranges_is_never_mixed",
+            f"{_ENGINE}restart.py::test_an_object_that_was_replaced_between_is_fetched_whole",
+        ),
+    ),
+    Row(
+        13, "Credentials expire, clocks are wrong or jump",
+        "refused in the middle of a pull; jumps of an injected clock",
+        (
+            f"{_ENGINE}pull_faults.py::test_refused_credentials_in_the_middle_are_an_error_at_once",
+            f"{_ENGINE}pull.py::test_wrong_credentials_are_named_and_a_retry_with_right_ones_works",
+            f"{_ENGINE}timed.py::test_a_clock_that_jumps_moves_into_and_out_of_windows",
+            f"{_ENGINE}doctor.py::test_a_clock_that_differs_from_the_stores",
+        ),
+        "The host's own clock is not set: the injected one stands in.",
+    ),
+    Row(
+        14, "S3 unreachable at boot", "restarted with no server behind the address",
+        (f"{_ENGINE}restart.py::test_everything_here_is_served_when_the_origin_is_gone",),
+    ),
+    Row(
+        15, "A second daemon on the same state or socket",
+        "started beside the first; after SIGKILL; lock not inherited",
+        (
+            f"{_ENGINE}daemon_lifecycle.py::test_a_second_daemon_refuses_and_names_the_first",
+            f"{_ENGINE}daemon_lifecycle.py::test_sockets_of_a_killed_daemon_do_not_matter",
+            "tests/unit/test_daemon_edges.py::test_the_lock_is_not_inherited_and_follows_no_link",
+        ),
+    ),
+    Row(
+        16, "Unknown files, older and newer formats",
+        "foreign files in both levels, every layout that ever was, newer ones",
+        (
+            f"{_ENGINE}restart.py::test_leftovers_of_ours_are_removed_and_what_is_foreign_is_left_alone",
+            f"{_ENGINE}restart.py::test_an_unknown_format_of_l2_is_set_aside",
+            f"{_ENGINE}upgrade.py",
+            "tests/unit/test_index.py::test_a_newer_format_is_set_aside",
+        ),
+    ),
+    Row(
+        17, "L2 read-only or gone", "remounted read-only under the daemon; moved away; lost over a restart",
+        (
+            f"{_ENGINE}limits.py::test_a_disk_that_becomes_read_only_is_reported_and_pulls_go_on_in_memory",
+            f"{_ENGINE}restart.py::test_l2_is_written_again_from_memory_when_it_was_lost",
+            f"{_ENGINE}drives.py",
+        ),
+    ),
+    Row(
+        18, "A bad configuration or catalog reload",
+        "broken catalogs under a running daemon; budgets shrunk under leases",
+        (
+            f"{_ENGINE}daemon_lifecycle.py::test_the_catalog_is_reloaded_and_a_bad_one_keeps_the_old",
+            f"{_ENGINE}catalog_engine.py::test_a_bad_catalog_keeps_the_old_one_and_says_what_is_wrong",
+            f"{_ENGINE}admission.py::test_budgets_change_while_the_daemon_runs",
+        ),
+    ),
+    Row(
+        19, "Hostile safetensors headers", "each named case, and generated ones beside the reference library",
+        ("tests/unit/test_safetensors_header.py",),
+        "100,000 fuzzed headers in one run are not part of this suite yet.",
+    ),
+    Row(
+        20, "Hostile names", "names in keys, catalog and level",
+        (
+            f"{_S3}dots_in_keys_are_refused",
+            f"{_S3}folder_keys_are_skipped_and_bad_keys_named",
+            f"{_CONFORM}names_that_could_leave_the_level_are_refused",
+            "tests/conformance/test_origins.py::test_paths_that_lead_out_are_refused",
+            f"{_ENGINE}standalone.py::test_names_that_lead_out_of_the_folder_are_refused",
+        ),
+    ),
+    Row(
+        21, "Links and FIFOs planted in the cache", "planted at every place where a level looks, and in journals",
+        (
+            f"{_CONFORM}what_was_planted_under_a_blobs_name_is_never_served",
+            f"{_CONFORM}a_planted_ingest_is_neither_overwritten_nor_followed",
+            f"{_CONFORM}a_file_with_a_second_name_is_not_ours",
+            f"{_CONFORM}a_file_of_another_user_is_not_ours",
+            "tests/unit/test_journal.py::test_what_was_planted_is_refused",
+            "tests/unit/test_rpc_service.py::test_a_file_in_the_socket_s_place_is_left_alone",
+        ),
+    ),
+    Row(
+        22, "An unauthorised user", "refused at the descriptor socket by the uid and groups that the kernel names",
+        (f"{_FD}who_is_not_on_the_access_list_is_refused", f"{_FD}access_goes_by_user_group_or_supplementary_group"),
+        "Access lists for each model are not there yet.",
+    ),
+    Row(
+        23, "A malicious client", "garbage, idle connections, foreign descriptors, another's token",
+        (
+            f"{_FAULT}hostile_clients.py",
+            f"{_FD}garbage_ends_only_its_own_connection",
+            f"{_FD}a_wrong_token_is_told_and_the_connection_goes_on",
+            f"{_FD}descriptors_that_a_peer_sends_are_not_kept",
+        ),
+    ),
+    Row(
+        24, "A client writes to its descriptor", "read-only descriptors, private mappings",
+        (
+            f"{_CONFORM}descriptors_are_read_only_and_not_inherited",
+            f"{_CONFORM}writes_to_a_private_mapping_stay_private",
+        ),
+    ),
+    Row(
+        25, "File modes", "both levels, sockets and folders under any umask",
+        (
+            f"{_CONFORM}files_are_private_whatever_the_umask",
+            f"{_FD}the_socket_has_its_mode_and_goes_with_the_server",
+            "tests/unit/test_daemon_edges.py::test_folders_are_made_with_their_mode_whatever_the_umask",
+        ),
+    ),
+    Row(
+        26, "Floods, slow clients, oversized messages",
+        "calls in hundreds, an oversized message; caps of a user's connections",
+        (
+            f"{_FAULT}hostile_clients.py",
+            f"{_FD}one_user_cannot_take_all_connections",
+            "tests/unit/test_rpc_pacing.py::test_a_slow_watcher_loses_the_oldest_and_is_told_how_many",
+        ),
+        "Calls have no cap for each user yet.",
+    ),
+    Row(
+        27, "1,000 concurrent attaches", "hundreds at once, in the daemon that runs",
+        (
+            f"{_ENGINE}attach.py::test_hundreds_of_attaches_at_once_make_one_download_and_leave_nothing",
+            f"{_ENGINE}attach.py::test_eight_workers_that_attach_cold_cause_one_download_and_share_one_copy",
+        ),
+        "Hundreds stand in for 1,000 here.",
+    ),
+    Row(
+        28, "A model larger than a level; everything leased", "refused at once, or by a transient segment",
+        (
+            f"{_ENGINE}evict.py::test_what_can_never_fit_is_refused_at_once_and_nothing_goes",
+            f"{_ENGINE}admission.py::test_a_stranger_is_served_beside_the_budget_and_goes_with_its_last_lease",
+            f"{_ENGINE}evict.py::test_cold_goes_before_warm_and_leased_pinned_and_hot_never_go",
+        ),
+    ),
+    Row(
+        29, "Evict races attach", "both at once, many times; random histories of everything",
+        (
+            f"{_ENGINE}evict.py::test_a_lease_that_comes_while_an_eviction_is_asked_for_wins_or_finds_nothing",
+            f"{_ENGINE}histories.py",
+        ),
+    ),
+    Row(
+        30, "The event loop hangs",
+        "held up under a socket like the service manager's: silent, so that the watchdog acts",
+        (f"{_ENGINE}service_manager.py::test_a_loop_that_is_held_up_is_silent_and_tells_where",),
+        "The restart by a real systemd needs root: `make test-systemd`.",
+    ),
+    Row(
+        31, "SIGTERM, OOM kill, removal, restart", "drained and killed, with pulls under way",
+        (
+            f"{_ENGINE}restart.py::test_a_pull_goes_on_after_a_restart_and_fetches_only_what_was_not_verified",
+            f"{_ENGINE}restart.py::test_a_quick_pull_is_finished_before_the_daemon_ends",
+            f"{_ENGINE}restart.py::test_what_is_in_memory_is_adopted_without_reading_l2_or_l3",
+            f"{_ENGINE}daemon_lifecycle.py::test_sigterm_drains_and_leaves_no_socket",
+        ),
+        "An OOM kill is a SIGKILL, which stands in; containers and systemd need root: `make test-systemd`.",
+    ),
+    Row(
+        32, "A mover is killed, hangs or lacks memory",
+        "real movers, killed, stopped, talking nonsense, dying again and again",
+        (
+            f"{_ENGINE}mover_pool.py",
+            f"{_ENGINE}pull_faults.py::test_a_mover_killed_under_a_pull_costs_only_its_ranges",
+            f"{_ENGINE}pull_faults.py::test_movers_that_keep_dying_become_one_clear_error",
+        ),
+    ),
+)  # fmt: skip
+
+
+def covering(node_id: str) -> list[int]:
+    """Numbers of the rows that a test covers."""
+    name = node_id.partition("[")[0]
+    return [row.number for row in ROWS if name in row.tests or name.partition("::")[0] in row.tests]

@@ -1,0 +1,235 @@
+"""SIGKILL at exact system calls: of pull, promotion, eviction, verification, index write; and of the recovery after.
+
+``strace`` kills the daemon as it enters the Nth call of a kind, N = 1, 2, …: the call is not made. After each death the
+bytes on both levels are looked at as they lie, and then by the next daemon, which must adopt what memory has, serve
+every byte right, and leave nothing behind.
+
+``FAULT_POINTS=n`` sets how many points of each call are tried; ``FAULT_POINT=rename:7`` repeats one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Collection
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+
+import pytest
+
+from cached.units import CHUNK_BYTES
+from cached_client import CacheError, DaemonUnavailableError
+from tests.crash.test_kills import ask, attach_part
+from tests.fault.strace import Calls, is_alive, require_strace, traced
+from tests.integration.harness import wait_for
+from tests.integration.support import MB, Site, model_files
+from tests.invariants import check_at_rest, wrong_blobs
+
+CALLS = (
+    "chmod", "fallocate", "fchmod", "fcntl", "fdatasync", "fsync", "ftruncate", "linkat", "mkdir", "openat", "pwrite64",
+    "rename", "renameat2", "rmdir", "sendmsg", "sendto", "symlink", "unlink", "write",
+)  # fmt: skip
+"""All that the daemon itself makes to change what outlives it, to answer, and to hand out."""
+POINTS = int(os.environ.get("FAULT_POINTS", "14"))
+SOME = int(os.environ.get("FAULT_POINTS", "6"))
+ONLY = os.environ.get("FAULT_POINT", "")
+CALLS_OF_STARTS = ("fchmod", "fcntl", "fsync", "ftruncate", "mkdir", "pwrite64", "rename", "symlink", "unlink", "write")
+
+
+def publish(site: Site) -> None:
+    """Two models of which one has two chunks, and one that starts the movers."""
+    site.add("a", model_files(3 * MB, seed=1))
+    site.add("b", model_files(CHUNK_BYTES + MB, seed=2))
+    site.add("c", model_files(MB, seed=3))
+    site.settings |= {
+        "l1": {"capacity": "60MB", "pool_bytes": "20MB"},
+        "l2": {"capacity": "60MB"},
+        "transfer": {"idle_timeout_s": 60.0},
+    }
+
+
+LIFE: tuple[tuple[str, Callable[[Site], object]], ...] = (
+    ("", lambda site: site.pull("a")),
+    ("", lambda site: site.pull("b")),
+    ("a", lambda site: site.evict("a", "l1")),
+    ("", lambda site: site.check_served("a")),
+    ("", lambda site: site.verify("b", repair=True)),
+    ("b", lambda site: site.evict("b", "all")),
+    ("", lambda site: attach_part(site, "b", "t0.weight")),
+    ("", lambda site: site.pull("b", level="l2")),
+    ("", lambda site: site.check_served("b")),
+)
+"""Whom an act evicts, and the act."""
+
+
+def live(site: Site, pid: int, leaving: set[str]) -> None:
+    """Until the daemon dies; whose eviction was under way then is in ``leaving``."""
+    for evicted, act in LIFE:
+        if not is_alive(pid):
+            return
+        leaving.add(evicted)
+        try:
+            act(site)
+        except DaemonUnavailableError:
+            return  # it is dying
+        except CacheError:
+            pass
+        leaving.discard(evicted)
+
+
+def clear(site: Site) -> None:
+    """Both levels are empty, and a mover runs."""
+    for name in "ab":
+        ask(site, partial(site.evict, name, "all"))
+    site.evict("c", "all")
+    site.pull("c")
+
+
+def check_levels(site: Site) -> None:
+    """What is called a blob has the bytes of its name already before anybody looks at it."""
+    wrong = wrong_blobs(site.daemon)
+    assert not wrong, f"wrong bytes under their names: {wrong}"
+
+
+def check_next(site: Site, life: Future[None] | None = None, leaving: Collection[str] = ()) -> None:
+    """The next daemon: adopts what memory has without reading for it, serves what is true, leaves nothing over.
+
+    A worker of the ``life`` before that was attaching goes on by itself with this one, and then ends.
+    """
+    in_l1 = {path.name.split(".")[3] for path in site.segments("blob")}
+    site.start()
+    if life:
+        life.result(60)
+    check_at_rest(site.daemon, content=True, kept_ingests=True)
+    there = {path.name.split(".")[3] for path in site.segments("blob")}
+    announced = {file.sha256 for name in "ab" for file in site.describe(name).files if file.in_l1}
+    assert announced <= there
+    expected = {file.sha256 for name in set("ab") - set(leaving) for file in site.describe(name).files}
+    assert in_l1 & expected <= there, "memory that was announced was not adopted"
+    for name in "ab":
+        site.check_served(name)
+    check_at_rest(site.daemon, content=False)
+    failures = {key: value for key, value in site.daemon.stats().counters.items() if "checksum_failures" in key}
+    assert not sum(failures.values()), f"a crash damages nothing: {failures}"
+
+
+def die(site: Site, lives: Executor, call: str, number: int) -> tuple[str, Future[None], set[str]]:
+    """A life until the call of this number; what it was, empty if there were not so many; and who was leaving.
+
+    The life may go on.
+    """
+    log = site.folder / "strace.log"
+    pid = site.daemon.pid
+    with traced(pid, log, calls=[call], inject=f"{call}:signal=KILL:when={number}"):
+        leaving: set[str] = set()
+        life = lives.submit(live, site, pid, leaving)
+        wait_for(lambda: life.done() or not is_alive(pid), "the life or the daemon to end")
+        if Calls(log).reached()[call] < number:
+            return "", life, leaving
+        wait_for(lambda: not is_alive(pid), "the daemon to die")
+    site.daemon.wait()
+    return Calls(log).last(), life, leaving
+
+
+def spread(most: int, count: int) -> list[int]:
+    """Up to ``count`` numbers of 1 … ``most``, evenly."""
+    return sorted({1 + round(index * (most - 1) / max(1, min(count, most) - 1)) for index in range(min(count, most))})
+
+
+def numbers_of_calls(site: Site, calls: tuple[str, ...]) -> dict[str, int]:
+    log = site.folder / "all.log"
+    pid = site.daemon.pid
+    with traced(pid, log, calls=calls):
+        live(site, pid, set())
+    return dict(Calls(log).reached())
+
+
+def try_points(site: Site, points: list[tuple[str, int]], fault_cases: Callable[[int], None]) -> int:
+    """Dies at each point, and checks; how many were reached."""
+    reached = 0
+    with ThreadPoolExecutor(1) as lives:
+        for call, number in points:
+            clear(site)
+            what, life, leaving = die(site, lives, call, number)
+            print(f"FAULT_POINT={call}:{number}  {what or 'not reached'}")
+            if what:
+                reached += 1
+                check_levels(site)
+                check_next(site, life, leaving)
+            fault_cases(reached)
+    return reached
+
+
+def begin(site: Site) -> None:
+    require_strace()
+    publish(site)
+    site.start()
+    clear(site)
+    live(site, site.daemon.pid, set())
+    clear(site)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(120 + 30 * POINTS)
+@pytest.mark.parametrize("call", CALLS)
+def test_killed_at_any_call(site: Site, call: str, fault_cases: Callable[[int], None]) -> None:
+    begin(site)
+    most = numbers_of_calls(site, (call,)).get(call, 0)
+    assert most, f"the daemon makes no {call} any more"
+    points = [(call, number) for number in spread(most, POINTS)]
+    assert try_points(site, points, fault_cases) >= len(points) // 2, "most of the chosen points must be reached"
+
+
+@pytest.mark.slow
+def test_killed_at_some_calls(site: Site, fault_cases: Callable[[int], None]) -> None:
+    """The representative part: a point near the middle of some calls, others in each place."""
+    begin(site)
+    most = numbers_of_calls(site, CALLS)
+    wanted = ["renameat2", "fsync", "pwrite64", "unlink", "sendmsg", "fcntl", "rename", "ftruncate", "openat"][:SOME]
+    points = [
+        (call, max(1, most[call] * place // (len(wanted) + 2))) for place, call in enumerate(wanted, 1) if call in most
+    ]
+    if ONLY:
+        points = [(ONLY.partition(":")[0], int(ONLY.partition(":")[2]))]
+    assert try_points(site, points, fault_cases) >= 1
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("call", CALLS_OF_STARTS)
+def test_killed_while_it_recovers(site: Site, call: str, fault_cases: Callable[[int], None]) -> None:
+    """The first death leaves work for the next start, which dies of its own."""
+    begin(site)
+    reached = 0
+    for number in spread(12, max(2, POINTS // 3)):
+        clear(site)
+        site.begin("b")
+        site.pull("a")
+        site.daemon.kill()
+        if not killed_at_start(site, call, number):
+            continue
+        reached += 1
+        check_levels(site)
+        site.started_by()
+        check_next(site)
+        fault_cases(reached)
+    assert reached or call in {"fchmod", "symlink"}, "a start makes such calls"
+
+
+def killed_at_start(site: Site, call: str, number: int) -> bool:
+    """Whether a start died of its call of this number; a daemon of the usual kind runs if it did not."""
+    log = site.folder / "start.log"
+    inject = f"inject={call}:signal=KILL:when={number}"
+    site.started_by("strace", "-f", "-qq", "-o", str(log), "-e", f"trace={call}", "-e", inject)
+    site.daemon.start(wait=False)
+    wait_for(lambda: site.daemon.log_events("daemon.ready") or not site.daemon.is_running, "ready or dead")
+    print(f"start, {call}:{number}  {Calls(log).last() if not site.daemon.is_running else 'not reached'}")
+    if not site.daemon.is_running:
+        return True
+    with suppress(ProcessLookupError):
+        os.killpg(site.daemon.pid, signal.SIGKILL)
+    site.daemon.wait()
+    site.started_by()
+    site.start()
+    return False

@@ -21,10 +21,10 @@ from pathlib import Path
 from tests.simulator.history import run_one
 gc.disable()
 {sabotage}
-for seed in range(1, 80):
+for seed in range(1, 400):
     _, error = run_one(seed, Path(f"/dev/shm/cached-simulator-{{os.getpid()}}") / str(seed), unbounded={unbounded})
     if error is not None:
-        print(f"{{type(error).__name__}}: {{error}}", flush=True)
+        print(f"seed {{seed}}: {{type(error).__name__}}: {{error}}", flush=True)
         os._exit(0)
 print("nothing noticed", flush=True)
 os._exit(0)
@@ -75,3 +75,6 @@ def test_the_same_seed_is_the_same_history(mode):
 def test_an_engine_that_breaks_a_promise_is_noticed(sabotage, unbounded):
     told = run("-c", _BROKEN.format(sabotage=sabotage, unbounded=unbounded))
     assert "Violation" in told, told
+    seed = told.split(":")[0].removeprefix("seed ")
+    intact = run("-m", "tests.simulator", "--seed", seed, *(["--unbounded"] if unbounded else []))
+    assert " 0 failed" in intact, "it is the sabotage that was noticed"

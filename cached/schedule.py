@@ -87,11 +87,6 @@ class Schedule:
         until_s = self.hot_until(now_s)
         return self.next_start(now_s) if until_s is None else until_s
 
-    def prefetch_at(self, now_s: float, load_s: float) -> float | None:
-        """When to begin loading, so that a load that takes ``load_s`` is done at the next start; may be in the past."""
-        start_s = self.next_start(now_s)
-        return None if start_s is None else start_s - lead_s(load_s)
-
     def _spans(self, now_s: float) -> list[tuple[float, float]]:
         around = datetime.fromtimestamp(now_s, UTC)
         return [span for window in self.windows for span in window.spans(around)]

@@ -38,11 +38,11 @@ def require_strace() -> None:
 
 
 @contextmanager
-def traced(pid: int, log: Path, *, calls: Sequence[str], inject: str = "") -> Iterator[None]:
+def traced(pid: int, log: Path, *, calls: Sequence[str], inject: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """Traces all threads of a process, and what it starts, from now until the block ends.
 
     ``inject`` is strace's, such as ``fsync:error=EIO:when=1``; its numbers count in each thread by itself. The log has
-    one line for each call; see ``Calls``.
+    one line for each call; see ``Calls``. Of a process that dies it is whole once the tracer, which is yielded, ended.
     """
     argv = ["strace", "-f", "-qq", "-s", "200", "-o", str(log), "-p", str(pid), "-e", f"trace={','.join(calls)}"]
     if inject:
@@ -51,7 +51,7 @@ def traced(pid: int, log: Path, *, calls: Sequence[str], inject: str = "") -> It
     try:
         wait_for(lambda: tracer.poll() is not None or _is_traced(pid, tracer.pid), "strace to hold every thread")
         assert tracer.poll() is None, "strace ended; what it says is above"
-        yield
+        yield tracer
     finally:
         # Not SIGTERM: strace may wait for ever for a thread that began as it attached. The kernel lets go of all.
         tracer.kill()

@@ -121,13 +121,14 @@ def die(site: Site, lives: Executor, call: str, number: int) -> tuple[str, Futur
     """
     log = site.folder / "strace.log"
     pid = site.daemon.pid
-    with traced(pid, log, calls=[call], inject=f"{call}:signal=KILL:when={number}"):
+    with traced(pid, log, calls=[call], inject=f"{call}:signal=KILL:when={number}") as tracer:
         leaving: set[str] = set()
         life = lives.submit(live, site, pid, leaving)
         wait_for(lambda: life.done() or not is_alive(pid), "the life or the daemon to end")
-        if Calls(log).reached()[call] < number:
+        if is_alive(pid) and Calls(log).reached()[call] < number:
             return "", life, leaving
         wait_for(lambda: not is_alive(pid), "the daemon to die")
+        wait_for(lambda: tracer.poll() is not None, "strace to write down the call that it killed at")
     site.daemon.wait()
     return Calls(log).last(), life, leaving
 

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 from cached.errors import ConfigError
 from cached.problems import Problem, nearest, report_problems
+from cached.setting_checks import PATH_CHECKS, resolve_capacity
 from cached.settings import (
-    PATH_CHECKS,
     TYPE_WORDS,
     AccessConfig,
     ArtifactsConfig,
@@ -31,6 +31,7 @@ from cached.settings import (
     HubConfig,
     L1Config,
     L2Config,
+    LimitsConfig,
     S3Config,
     ScrubConfig,
     Setting,
@@ -39,7 +40,6 @@ from cached.settings import (
     describe_settings,
     origin_defaults,
     origin_options,
-    resolve_capacity,
     sections,
     setting_type,
 )
@@ -54,6 +54,7 @@ __all__ = [
     "HubConfig",
     "L1Config",
     "L2Config",
+    "LimitsConfig",
     "LoadedConfig",
     "Place",
     "S3Config",

@@ -6,6 +6,7 @@ import asyncio
 import faulthandler
 import gc
 import os
+import resource
 import signal
 import socket
 import stat
@@ -26,7 +27,8 @@ from cached.layout import claim_layout
 from cached.metrics import Metrics, Reload
 from cached.overview import Limits, Overview
 from cached.rpc import sockets
-from cached.rpc.descriptors import AccessList, DescriptorServer
+from cached.rpc.descriptors import DescriptorServer
+from cached.rpc.descriptors import Limits as DescriptorLimits
 from cached.rpc.server import RpcServer
 from cached.sdnotify import Notifier
 from cached.service_status import StatusReporter
@@ -36,6 +38,7 @@ from cached.web.http import HttpServer, Views
 
 CATALOG_POLL_S = 2.0
 _WATCHDOG_S = 5.0
+_OPEN_FILES = 65536
 _MORE_TIME_S = 30.0
 """What a daemon that starts or stops asks for with each sign of life; it takes that long to notice that one hangs."""
 
@@ -56,6 +59,7 @@ def serve(loaded: LoadedConfig, environment: Mapping[str, str], read: Callable[[
     logs.configure(config.daemon.log_level, config.daemon.log_format)
     faulthandler.enable()  # a watchdog ends a daemon that hangs by SIGABRT: then the log has where it hung
     os.umask(0o077)
+    _raise_open_files()
     try:
         with _locked(config):
             _log.info("daemon.starting", version=__version__, pid=os.getpid(), config=loaded.file or "defaults")
@@ -65,6 +69,14 @@ def serve(loaded: LoadedConfig, environment: Mapping[str, str], read: Callable[[
         notifier.status(f"failed: {error.message}")
         raise
     return 0
+
+
+def _raise_open_files() -> None:
+    """To what the host allows: each connection takes three, each segment and file one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _run(
@@ -155,7 +167,7 @@ class _Daemon:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._phase = "starting"
-        access = config.access
+        access, policy = config.access, self._engine.visibility.policy
         mode, group = int(access.socket_mode, 8), sockets.group_id(access.socket_group, "access.socket_group")
         self._rpc = RpcServer(
             self._engine,
@@ -165,13 +177,16 @@ class _Daemon:
             gid=group,
             reflect=config.daemon.reflection,
             tracer=tracer,
+            access=policy,
+            limits=config.limits,
         )
         self._descriptors = DescriptorServer(
             self._engine,
             sockets.descriptor_socket_path(config.daemon.socket),
             mode=mode,
             gid=group,
-            access=AccessList(frozenset(access.uids), frozenset(access.gids)),
+            access=policy,
+            limits=DescriptorLimits(connections_per_uid=config.limits.descriptor_connections_per_uid),
         )
         host = config.fleet.node_name or socket.gethostname()
         views = Views(self._metrics, self._not_ready, self._overview, host=host)
@@ -303,10 +318,16 @@ class _Daemon:
 
     def _not_ready(self) -> tuple[str, ...]:
         reasons = [] if self._phase == "serving" and self._engine.ready else [f"the daemon is {self._phase}"]
-        return (*reasons, *([self._catalog.missing] if self._catalog.missing else []))
+        missing = self._catalog.missing
+        if missing and self._engine.visibility.policy.has_lists:
+            missing = "the catalog is not loaded: see the log"
+        return (*reasons, *filter(None, [missing]))
 
     def _overview(self, limits: Limits) -> Overview | None:
-        return self._engine.overview(limits) if self._engine.ready else None
+        """For whoever reads the page, which nobody knows."""
+        visibility = self._engine.visibility
+        sees = visibility.is_public if visibility.policy.has_lists else None
+        return self._engine.overview(limits, sees) if self._engine.ready else None
 
     async def _watchdog(self) -> None:
         """From the loop, so that a loop that hangs is noticed; and a long recovery or drain is not taken for a hang."""

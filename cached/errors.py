@@ -157,6 +157,13 @@ class PermissionDeniedError(CachedError):
     reason = "PERMISSION_DENIED"
 
 
+class LimitExceededError(CachedError):
+    """One more than a caller may have at the same time. Fields: ``limit``, ``setting``, ``caller``, ``allowed``."""
+
+    reason = "LIMIT_EXCEEDED"
+    retryable = True
+
+
 class AlreadyRunningError(CachedError):
     """Another daemon holds the state folder or socket. Fields: ``path``, ``holder_pid``."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from cached.cache.absent import no_source
 from cached.cache.artifact_key import Destination, choose, parse_archive
 from cached.cache.asking import Asking, asked
 from cached.cache.model import Model
@@ -93,11 +94,7 @@ class Resolver:
         if artifact_digest(ref.name):
             return self._artifact(ref, source or ref.uri, model)
         if not (source or ref.uri or (model and model.source)):
-            raise NoSourceError(
-                f"nothing says where to get {ref.name} from",
-                hint=f"add it to the catalog, or: cached pull {ref.name} --source s3://BUCKET/PREFIX",
-                ref=str(ref),
-            )
+            raise no_source(ref)
         catalogued = model is not None and model.catalog is not None
         if catalogued and source and model is not None and source != model.source:
             raise InvalidRequestError(

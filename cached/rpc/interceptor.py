@@ -1,4 +1,4 @@
-"""Around every method of CacheService, once: is the daemon serving, what became of the call, and how errors travel."""
+"""Around every method of CacheService: is the daemon serving, who calls, what became of it, how errors travel."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import structlog
 from cached.errors import CachedError, UnavailableError
 from cached.metrics import Metrics
 from cached.rpc import errors
+from cached.rpc.callers import Callers
+from cached.rpc.limits import CallLimits
 from cached.tracing import Tracer, current_trace_id
 
 _log = structlog.get_logger(__name__)
@@ -115,8 +117,10 @@ class _TakenUp:
 class Interceptor(grpc.aio.ServerInterceptor):
     """Wraps CacheService only; health and reflection pass as they are."""
 
-    def __init__(self, gate: Gate, metrics: Metrics, tracer: Tracer) -> None:
+    def __init__(self, gate: Gate, metrics: Metrics, tracer: Tracer, callers: Callers, limits: CallLimits) -> None:
         self._gate = gate
+        self._callers = callers
+        self._limits = limits
         self._metrics = metrics
         self._tracer = tracer
 
@@ -179,7 +183,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
         code, started_s = grpc.StatusCode.OK, time.monotonic()
         try:
             self._gate.check(method)
-            return await work()
+            with self._callers.calling(context.peer()) as caller, self._limits.held(caller, method, streams=streams):
+                return await work()
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise

@@ -117,6 +117,12 @@ class PermissionDeniedError(CacheError):
     kind_reason = "PERMISSION_DENIED"
 
 
+class LimitExceededError(CacheError):
+    """More than this user may have at the same time. Fields: ``limit``, ``setting``, ``caller``, ``allowed``."""
+
+    kind_reason = "LIMIT_EXCEEDED"
+
+
 class TimeoutExpiredError(CacheError):
     """A time limit passed. Fields: ``what``, ``timeout_s``. What was waited for goes on in the daemon."""
 
@@ -197,7 +203,8 @@ _KINDS: dict[str, type[CacheError]] = {
     for kind in (
         CacheError, InvalidRequestError, NotFoundError, NoSourceError, NoRoomError, InUseError, IntegrityError,
         QuarantinedError, OriginError, OriginUnavailableError, OriginDeniedError, PermissionDeniedError,
-        TimeoutExpiredError, NotReadyError, DaemonUnavailableError, LeaseLostError, FormatError, UnsupportedDtypeError,
+        LimitExceededError, TimeoutExpiredError, NotReadyError, DaemonUnavailableError, LeaseLostError, FormatError,
+        UnsupportedDtypeError,
     )
 }  # fmt: skip
 _KINDS |= {
@@ -255,7 +262,7 @@ _BROKEN_STATUS = frozenset({"UNAVAILABLE", "CANCELLED", "UNKNOWN"})
 _REASON_OF_STATUS = {
     "INVALID_ARGUMENT": "INVALID_REQUEST",
     "NOT_FOUND": "NOT_FOUND",
-    "RESOURCE_EXHAUSTED": "NO_ROOM",
+    "RESOURCE_EXHAUSTED": "LIMIT_EXCEEDED",  # said by gRPC itself: a message too large, or too many calls in all
     "FAILED_PRECONDITION": "IN_USE",
     "DATA_LOSS": "INTEGRITY",
     "PERMISSION_DENIED": "PERMISSION_DENIED",

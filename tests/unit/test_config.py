@@ -55,7 +55,7 @@ def test_every_setting_can_be_given_in_each_way(tmp_path):
         "hf.endpoint": "https://hub.example", "http.listen": "[::1]:80",
         "access.socket_mode": "0600", "policy.time_zone": "Europe/Berlin", "policy.predict": "on",
         "artifacts.destination": "s3://b/artifacts", "telemetry.otlp_endpoint": "http://127.0.0.1:4317",
-        "fleet.label_prefix": "models.example.com",
+        "fleet.label_prefix": "models.example.com", "limits.message_size": "2MiB",
     }  # fmt: skip
     kinds = {
         "true or false": True, "whole number": 7, "number": 7.5, "list of whole numbers": (3, 4), "text": "1GiB",

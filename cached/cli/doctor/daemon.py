@@ -20,7 +20,7 @@ from cached.cli.doctor.checks import Context, Finding, User, advice, group_name,
 from cached.cli.doctor.daemons import TIMEOUT_S, flags, listener, sockets_in_use
 from cached.errors import ConfigError
 from cached.rpc.sockets import descriptor_socket_path
-from cached.settings import resolve_capacity
+from cached.setting_checks import resolve_capacity
 from cached.units import format_size
 from cached_client._proto import cached_pb2 as pb
 from cached_client.errors import CacheError

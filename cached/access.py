@@ -57,7 +57,7 @@ class AccessPolicy:
 
     def is_listed(self, name: str) -> bool:
         """Whether a model has a list by the catalog's word: then it is not told of where nobody knows who reads."""
-        return name in self._lists or self.list_of_artifact(name) is not None
+        return name in self._lists or (self.has_lists and self.list_of_artifact(name) is not None)
 
     @property
     def is_open(self) -> bool:

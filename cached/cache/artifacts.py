@@ -137,7 +137,7 @@ class Artifacts:
     def model_of(self, name: str) -> str:
         """The model that an artifact was compiled for, as its key says; empty where no key of this name was seen."""
         key = self._keys.get(name) or self._asked.get(name)
-        if key is None and artifact_digest(name):
+        if key is None:
             model = self._services.registry.models.get(name)
             manifest = model.current if model else None
             key = self._key_of(manifest) if manifest and self._services.registry.is_here(manifest) else None

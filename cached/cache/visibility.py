@@ -10,6 +10,7 @@ from cached.cache.services import Services
 from cached.catalog_file import Catalog
 from cached.config import AccessConfig, L1Config
 from cached.errors import ConfigError
+from cached.refs import artifact_digest
 
 
 class Visibility:
@@ -60,6 +61,8 @@ class Visibility:
 
     def _list_of_artifact(self, name: str) -> AccessList | None:
         """Of what it was compiled for. What nobody can tell of yet is for operators, where anything is restricted."""
+        if not artifact_digest(name):
+            return None
         model = self._artifacts.model_of(name)
         if model:
             return self.policy.list_of(model)

@@ -95,7 +95,7 @@ class Refusal(grpc.RpcError, grpc.Call):
     [
         (grpc.StatusCode.UNAVAILABLE, errors.DaemonUnavailableError),
         (grpc.StatusCode.CANCELLED, errors.DaemonUnavailableError),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.NoRoomError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.LimitExceededError),
         (grpc.StatusCode.PERMISSION_DENIED, errors.PermissionDeniedError),
         (grpc.StatusCode.DATA_LOSS, errors.IntegrityError),
         (grpc.StatusCode.UNIMPLEMENTED, CacheError),

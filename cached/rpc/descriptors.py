@@ -31,7 +31,7 @@ REQUEST_LIMIT_BYTES = 16 * 1024
 FILES_LIMIT = 64
 """Well below the kernel's 253 descriptors in one message."""
 
-_SO_PEERGROUPS = 59
+_REFUSAL_S = 0.2
 _log = structlog.get_logger(__name__)
 
 
@@ -123,7 +123,7 @@ class DescriptorServer:
 
     async def _converse(self, connection: socket.socket, peer: Peer) -> None:
         try:
-            caller = self._admit(connection, peer)
+            caller = await self._admitted(connection, peer)
             while await self._exchange(connection, peer, caller):
                 pass
         except CachedError as error:
@@ -134,6 +134,16 @@ class DescriptorServer:
         except Exception:  # noqa: BLE001 the boundary: logged, and the peer is told
             _log.exception("descriptors.failed", pid=peer.pid, uid=peer.uid)
             await self._send(connection, _error_packet(errors.internal_error()), [])
+
+    async def _admitted(self, connection: socket.socket, peer: Peer) -> Caller:
+        """Of who is refused the request is taken: the kernel would tell of one left unread, and not of the answer."""
+        try:
+            return self._admit(connection, peer)
+        except CachedError:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REFUSAL_S):
+                    await asyncio.get_running_loop().sock_recv(connection, REQUEST_LIMIT_BYTES + 1)
+            raise
 
     def _admit(self, connection: socket.socket, peer: Peer) -> Caller:
         caller = caller_of(peer, groups_of(connection))

@@ -24,6 +24,7 @@ from cached.settings import (
     TYPE_WORDS,
     AccessConfig,
     ArtifactsConfig,
+    CatalogConfig,
     Config,
     DaemonConfig,
     FleetConfig,
@@ -35,6 +36,7 @@ from cached.settings import (
     S3Config,
     ScrubConfig,
     Setting,
+    TcpConfig,
     TelemetryConfig,
     TransferConfig,
     describe_settings,
@@ -47,6 +49,7 @@ from cached.settings import (
 __all__ = [
     "AccessConfig",
     "ArtifactsConfig",
+    "CatalogConfig",
     "Config",
     "DaemonConfig",
     "FleetConfig",
@@ -60,6 +63,7 @@ __all__ = [
     "S3Config",
     "ScrubConfig",
     "Setting",
+    "TcpConfig",
     "TelemetryConfig",
     "TransferConfig",
     "default_socket",
@@ -84,7 +88,7 @@ SYSTEM_STATE_DIR = "/var/lib/cached"
 SYSTEM_CONFIG_FILE = "/etc/cached/config.toml"
 
 _MAX_TOKEN_BYTES = 64 * 1024
-_NOT_SETTINGS = re.compile(r"CACHED_(CONFIG|MODEL_PATH|SERVICE_.*|PORT|PORT_.*)")
+_NOT_SETTINGS = re.compile(r"CACHED_(ADDRESS|CONFIG|MODEL_PATH|TLS_(CA|CERT|KEY)|SERVICE_.*|PORT|PORT_.*)")
 """Variables of ours that are no settings, and those that Kubernetes sets in every pod beside a Service named cached."""
 _LISTS: dict[Any, type] = {tuple[int, ...]: int, tuple[str, ...]: str}
 _SHORT_NAMES = {"CACHED_SOCKET": "daemon.socket"}

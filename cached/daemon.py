@@ -29,6 +29,7 @@ from cached.overview import Limits, Overview
 from cached.rpc import sockets
 from cached.rpc.descriptors import DescriptorServer
 from cached.rpc.descriptors import Limits as DescriptorLimits
+from cached.rpc.network import Network
 from cached.rpc.server import RpcServer
 from cached.sdnotify import Notifier
 from cached.service_status import StatusReporter
@@ -169,6 +170,7 @@ class _Daemon:
         self._phase = "starting"
         access, policy = config.access, self._engine.visibility.policy
         mode, group = int(access.socket_mode, 8), sockets.group_id(access.socket_group, "access.socket_group")
+        self._network = Network(config.tcp, config.daemon.socket) if config.tcp.listen else None
         self._rpc = RpcServer(
             self._engine,
             self._metrics,
@@ -179,6 +181,7 @@ class _Daemon:
             tracer=tracer,
             access=policy,
             limits=config.limits,
+            network=self._network,
         )
         self._descriptors = DescriptorServer(
             self._engine,
@@ -209,6 +212,8 @@ class _Daemon:
                 return
             await stack.enter_async_context(_background(self._catalog.run(self._reload)))
             await stack.enter_async_context(_background(self._status.run()))
+            if self._network is not None:
+                await stack.enter_async_context(_background(self._network.run(self._engine)))
             await self._stop.wait()
             await self._drain()
 
@@ -218,6 +223,8 @@ class _Daemon:
         try:
             await self._reload_settings()
             await self._catalog.load(force=True)
+            if self._network is not None:
+                await self._network.reload(self._engine)
         finally:
             self._notifier.ready(self._status.line())
 
@@ -227,6 +234,8 @@ class _Daemon:
         try:
             loaded = await asyncio.to_thread(self._read)
             self._engine.set_budgets(loaded.config)
+            if self._network is not None:
+                self._network.set_names(loaded.config.tcp)
             self._metrics.config.done(successful=True)
         except CachedError as error:
             self._metrics.config.done(successful=False)
@@ -279,7 +288,10 @@ class _Daemon:
         }
         http = self._http.address if self._http is not None else "off"
         path = self._config.daemon.socket
-        _log.info("daemon.ready", socket=path, http=http, models=stats.model_count, version=__version__, **levels)
+        tcp = self._network.address if self._network is not None else "off"
+        _log.info(
+            "daemon.ready", socket=path, http=http, tcp=tcp, models=stats.model_count, version=__version__, **levels
+        )
         for problem in stats.degraded:
             _log.warning("daemon.degraded", problem=problem)
         self._notifier.ready(self._status.line())

@@ -164,6 +164,12 @@ class LimitExceededError(CachedError):
     retryable = True
 
 
+class LocalOnlyError(CachedError):
+    """Asked for over a network, and only had on the daemon's own host. Fields: ``method``, ``socket``."""
+
+    reason = "LOCAL_ONLY"
+
+
 class AlreadyRunningError(CachedError):
     """Another daemon holds the state folder or socket. Fields: ``path``, ``holder_pid``."""
 

@@ -260,6 +260,37 @@ class HttpConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TcpConfig:
+    """gRPC over TCP for operators on other machines, always with mutual TLS; see docs/security.md."""
+
+    listen: str = _setting("", "HOST:PORT to serve gRPC on, beside the socket. Empty: off.", check.listen)
+    cert: str = _setting(
+        "", "File of the daemon's certificate, and those between it and its authority (PEM).", check.path
+    )
+    key: str = _setting("", "File of its private key (PEM), which others must not be able to read.", check.path)
+    client_ca: str = _setting("", "File of the authorities whose certificates clients may show (PEM).", check.path)
+    clients: tuple[str, ...] = _setting(
+        (), "Names in certificates of clients that may look: list, show, stats, events. One letter case, no patterns."
+    )
+    operators: tuple[str, ...] = _setting(
+        (), "Names in certificates of clients that may do everything besides: pull, evict, set tiers, remove."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogConfig:
+    """What a catalog must be to be taken; the file itself is ``daemon.catalog``."""
+
+    public_keys: tuple[str, ...] = _setting(
+        (),
+        "Files of public keys (PEM, as `cached catalog keygen` makes them). With any, a catalog must be signed with "
+        "one of them, in the file CATALOG.sig beside it; needs the extra ``cached[sign]``. Empty: signatures are not "
+        "looked at.",
+        check.paths,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetryConfig:
     """Traces of pulls and attaches for an OpenTelemetry collector; needs the extra ``cached[otel]``."""
 
@@ -326,6 +357,8 @@ class Config:
     artifacts: ArtifactsConfig = field(default_factory=ArtifactsConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
+    tcp: TcpConfig = field(default_factory=TcpConfig)
+    catalog: CatalogConfig = field(default_factory=CatalogConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)

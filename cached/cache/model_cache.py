@@ -136,6 +136,11 @@ class ModelCache:
             self._parts.services.registry.changes += 1  # who is hot within the budget, say, has to be looked at again
             self.tell("budgets.changed", f"now {', '.join(changed)}")
 
+    @property
+    def degraded(self) -> dict[str, str]:
+        """What does not work as it should → why; parts outside of the engine add theirs."""
+        return self._parts.services.degraded
+
     def tell(self, kind: str, message: str, **fields: object) -> None:
         """Logs an event that began outside of the engine, and hands it to everyone who watches."""
         self._parts.services.events.emit(kind, message, name="", revision="", **fields)
@@ -329,10 +334,10 @@ class ModelCache:
         freed = Freed()
         for manifest in self._unused(ref, level):
             for each in (Level.L1, Level.L2) if level is None else (level,):
-                freed = _plus(freed, each, self._parts.evictor.evict(manifest, each, "operator"))
+                freed = freed.plus(each, self._parts.evictor.evict(manifest, each, "operator"))
         if level is not Level.L2:
             for part in self._parts_of(ref):
-                freed = _plus(freed, Level.L1, self._parts.loader.drop_part(part))
+                freed = freed.plus(Level.L1, self._parts.loader.drop_part(part))
         return freed
 
     def _known_of(self, model: Model, ref: Ref) -> list[Manifest]:
@@ -504,9 +509,3 @@ class ModelCache:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-def _plus(freed: Freed, level: Level, size_bytes: int) -> Freed:
-    if level is Level.L1:
-        return Freed(freed.l1_bytes + size_bytes, freed.l2_bytes)
-    return Freed(freed.l1_bytes, freed.l2_bytes + size_bytes)

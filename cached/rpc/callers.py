@@ -31,6 +31,16 @@ def current_caller() -> Caller:
     return _current.get()
 
 
+@contextmanager
+def calling(caller: Caller) -> Iterator[None]:
+    """Around a call: `current_caller` says whose it is."""
+    token = _current.set(caller)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
 @dataclass(slots=True)
 class _Connection:
     caller: Caller
@@ -76,16 +86,6 @@ class Callers:
                 raise self._too_many(found.caller)
             found.is_extra = False
         return found.caller
-
-    @contextmanager
-    def calling(self, peer: str) -> Iterator[Caller]:
-        """Around a call: `current_caller` says whose it is. Raises as ``of`` does."""
-        caller = self.of(peer)
-        token = _current.set(caller)
-        try:
-            yield caller
-        finally:
-            _current.reset(token)
 
     def _too_many(self, caller: Caller) -> LimitExceededError:
         if self._counts[caller.name] >= self._per_uid:

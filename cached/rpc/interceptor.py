@@ -13,10 +13,11 @@ import grpc
 import grpc.aio
 import structlog
 
+from cached.access import Caller
 from cached.errors import CachedError, UnavailableError
 from cached.metrics import Metrics
 from cached.rpc import errors
-from cached.rpc.callers import Callers
+from cached.rpc.callers import calling
 from cached.rpc.limits import CallLimits
 from cached.tracing import Tracer, current_trace_id
 
@@ -115,11 +116,21 @@ class _TakenUp:
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Wraps CacheService only; health and reflection pass as they are."""
+    """Wraps CacheService only; health and reflection pass as they are.
 
-    def __init__(self, gate: Gate, metrics: Metrics, tracer: Tracer, callers: Callers, limits: CallLimits) -> None:
+    ``identify`` says whose call it is, or raises what is to be told to who may not make it.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        metrics: Metrics,
+        tracer: Tracer,
+        limits: CallLimits,
+        identify: Callable[[str, _Context], Caller],
+    ) -> None:
+        self._identify = identify
         self._gate = gate
-        self._callers = callers
         self._limits = limits
         self._metrics = metrics
         self._tracer = tracer
@@ -183,7 +194,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
         code, started_s = grpc.StatusCode.OK, time.monotonic()
         try:
             self._gate.check(method)
-            with self._callers.calling(context.peer()) as caller, self._limits.held(caller, method, streams=streams):
+            caller = self._identify(method, context)
+            with calling(caller), self._limits.held(caller, method, streams=streams):
                 return await work()
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED

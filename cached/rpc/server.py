@@ -1,7 +1,8 @@
-"""The gRPC server on its Unix socket: the cache service, health, and reflection where it is asked for."""
+"""The gRPC server on its Unix socket, and over TCP where that is asked for: cache service, health and reflection."""
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import quote
 
 import grpc.aio
@@ -18,6 +19,7 @@ from cached.rpc.engine import WholeEngine
 from cached.rpc.front import Front, most_connections
 from cached.rpc.interceptor import Gate, Interceptor, Phase
 from cached.rpc.limits import CallLimits
+from cached.rpc.network import Network
 from cached.rpc.seen import Views
 from cached.rpc.service import CacheService
 from cached.tracing import Tracer
@@ -55,24 +57,38 @@ class RpcServer:
         tracer: Tracer | None = None,
         access: AccessPolicy | None = None,
         limits: LimitsConfig | None = None,
+        network: Network | None = None,
     ) -> None:
-        """``gid`` -1 leaves the group. The caller holds the socket's lock from before ``start`` to after ``stop``."""
+        """``gid`` -1 leaves the group; ``network``: serve there, too.
+
+        The caller holds the socket's lock from before ``start`` to after ``stop``.
+        """
         self.socket = socket
         limits = limits or LimitsConfig()
         callers = Callers(per_uid=limits.connections_per_uid, in_all=most_connections())
         self._front = Front(socket, callers, mode=mode, gid=gid)
         self._gate = Gate()
         self._health = health.aio.HealthServicer()
+        tracer, calls = tracer or Tracer(), CallLimits(limits)
+        message_size = ("grpc.max_receive_message_length", parse_size(limits.message_size))
         self._server = grpc.aio.server(
-            interceptors=[Interceptor(self._gate, metrics, tracer or Tracer(), callers, CallLimits(limits))],
-            options=(*_OPTIONS, ("grpc.max_receive_message_length", parse_size(limits.message_size))),
+            interceptors=[
+                Interceptor(self._gate, metrics, tracer, calls, lambda _, context: callers.of(context.peer()))
+            ],
+            options=(*_OPTIONS, message_size),
             maximum_concurrent_rpcs=_MAX_CONCURRENT_RPCS,
         )
+        self._servers = [self._server]
+        self._network = network
+        if network is not None:
+            interceptor = Interceptor(self._gate, metrics, tracer, calls, network.admit)
+            self._servers.append(network.make_server(interceptor, message_size))
         metrics.limit_leases(_MAX_CONCURRENT_RPCS)
         views = Views(engine, access or AccessPolicy())
         service = CacheService(lambda: views.by(current_caller()), sockets.descriptor_socket_path(socket))
-        cached_pb2_grpc.add_CacheServiceServicer_to_server(service, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for server in self._servers:
+            cached_pb2_grpc.add_CacheServiceServicer_to_server(service, server)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if reflect:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
@@ -87,7 +103,10 @@ class RpcServer:
             msg = f"cannot listen on {self._front.inner}: {error}"
             hint = "check the folder's owner and mode, or set daemon.socket"
             raise ConfigError(msg, hint=hint, key="daemon.socket", value=self.socket) from error
-        await self._server.start()
+        if self._network is not None:
+            self._network.bind(self._servers[-1])
+        for server in self._servers:
+            await server.start()
         await self._front.start()
 
     async def serving(self) -> None:
@@ -103,7 +122,7 @@ class RpcServer:
     async def stop(self, grace_s: float) -> None:
         """Ends streams, tells why, and waits ``grace_s`` for what is still running. Removes the socket."""
         self._gate.stop()
-        await self._server.stop(grace_s)
+        await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
         await self._front.stop()
 
     async def _set_health(self, *, serving: bool) -> None:

@@ -224,16 +224,15 @@ def error_of_reason(
 
 
 def daemon_unavailable(target: str, cause: str) -> DaemonUnavailableError:
-    """The error for a daemon that does not answer at ``target`` (the socket's path)."""
-    return DaemonUnavailableError(
-        f"the cache daemon does not answer on {target}: {cause}",
-        hint="see `systemctl status cached`, or start it with `cached serve`; CACHED_SOCKET names another socket",
-        target=target,
-    )
+    """The error for a daemon that does not answer at ``target`` (the socket's path, or an address)."""
+    hint = "see `systemctl status cached`, or start it with `cached serve`; CACHED_SOCKET names another socket"
+    if not target.startswith("/"):
+        hint = "it must have tcp.listen set, trust your certificate by tcp.client_ca, and show one that --tls-ca trusts"
+    return DaemonUnavailableError(f"the cache daemon does not answer on {target}: {cause}", hint=hint, target=target)
 
 
 def from_rpc_error(error: grpc.RpcError | grpc.Call, target: str) -> CacheError:
-    """Translates what a call raised or ended with. ``target``, the socket's path, is named when nobody answers.
+    """Translates what a call raised or ended with. ``target``, a path or an address, is named when nobody answers.
 
     The daemon's own errors carry google.rpc.ErrorInfo: its reason chooses the kind, and its metadata becomes ``hint``
     and ``fields``. Errors of the transport have only a status code.

@@ -3,8 +3,8 @@
 A file is: 8 bytes, the header's length as a little-endian integer; the header, a JSON object in UTF-8; then the
 tensors' bytes, without gaps, to the end of the file. The format's own checks are those of
 https://github.com/huggingface/safetensors (``safetensors/src/tensor.rs``); this parser refuses all that they refuse,
-and also what is listed in docs/security.md: duplicate names, unknown keys, names that are odd, and more of anything than
-a model has.
+and also what docs/security.md lists: duplicate names, unknown keys, names that are odd, and more of anything than a
+model has.
 
 A header may come from anywhere, so it is read by its own small grammar and not by a general JSON parser: nesting is
 three levels by construction, memory stays in proportion to the header and to what it may describe, and what an error

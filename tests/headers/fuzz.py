@@ -16,16 +16,18 @@ from cached_client.safetensors_header import LENGTH_BYTES
 from tests.headers import corpus
 
 _NUMBERS = [
-    0, 1, 2, 3, 4, 7, 8, 16, 64, 255, 256, 2**31 - 1, 2**31, 2**32, 2**53, 2**61, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**25,
+    0, 1, 2, 3, 4, 7, 8, 16, 64, 255, 256, 2**31 - 1, 2**31, 2**32, 2**53, 2**61, 2**63 - 1, 2**63, 2**64 - 1, 2**64,
+    10**25,
 ]  # fmt: skip
 _TOKENS = [
-    b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\u0000", b"\\ud800", b"\\u0061", b"null", b"true", b"-", b"0", b"1e3",
-    b".5", b"NaN", b" ", b"\t", b"\n", b"\0", b"\xff", b"\xc2\x80", b"\xf0\x9f\x98\x80", b'"__metadata__"', b'"dtype"',
-    b'"shape"', b'"data_offsets"', b'"U8"', b'"BF16"', b'"F4"', b"[0,0]", b'"x":{}', b"[" * 200, b'{"a":' * 200,
+    b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\u0000", b"\\ud800", b"\\u0061", b"null", b"true", b"-", b"0",
+    b"1e3", b".5", b"NaN", b" ", b"\t", b"\n", b"\0", b"\xff", b"\xc2\x80", b"\xf0\x9f\x98\x80", b'"__metadata__"',
+    b'"dtype"', b'"shape"', b'"data_offsets"', b'"U8"', b'"BF16"', b'"F4"', b"[0,0]", b'"x":{}', b"[" * 200,
+    b'{"a":' * 200,
 ]  # fmt: skip
 _NAMES = [
-    "a", "b", "weight", "model.layers.0.mlp.gate_proj.weight", "é", "😀", "\u202e", "", "__metadata__", "a\0b", "\x1b[31m", "\x7f",
-    "\x85", "a\nb", "../../etc/passwd", "/", "n" * 1024, "n" * 1025, "n" * 4096, 'q"\\', "\u2028",
+    "a", "b", "weight", "model.layers.0.mlp.gate_proj.weight", "é", "😀", "\u202e", "", "__metadata__", "a\0b",
+    "\x1b[31m", "\x7f", "\x85", "a\nb", "../../etc/passwd", "/", "n" * 1024, "n" * 1025, "n" * 4096, 'q"\\', "\u2028",
 ]  # fmt: skip
 
 

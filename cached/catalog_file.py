@@ -102,23 +102,33 @@ class Catalog:
     access: Mapping[str, AccessList] = field(default_factory=dict)
 
 
-def load_catalog(path: Path) -> Catalog:
-    """Reads a catalog file; blocks. Raises ConfigError naming every problem."""
+def load_catalog(path: Path, check: Callable[[bytes], object] = lambda _data: None) -> Catalog:
+    """Reads a catalog file; blocks. Raises ConfigError naming every problem.
+
+    ``check`` sees the file's bytes before anything is made of them, and raises what is to be raised.
+    """
     kind = {".json": "json", ".toml": "toml"}.get(path.suffix.lower())
     if kind is None:
         raise _unusable(f"{path}: a catalog's name ends with .json or .toml", str(path), "rename the file")
+    data = _read(path)
+    check(data)
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise _unusable(f"{path} is larger than 16 MiB", str(path), "give the path of a catalog")
         text = data.decode("utf-8")
-    except OSError as error:
-        hint = "give the right path, and let the daemon's user read it"
-        raise _unusable(f"cannot read the catalog {path}: {error.strerror}", str(path), hint) from error
     except UnicodeDecodeError as error:
         raise _unusable(f"{path} is not UTF-8: {error}", str(path), "save it as UTF-8") from error
     return parse_catalog(text, kind, str(path))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        hint = "give the right path, and let the daemon's user read it"
+        raise _unusable(f"cannot read the catalog {path}: {error.strerror}", str(path), hint) from error
+    if len(data) > _MAX_BYTES:
+        raise _unusable(f"{path} is larger than 16 MiB", str(path), "give the path of a catalog")
+    return data
 
 
 def parse_catalog(text: str, kind: str, where: str) -> Catalog:

@@ -19,7 +19,7 @@ import structlog
 
 from cached import __version__, logs
 from cached.cache import ModelCache
-from cached.catalog_file import load_catalog
+from cached.catalog_file import Catalog, load_catalog
 from cached.clock import SystemClock
 from cached.config import Config, LoadedConfig, wants_telemetry
 from cached.errors import CachedError, ConfigError
@@ -33,6 +33,7 @@ from cached.rpc.network import Network
 from cached.rpc.server import RpcServer
 from cached.sdnotify import Notifier
 from cached.service_status import StatusReporter
+from cached.signatures import SUFFIX, CatalogGuard, Signed
 from cached.tracing import Tracer
 from cached.units import format_size
 from cached.web.http import HttpServer, Views
@@ -162,7 +163,9 @@ class _Daemon:
         self._metrics = metrics
         self._metrics.config.done(successful=True)
         self._engine = ModelCache.build(config, self._metrics, SystemClock(), tracer)
-        self._catalog = CatalogWatch(config.daemon.catalog, self._engine, self._metrics.catalog)
+        keys = config.catalog.public_keys
+        guard = CatalogGuard(keys, f"{config.daemon.state_dir}/catalog-signed-at") if keys else None
+        self._catalog = CatalogWatch(config.daemon.catalog, self._engine, self._metrics.catalog, guard)
         self._refused = ""
         self._status = StatusReporter(notifier, self._engine, self._problems)
         self._stop = asyncio.Event()
@@ -399,7 +402,9 @@ class CatalogWatch:
     A file that cannot be used is reported once; the catalog that was loaded before stays.
     """
 
-    def __init__(self, path: str, engine: ModelCache, reload: Reload) -> None:
+    def __init__(self, path: str, engine: ModelCache, reload: Reload, guard: CatalogGuard | None = None) -> None:
+        """``guard``: only what it lets pass is taken."""
+        self._guard = guard
         self._path = path
         self._engine = engine
         self._reload = reload
@@ -438,15 +443,16 @@ class CatalogWatch:
         """Reads the file if it changed. Raises nothing that the file could cause."""
         if not self._path:
             return
-        seen = _identity(self._path)
+        seen = _identity(self._path) + (_identity(f"{self._path}{SUFFIX}") if self._guard is not None else ())
         if seen == self._seen and not force:
             return
         self._seen = seen
         try:
-            catalog = await asyncio.to_thread(load_catalog, Path(self._path))
+            catalog, signed = await asyncio.to_thread(self._read)
             self._engine.set_catalog(catalog)
         except CachedError as error:
             self._problem = error.message
+            self._engine.degraded["catalog"] = self.problem
             self._reload.done(successful=False)
             self._engine.tell(
                 "catalog.refused", f"the catalog cannot be used: {error.message}",
@@ -454,9 +460,20 @@ class CatalogWatch:
             )  # fmt: skip
             return
         self._loaded, self._problem = True, ""
+        self._engine.degraded.pop("catalog", None)
         self._reload.done(successful=True)
         count = len(catalog.models)
-        self._engine.tell("catalog.loaded", f"the catalog names {count} models", file=self._path, models=count)
+        by: dict[str, object] = {}
+        if self._guard is not None and signed is not None:
+            await asyncio.to_thread(self._guard.taken, signed)
+            by = {"signed_by": signed.key_id, "signed_at": signed.at}
+        self._engine.tell("catalog.loaded", f"the catalog names {count} models", file=self._path, models=count, **by)
+
+    def _read(self) -> tuple[Catalog, Signed | None]:
+        """In a thread. What is parsed are the very bytes whose signature was checked."""
+        guard, signed = self._guard, []
+        check = (lambda _data: None) if guard is None else lambda data: signed.append(guard.check(self._path, data))
+        return load_catalog(Path(self._path), check), next(iter(signed), None)
 
 
 def _identity(path: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from cached import __version__
-from cached.cli import artifact, coldstart, convert, models, ops, path, pull, push, run, serve, simulate
+from cached.cli import artifact, catalog, coldstart, convert, models, ops, path, pull, push, run, serve, simulate
 from cached.cli.bench import bench
 from cached.cli.connect import Globals
 from cached.cli.doctor import doctor
@@ -30,7 +30,7 @@ from cached_client.errors import CacheError
 @click.option("--tls-key", default="", metavar="FILE", help="Your private key.  [CACHED_TLS_KEY]")
 @click.version_option(__version__, prog_name="cached")
 @click.pass_context
-def cli(context: click.Context, **options: str) -> None:
+def cli(context: click.Context, /, **options: str) -> None:
     """The host's cache of model weights: pulled once, every byte verified, shared by all workers.
 
     A REF is NAME, NAME@REVISION, or a URI such as s3://bucket/prefix.
@@ -76,7 +76,7 @@ for _command in (
     doctor,
     bench,
     ops.config,
-    ops.catalog,
+    catalog.catalog,
     ops.version,
     install_service,
     uninstall_service,

@@ -21,6 +21,7 @@ from cached.cli.doctor.daemons import TIMEOUT_S, flags, listener, sockets_in_use
 from cached.errors import ConfigError
 from cached.rpc.sockets import descriptor_socket_path
 from cached.setting_checks import resolve_capacity
+from cached.signatures import check_of
 from cached.units import format_size
 from cached_client._proto import cached_pb2 as pb
 from cached_client.errors import CacheError
@@ -182,9 +183,9 @@ def catalog(context: Context) -> Iterator[Finding]:
         return
     try:
         closed = obstacle(context.service, file, os.R_OK)
-        found = load_catalog(Path(file))
+        found = load_catalog(Path(file), check_of(context.config.catalog.public_keys, Path(file)))
     except ConfigError as error:
-        yield problem(error.message, f"cached catalog validate {file}")
+        yield problem(error.message, f"cached catalog validate {file}" if not error.fields["key"] else error.hint)
         return
     except OSError as error:
         yield problem(f"{file}: {error.strerror}", "daemon.catalog = the right path")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 SUFFIX = ".sig"
+KEYS_SETTING = "catalog.public_keys"
 _FORMAT = 1
 _CONTEXT = b"cached catalog signature 1\n"
 """Before what is signed, so that a signature made for anything else is none."""
@@ -125,7 +126,7 @@ class CatalogGuard:
             raise ConfigError(
                 f"cannot read when the last catalog was signed, in {self._taken_file}: {error}",
                 hint="remove the file: any signed catalog is taken then, whatever its age",
-                file=self._taken_file, key="catalog.public_keys", value="",
+                file=self._taken_file, key=KEYS_SETTING, value="",
             ) from error  # fmt: skip
 
 
@@ -276,13 +277,13 @@ def _library() -> None:
     if importlib.util.find_spec("cryptography") is None:
         raise ConfigError(
             "signatures of catalogs need the library cryptography, which is not installed",
-            hint="pip install 'cached[sign]'", file="", key="catalog.public_keys", value="",
+            hint="pip install 'cached[sign]'", file="", key=KEYS_SETTING, value="",
         )  # fmt: skip
 
 
 def _refused(message: str, hint: str, path: str) -> ConfigError:
-    return ConfigError(message, hint=hint, file=path, key="catalog.public_keys", value="")
+    return ConfigError(message, hint=hint, file=path, key=KEYS_SETTING, value="")
 
 
 def _bad_key(file: str, what: str, hint: str) -> ConfigError:
-    return ConfigError(f"the key {file} {what}", hint=hint, file=file, key="catalog.public_keys", value=file)
+    return ConfigError(f"the key {file} {what}", hint=hint, file=file, key=KEYS_SETTING, value=file)

@@ -112,12 +112,17 @@ def catalog_sign(file: Path, keys: tuple[str, ...]) -> None:
 @click.option(
     "--public-key", "keys", multiple=True, required=True, metavar="FILE", help="One of these must have signed it."
 )
-def catalog_verify(file: Path, keys: tuple[str, ...]) -> None:
+@output_option
+def catalog_verify(file: Path, keys: tuple[str, ...], output: str) -> None:
     """Check a catalog and its signature, as a daemon with these keys would.
 
     Example: cached catalog verify catalog.json --public-key catalog.key.pub
     """
     guard, found = signatures.CatalogGuard(keys), []
     models = load_catalog(file, lambda data: found.append(guard.check(str(file), data))).models
+    signed = found[0]
+    if output == "json":
+        print_json({"models": len(models), "key_id": signed.key_id, "signed_at_s": signed.signed_at_s})
+        return
     count = f"{len(models)} model{'' if len(models) == 1 else 's'}"
-    click.echo(f"{file} is valid ({count}), and signed by {found[0].key_id} at {found[0].at}")
+    click.echo(f"{file} is valid ({count}), and signed by {signed.key_id} at {signed.at}")

@@ -83,9 +83,8 @@ def test_a_running_daemon_takes_only_what_is_signed(tmp_path: Path, monkeypatch:
         assert names(daemon) <= {"a", "d"}
 
         # Another key takes the old one's place: first both sign, then the hosts trust the new one, then it signs alone.
-        monkeypatch.setattr(
-            signatures.time, "time", lambda now_s=time.time(): now_s + 60
-        )  # here: the daemon has its own
+        later_s = time.time() + 60
+        monkeypatch.setattr(signatures.time, "time", lambda: later_s)  # in this process: the daemon has its own clock
         deliver(daemon, catalog("f"), old, new)
         wait_for(lambda: names(daemon) >= {"f"}, "what both signed")
         assert not degraded(daemon)

@@ -21,7 +21,7 @@ from cached.cli.doctor.daemons import TIMEOUT_S, flags, listener, sockets_in_use
 from cached.errors import ConfigError
 from cached.rpc.sockets import descriptor_socket_path
 from cached.setting_checks import resolve_capacity
-from cached.signatures import check_of
+from cached.signatures import KEYS_SETTING, check_of
 from cached.units import format_size
 from cached_client._proto import cached_pb2 as pb
 from cached_client.errors import CacheError
@@ -185,7 +185,8 @@ def catalog(context: Context) -> Iterator[Finding]:
         closed = obstacle(context.service, file, os.R_OK)
         found = load_catalog(Path(file), check_of(context.config.catalog.public_keys, Path(file)))
     except ConfigError as error:
-        yield problem(error.message, f"cached catalog validate {file}" if not error.fields["key"] else error.hint)
+        is_signature = error.fields["key"] == KEYS_SETTING
+        yield problem(error.message, error.hint if is_signature else f"cached catalog validate {file}")
         return
     except OSError as error:
         yield problem(f"{file}: {error.strerror}", "daemon.catalog = the right path")

@@ -67,6 +67,8 @@ class Evictor:
         self._leases = leases
         self._grace_until_s = services.clock.monotonic_s() + grace_s
         self._busy: Counter[tuple[str, str]] = Counter()
+        self._lingering: frozenset[str] = frozenset()
+        """Withdrawn segments that were still mapped at the end of a wait."""
         self._tidied: tuple[int, frozenset[str]] = (-1, frozenset())
         self._cold: list[Model] = []
         self._ahead_s = float("-inf")
@@ -129,14 +131,21 @@ class Evictor:
         return level in registry.tenants.get(registry.known(name).tenant, {})
 
     async def _until_free(self, level: Level, sizes: Mapping[str, int]) -> None:
-        """Waits a moment for movers and workers to let go of what was evicted, and for the disk."""
+        """Waits a moment for movers and workers to let go of what was evicted, and for the disk.
+
+        What somebody maps for longer is waited for once, and not by every load from then on.
+        """
         if level is Level.L2:
             await self._services.storage.freed()
         storage, clock = self._services.storage, self._services.clock
         deadline_s = clock.monotonic_s() + _UNMAP_WAIT_S
         while level is Level.L1 and storage.missing_bytes(level, sizes) > 0:
             await storage.collect()
-            if not storage.withdrawn_bytes(level) or clock.monotonic_s() > deadline_s:
+            withdrawn = storage.l1.withdrawn_ids
+            if withdrawn <= self._lingering:
+                return
+            if clock.monotonic_s() > deadline_s:
+                self._lingering = withdrawn
                 return
             await clock.sleep(_UNMAP_POLL_S)
 

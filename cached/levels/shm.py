@@ -121,6 +121,11 @@ class ShmLevel:
         return bool(self._withdrawn)
 
     @property
+    def withdrawn_ids(self) -> frozenset[str]:
+        """The segments that ``collect`` looks at; each withdrawal has an id of its own."""
+        return frozenset(self._withdrawn)
+
+    @property
     def pool_bytes(self) -> int:
         """Bytes kept for the next blob, clean or not; they count as used."""
         return self._pool.bytes

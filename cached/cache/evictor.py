@@ -133,7 +133,8 @@ class Evictor:
     async def _until_free(self, level: Level, sizes: Mapping[str, int]) -> None:
         """Waits a moment for movers and workers to let go of what was evicted, and for the disk.
 
-        What somebody maps for longer is waited for once, and not by every load from then on.
+        What somebody maps for longer is waited for once, and not by every load from then on; nor is there a wait
+        that cannot be enough.
         """
         if level is Level.L2:
             await self._services.storage.freed()
@@ -141,11 +142,12 @@ class Evictor:
         deadline_s = clock.monotonic_s() + _UNMAP_WAIT_S
         while level is Level.L1 and storage.missing_bytes(level, sizes) > 0:
             await storage.collect()
-            withdrawn = storage.l1.withdrawn_ids
-            if withdrawn <= self._lingering:
+            withdrawn = storage.l1.withdrawn_sizes
+            hoped_bytes = sum(size for segment, size in withdrawn.items() if segment not in self._lingering)
+            if hoped_bytes < storage.missing_bytes(level, sizes) or not hoped_bytes:
                 return
             if clock.monotonic_s() > deadline_s:
-                self._lingering = withdrawn
+                self._lingering = frozenset(withdrawn)
                 return
             await clock.sleep(_UNMAP_POLL_S)
 

@@ -121,9 +121,9 @@ class ShmLevel:
         return bool(self._withdrawn)
 
     @property
-    def withdrawn_ids(self) -> frozenset[str]:
-        """The segments that ``collect`` looks at; each withdrawal has an id of its own."""
-        return frozenset(self._withdrawn)
+    def withdrawn_sizes(self) -> dict[str, int]:
+        """Bytes of the segments that ``collect`` looks at; each withdrawal has an id of its own."""
+        return {segment_id: segment.size_bytes for segment_id, segment in self._withdrawn.items()}
 
     @property
     def pool_bytes(self) -> int:

@@ -22,6 +22,12 @@ _END_S = 120.0
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
 
 
+REFUSALS = frozenset({"NO_ROOM", "IN_USE", "NOT_FOUND", "NO_SOURCE", "TIMED_OUT"})
+"""Answers that are right where everything happens at once."""
+
+RESTART_REFUSALS = frozenset({"UNAVAILABLE", "DAEMON_UNAVAILABLE", "LEASE_LOST"})
+"""Those that are right while a daemon is killed and started again."""
+
 @dataclass
 class Tally:
     """What all processes did, those that were killed too. Latencies are kept with the time at which they were told."""
@@ -46,6 +52,12 @@ class Tally:
                 times.extend([now_s] * len(values))
                 all_values.extend(values)
 
+    def unexpected(self, restarts: bool) -> dict[str, str]:  # noqa: FBT001 - the one thing that it depends on
+        """Operations with the reasons for which they may not be refused, and an example of each."""
+        right = REFUSALS | (RESTART_REFUSALS if restarts else set())
+        with self.lock:
+            return {what: self.examples[what] for what in self.errors if what.rpartition(": ")[2] not in right}
+
     @property
     def done(self) -> int:
         """Operations that went well, or were refused as they should be."""
@@ -64,7 +76,7 @@ class Member:
         order_file = folder / f"{module}.json"
         order_file.write_text(json.dumps(order), encoding="utf-8")
         self._log = folder / f"{module}.log"
-        environment = {key: os.environ[key] for key in _KEPT if key in os.environ} | {"PYTHONPATH": str(_ROOT)}
+        environment = {key: os.environ[key] for key in _KEPT if key in os.environ} | {"PYTHONPATH": os.pathsep.join(map(str, (_ROOT, _ROOT / "client")))}
         with self._log.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", f"bench.churn.{module}", str(order_file)], cwd=_ROOT, env=environment,

@@ -39,26 +39,16 @@ _SHOWN = {
 }  # fmt: skip
 """Shown, and not judged: bounded by budgets, or by what is under way."""
 
-REFUSALS = frozenset({"NO_ROOM", "IN_USE", "NOT_FOUND", "NO_SOURCE", "TIMED_OUT"})
-"""Answers that are right where everything happens at once."""
-
-RESTART_REFUSALS = frozenset({"UNAVAILABLE", "DAEMON_UNAVAILABLE", "LEASE_LOST"})
-"""Those that are right while a daemon is killed and started again."""
-
 _LEAST_JUDGED_S = 1200.0
 """In a shorter time noise is larger than any growth that matters."""
-
-
-def unexpected(outcome: Outcome) -> dict[str, int]:
-    """Errors of other kinds, by operation and reason."""
-    right = REFUSALS | (RESTART_REFUSALS if outcome.plan.daemon_kill_s else set())
-    return {what: count for what, count in outcome.tally.errors.items() if what.rpartition(": ")[2] not in right}
 
 
 def as_result(outcome: Outcome, name: str, note: str = "") -> PartResult:
     """Tables and requirements, ready to be written."""
     plan = outcome.plan
-    result = PartResult(name, "Everything at once, for long", options={"note": note, "seed": plan.seed})
+    unexpected = outcome.tally.unexpected(plan.daemon_kill_s > 0)
+    options = {"note": note, "seed": plan.seed, "unexpected": unexpected, "problems": outcome.problems}
+    result = PartResult(name, "Everything at once, for long", options=options)
     result.tables = [
         FigureTable("run", "The run", ["", "figure"], list(_facts(outcome))),
         FigureTable(
@@ -159,12 +149,17 @@ def _quantile(values: list[float], share: float) -> float | None:
 
 def _requirements(outcome: Outcome) -> Iterator[Requirement]:
     yield Requirement("wrong bytes, processes that fell, and what was left over", len(outcome.problems), 0, False)
-    yield Requirement("errors of an unexpected kind", sum(unexpected(outcome).values()), 0, False)
+    yield Requirement("errors of an unexpected kind", _unexpected_count(outcome), 0, False)
     over = max((max(item["l1_over_mb"], item["l2_over_mb"]) for item in outcome.samples), default=None)
     yield Requirement("used and reserved beyond a level's capacity", over, 0, False, "MB")
     for name, (title, unit, bound) in GROWTH.items():
         figure = _judged(outcome, trend(outcome.samples, name))
         yield Requirement(f"growth in an hour, {title}", figure, bound, False, unit)
+
+
+def _unexpected_count(outcome: Outcome) -> int:
+    kinds = outcome.tally.unexpected(outcome.plan.daemon_kill_s > 0)
+    return sum(outcome.tally.errors[what] for what in kinds)
 
 
 def _judged(outcome: Outcome, found: Trend | None) -> float | None:

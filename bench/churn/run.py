@@ -86,6 +86,7 @@ class _Run:
         self._outcome, self._plan, self._say = outcome, outcome.plan, say
         self._folder = folder
         self._rng = random.Random(self._plan.seed)
+        self._said: set[str] = set()
         self._catalog = {model.name: _entry(site, model, number) for number, model in enumerate(models)}
         heap = folder / "heap.jsonl"
         self._daemon: DaemonProcess = site.daemon(
@@ -200,6 +201,10 @@ class _Run:
         self._outcome.samples.append(sample)
 
     def _report(self, crew: Crew) -> None:
+        for what, text in crew.tally.unexpected(self._plan.daemon_kill_s > 0).items():
+            if what not in self._said:
+                self._said.add(what)
+                self._say(f"unexpected: {what}: {text}")
         if self._outcome.samples:
             last = self._outcome.samples[-1]
             self._say(
@@ -218,6 +223,7 @@ class _Run:
         daemon.write_catalog(self._catalog)
         try:
             wait_for(lambda: not daemon.stats().lease_count, "every lease has ended")
+            self._give_up_parts()
             check_at_rest(daemon)
             wait_for(lambda: not children(daemon.pid), "every mover has ended")
             self._outcome.after = self._sampler.take()
@@ -226,6 +232,14 @@ class _Run:
             check_stopped(daemon, pid)
         except AssertionError as error:
             self._outcome.problems.append(f"afterwards: {error}")
+
+
+    def _give_up_parts(self) -> None:
+        """What was brought of models of which only a part was wanted may stay for the next who wants it."""
+        with self._daemon.stub() as stub:
+            wait_for(lambda: not stub.Stats(pb.StatsRequest()).active_load_count, "no load is under way")
+            for model in stub.List(pb.ListRequest()).models:
+                stub.Evict(pb.EvictRequest(ref=model.name, level=pb.LEVEL_L1))
 
 
 def _entry(site: Site, model: ChurnModel, number: int) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from bench.tables import table
 RESULTS = FOLDER / "churn"
 
 GROWTH = {
-    "anonymous_mb": ("daemon: own memory (anonymous)", "MB", 6.0),
-    "rss_mb": ("daemon: RSS", "MB", 6.0),
-    "pss_mb": ("daemon: PSS", "MB", 6.0),
-    "python_blocks": ("daemon: blocks that Python has allocated", "", 20_000.0),
+    "anonymous_mb": ("daemon: own memory (anonymous)", "MB", 8.0),
+    "rss_mb": ("daemon: RSS", "MB", 8.0),
+    "pss_mb": ("daemon: PSS", "MB", 8.0),
+    "python_blocks": ("daemon: blocks that Python has allocated", "", 60_000.0),
     "tasks": ("daemon: tasks of its event loop", "", 40.0),
     "descriptors": ("daemon: descriptors", "", 8.0),
     "threads": ("daemon: threads", "", 2.0),
-    "mover_anonymous_mb": ("oldest mover: own memory (anonymous)", "MB", 6.0),
+    "mover_anonymous_mb": ("oldest mover: own memory (anonymous)", "MB", 8.0),
     "mover_descriptors": ("oldest mover: descriptors", "", 8.0),
     "mover_threads": ("oldest mover: threads", "", 2.0),
     "segments": ("/dev/shm: segments", "", 60.0),

@@ -19,6 +19,7 @@ from cached.errors import (
     CachedError,
     IntegrityError,
     LevelError,
+    MoverError,
     NotFoundError,
     ObjectChangedError,
     OriginError,
@@ -376,8 +377,7 @@ class Flight:
         worthless = isinstance(self.error, IntegrityError | ObjectChangedError) or not order.journalled
         if self.record is None:
             if order.adopt:
-                self._services.registry.lost(order.digest, Level.L1)
-                storage.withdraw(order.digest)
+                self._leave_unconfirmed()
             elif worthless:
                 storage.discard(order.level, order.ingest_id)
             else:
@@ -391,6 +391,17 @@ class Flight:
             self._journal.close()
             if worthless and self.error is not None:
                 self.forget()
+
+    def _leave_unconfirmed(self) -> None:
+        """What could not be confirmed leaves L1; but it stays, for another try, if nothing was learned of its bytes.
+
+        That is so where the load was stopped, or no mover would start. A range that movers die of is another thing.
+        """
+        error = self.error
+        if isinstance(error, UnavailableError) or (isinstance(error, MoverError) and "attempts" not in error.fields):
+            return
+        self._services.registry.lost(self.order.digest, Level.L1)
+        self._services.storage.withdraw(self.order.digest)
 
     def forget(self) -> None:
         """Removes the journal: the load that this flight was for is recorded, or its bytes are worthless."""

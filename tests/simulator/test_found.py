@@ -22,7 +22,7 @@ class Scripted(history.Life):
         self._world.faults.on = False
 {script}
         await self._settled()
-        self._at_rest()
+        self.checks.at_rest()
         await self.cache.close()
 
 history.Life = Scripted

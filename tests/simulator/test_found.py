@@ -17,19 +17,28 @@ from tests.simulator.origin import BUCKET
 gc.disable()
 
 class Scripted(history.Life):
+    def __init__(self, world, config, loop, *others, **options):
+        loop.kill_at = None
+        super().__init__(world, config, loop, *others, **options)
+        world.lives = world.__dict__.get("lives", 0) + 1
+
     async def live(self):
-        await self.cache.start()
         self._world.faults.on = False
+        await self.cache.start()
 {script}
-        await self._settled()
-        self.checks.at_rest()
+        if self._last:
+            await self._settled()
+            self.checks.at_rest()
         await self.cache.close()
+
+    def served_bytes(self):
+        return sum(self._world.bucket.served_bytes.values())
 
 history.Life = Scripted
 for seed in range(1, 16):
     folder = Path(f"/dev/shm/cached-simulator-{{os.getpid()}}") / str(seed)
     made = history.History(seed, folder, unbounded=False)
-    made._lives = 1
+    made._lives = {lives}
     made.run()
 print("all well", flush=True)
 os._exit(0)
@@ -54,14 +63,53 @@ _TWO_COPIES_TO_L2 = """
             await self._clock.sleep(0.001)
         await asyncio.gather(first, self._pull("m1", Level.L2, wait=True))
 """
+_IN_L1_ALONE = """
+        if self._world.lives == 1:
+            await self._pull("m0", Level.L1, wait=True)
+            await self.cache.evict("m0", Level.L2)
+            self._world.fetched_bytes = self.served_bytes()
+"""
+_STOPPED_AT_ONCE = (
+    _IN_L1_ALONE
+    + """
+        if self._world.lives == 2:
+            await self._clock.sleep(0.01)  # the adoption is under way
+        if self._world.lives == 3:
+            attachment = await self.cache.attach("m0")
+            self._let_go(attachment, await self._follow("m0", attachment))
+            assert self.served_bytes() == self._world.fetched_bytes, "it was fetched again"
+"""
+)
+_NO_MOVER_STARTS = (
+    _IN_L1_ALONE
+    + """
+        if self._world.lives == 1:
+            await self._follow("m0", await self.cache.attach("m0"))  # a worker that outlives this daemon
+        if self._world.lives == 2:
+            faults = self._world.faults
+            faults.on, faults.left, faults.rate, faults.enabled = True, None, 1.0, {"mover_dies"}
+            [holder] = self._world.holders
+            await self._take_up(holder)
+            assert holder.lost
+            faults.on = False
+            await self._clock.sleep(60.0)
+        if self._world.lives == 3:
+            attachment = await self.cache.attach("m0")
+            self._let_go(attachment, await self._follow("m0", attachment))
+            assert self.served_bytes() == self._world.fetched_bytes, "it was fetched again"
+            await self._release()
+"""
+)
 
 
 @pytest.mark.parametrize(
-    "script",
+    ("script", "lives"),
     [
-        pytest.param(_EMPTY_PART, id="a part of an empty file, then the whole"),
-        pytest.param(_TWO_COPIES_TO_L2, id="a load to L2 of what is just copied there from L1"),
+        pytest.param(_EMPTY_PART, 1, id="a part of an empty file, then the whole"),
+        pytest.param(_TWO_COPIES_TO_L2, 1, id="a load to L2 of what is just copied there from L1"),
+        pytest.param(_STOPPED_AT_ONCE, 3, id="stopped while what is in L1 alone is confirmed"),
+        pytest.param(_NO_MOVER_STARTS, 3, id="no mover starts to confirm what is in L1 alone"),
     ],
 )
-def test_found(script):
-    assert "all well" in run("-c", _LIFE.format(script=script))
+def test_found(script, lives):
+    assert "all well" in run("-c", _LIFE.format(script=script, lives=lives))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from cached.cache.checks import confirm_origin_checksum, confirm_sha256, strongest
+from cached.cache.checks import confirm_origin_checksum, confirm_sha256, confirm_there, strongest
 from cached.cache.pace import Pace, Written
 from cached.cache.persist import Persist
 from cached.cache.seeds import SeedFile
@@ -308,6 +308,7 @@ class Flight:
         if self.order.adopt:
             self._services.metrics.adopted_bytes.inc(record.size_bytes)
         else:
+            await confirm_there(self._services, level, record, self.target)
             self.target = await storage.commit(level, self.order.ingest_id, record, self._services.moved_segment)
         self._services.landed(record, level)
         if level is Level.L1 and self.fill.bytes_from[Level.L2] == record.size_bytes > 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -72,7 +72,7 @@ class Life:
                 if not holder.lost:
                     callers.create_task(self._take_up(holder))
             for number in range(self._rng.randint(1, 4)):
-                callers.create_task(self._call(number, self._rng.randint(2, 8)))
+                callers.create_task(self._call(number, self._rng.randint(1, 6)))
         if self._last:
             await self._end()
         await self.cache.close()
@@ -318,10 +318,9 @@ class Life:
             await self._answered("end", partial(self._calm, summary.name))
         if bounded:
             await self._settled()
-            for name in NAMES:
-                await self._must(name, partial(self._pull, name, Level.L1, wait=True))
-            name = self._rng.choice(NAMES)
-            await self._must(name, partial(self._attach_once, name))
+            pulled, attached = self._rng.sample(NAMES, 2)
+            await self._must(pulled, partial(self._pull, pulled, Level.L1, wait=True))
+            await self._must(attached, partial(self._attach_once, attached))
             await self._settled()
             self.checks.at_rest()
 
@@ -342,7 +341,8 @@ class Life:
     async def _attach_once(self, name: str) -> str:
         """Several workers that ask at once cause one download, of what is not here."""
         await self._idle()
-        await self.cache.remove(name)
+        with suppress(NotFoundError):
+            await self.cache.remove(name)
         before_bytes = sum(self._world.bucket.served_bytes.values())
         attaches = [self.cache.attach(name, source=f"{BUCKET}/{name}") for _ in range(3)]
         followed = [self._follow(name, attachment) for attachment in await asyncio.gather(*attaches)]

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from cached.cache.attachment import Attachment
 from cached.cache.build import Parts
-from cached.errors import CachedError
 from cached.types import Level, ModelSummary, Tier
 from tests.simulator.world import Holder, Violation, World
 
 _BY_OPERATOR = "operator"
+_NAMED = ("blob", "ingest")
+"""Kinds of segments that are what their name says; the others are free, or going to be."""
 
 
 class Checks:
@@ -49,14 +50,29 @@ class Checks:
         self.accounts()
         for holder in self._world.holders:
             holder.look_again()
-        for _, holder in self.held:
-            if holder.complete and holder.is_whole and not holder.tainted:
-                gone = [file.path for file in holder.files if file.sha256 and not self._in_l1(file.sha256)]
-                if gone:
-                    raise Violation(f"{gone} of {holder.name}@{holder.revision[:8]} left L1, which a worker holds")
+        self._held_is_there()
         for link in _links(self._view):
             if not os.path.exists(link):
                 raise Violation(f"{link} leads to {os.readlink(link)}, which is not there")
+
+    def _held_is_there(self) -> None:
+        """Each file has a name in L1 by which the worker's segment, or its content, is known."""
+        inodes, digests = set[int](), set[str]()
+        for entry in os.scandir(self._world.l1):
+            _, _, kind, own_id = entry.name.split(".")
+            if kind in _NAMED:
+                inodes.add(entry.inode())
+                digests.add(own_id)
+        for _, holder in self.held:
+            if holder.tainted:
+                continue
+            gone = [
+                holder.files[index].path
+                for index, digest in holder.digests.items()
+                if digest not in digests and os.fstat(holder.fds[index]).st_ino not in inodes
+            ]
+            if gone:
+                raise Violation(f"{gone} of {holder.name}@{holder.revision[:8]} left L1, which a worker holds")
 
     def evicted(self, name: str, revision: str, level: str, reason: str) -> str:
         """What is wrong with an eviction that the daemon tells of; nothing, if nothing is.
@@ -111,13 +127,6 @@ class Checks:
                 link = self._view / ".views" / f"{manifest.name}@{manifest.revision}" / entry.path
                 if not os.path.realpath(link).endswith(entry.digest):
                     raise Violation(f"{link.relative_to(self._view)} does not lead to {entry.digest[:12]}")
-
-    def _in_l1(self, digest: str) -> bool:
-        try:
-            self._storage.l1.blob(digest)
-        except CachedError:
-            return False
-        return True
 
 
 def _short(blobs: dict[str, int], without: dict[str, int]) -> dict[str, int]:

@@ -81,12 +81,12 @@ class Life:
         """Revisions that workers hold, and that this daemon found recorded and whole in L1."""
         if self._world.damaged or not self._config.daemon.restart_grace_s:
             return set()
-        in_l1, recorded = self._world.blobs(self._world.l1), " ".join(self._world.durable)
+        in_l1, recorded = set(self._world.blobs(self._world.l1)), " ".join(self._world.durable)
         return {
             holder.revision
             for holder in self._world.holders
             if holder.complete and holder.is_whole and f"{holder.name}/{holder.revision}" in recorded
-            and all(file.sha256 in in_l1 for file in holder.files)
+            and in_l1.issuperset(holder.digests.values())
         }  # fmt: skip
 
     async def _call(self, number: int, count: int) -> None:

@@ -34,6 +34,8 @@ class Holder:
     candidates: dict[int, list[bytes]]
     fds: dict[int, int] = field(default_factory=dict)
     ready: list[ByteRange] = field(default_factory=list)
+    digests: dict[int, str] = field(default_factory=dict)
+    """Of the files that it was told are whole."""
     complete: bool = False
     tainted: bool = False
     """A bit was flipped in L1 while it mapped this: what it reads may be wrong."""
@@ -67,7 +69,8 @@ class Holder:
             file = self.files[index]
             self.saw(ByteRange(index, 0, file.size_bytes))
             content = os.pread(self.fds[index], file.size_bytes + 1, 0)
-            if file.sha256 and not self.tainted and digest_of(content) != file.sha256:
+            self.digests[index] = digest_of(content)
+            if file.sha256 and not self.tainted and self.digests[index] != file.sha256:
                 raise Violation(f"{self.name}/{file.path} is not the blob {file.sha256[:12]} that it is said to be")
 
     def close(self) -> None:

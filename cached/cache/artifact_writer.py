@@ -123,7 +123,7 @@ class ArtifactWriter:
         if self._evictor.is_leased(earlier.name, earlier.revision) or self._evictor.is_busy(earlier):
             return
         for level in self._services.storage.levels:
-            self._evictor.evict(earlier, level, "artifact")
+            self._evictor.evict([earlier], level, "artifact")
 
 
 class _Landing:

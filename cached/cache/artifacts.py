@@ -347,7 +347,7 @@ class Artifacts:
         if not registry.whole_at(manifest, Level.L2) or self._loader.is_loading(manifest.name, manifest.revision):
             return
         if not self._evictor.is_busy(manifest) and not self._evictor.is_leased(manifest.name, manifest.revision):
-            self._evictor.evict(manifest, Level.L1, "artifact")
+            self._evictor.evict([manifest], Level.L1, "artifact")
 
 
 def _archive_of(manifest: Manifest) -> Archive | None:

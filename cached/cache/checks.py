@@ -1,15 +1,23 @@
-"""What content is checked against when it first comes: the catalog's SHA-256, else the origin's own checksum."""
+"""What content is checked against when it first comes: the catalog's SHA-256, else the origin's own checksum.
+
+And what is there already, before it counts for it.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cached.cache.registry import Presence
+from cached.cache.services import Services
 from cached.checksum import combine_crc64nvme, compose_parts
 from cached.errors import IntegrityError, MoverError
+from cached.levels.base import FileRef
+from cached.manifest import BlobRecord
 from cached.origins.base import OriginChecksum
 from cached.refs import artifact_digest
-from cached.transfer.fill import Fill, Runner
+from cached.transfer.fill import Fill, Runner, Sources
 from cached.transfer.jobs import Digests, PartDigests
+from cached.types import Level
 from cached.units import chunk_length
 
 if TYPE_CHECKING:
@@ -55,6 +63,27 @@ def confirm_sha256(order: BlobOrder, found: str) -> None:
     """Raises IntegrityError unless the content is what the catalog says."""
     if found != order.sha256:
         raise _mismatch(order, "catalog-sha256", order.sha256, found)
+
+
+async def confirm_there(services: Services, level: Level, record: BlobRecord, arrived: FileRef) -> None:
+    """What just arrived, verified, is about to be given up for a blob of the same content that is there already.
+
+    Where nobody knows that one to be right (it waits to be confirmed, or is damaged), each of its chunks is read, and
+    mended from ``arrived``. Raises what movers do.
+    """
+    blob = services.registry.blobs.get(record.digest)
+    if blob is None or not blob.at(level):
+        return
+    if blob.l1 is Presence.CONFIRMED if level is Level.L1 else record.digest not in services.registry.quarantined:
+        return
+    expected = dict(enumerate(record.crc64))
+    fill = Fill(
+        key=f"mend {record.digest}", runner=services.runner, clock=services.clock,
+        target=services.storage.level(level).blob(record.digest),
+        sources=Sources(in_place=frozenset(expected), disk=arrived, expected=expected), retry=services.retry, width=1,
+    )  # fmt: skip
+    for index in expected:
+        await fill.mend(index)
 
 
 def _mismatch(order: BlobOrder, check: str, expected: str, found: str) -> IntegrityError:

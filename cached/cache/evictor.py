@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -168,8 +168,7 @@ class Evictor:
             self._check(planned, level)
         decision = planned.decision(level)
         assert decision is not None  # noqa: S101 - there was a need
-        for victim in _victims(planned):
-            self._evict_planned(victim)
+        self._evict_planned(planned)
         if decision.verdict is Verdict.TRANSIENT:
             self._services.storage.hold_beside(wanted.name, wanted.revision, self._needed(level, wanted.sizes))
         self._tell(decision, wanted.name, wanted.revision)
@@ -223,20 +222,28 @@ class Evictor:
             withdrawn_bytes=withdrawn,
         )
 
-    def _evict_planned(self, victim: Evict) -> None:
-        manifest = self._services.registry.models[victim.name].manifests[victim.revision]
-        self._leave(manifest, victim.level, victim.reason, victim.why)
+    def _evict_planned(self, planned: Plan) -> None:
+        gone: dict[Level, list[Manifest]] = {level: [] for level in Level}
+        for victim in _victims(planned):
+            manifest = self._services.registry.models[victim.name].manifests[victim.revision]
+            self._leave(manifest, victim.level, victim.reason, victim.why, gone=gone[victim.level])
+            gone[victim.level].append(manifest)
 
-    def evict(self, manifest: Manifest, level: Level, reason: str) -> int:
-        """Takes a revision out of a level; the bytes that left it. The caller has made sure that nobody holds it."""
-        known = manifest.revision in self._services.registry.known(manifest.name).manifests
-        if not known or not self._services.storage.has(level):
-            return 0  # a stale revision is forgotten as soon as it is at no level
-        return self._leave(manifest, level, reason)
+    def evict(self, manifests: Sequence[Manifest], level: Level, reason: str) -> int:
+        """Takes revisions out of a level; the bytes that left it. The caller has made sure that nobody holds them."""
+        services = self._services
+        # A stale revision is forgotten as soon as it is at no level.
+        known = [item for item in manifests if item.revision in services.registry.known(item.name).manifests]
+        if not services.storage.has(level):
+            return 0
+        return sum(self._leave(item, level, reason, gone=known[:at]) for at, item in enumerate(known))
 
-    def _leave(self, manifest: Manifest, level: Level, reason: str, why: str = "") -> int:
+    def _leave(
+        self, manifest: Manifest, level: Level, reason: str, why: str = "", *, gone: Sequence[Manifest] = ()
+    ) -> int:
+        """``gone``: revisions that left just before; the blobs that this one shares with them go with it."""
         services, held = self._services, self.loads.held_digests()
-        leaving = services.registry.only_of(manifest, level, held)
+        leaving = services.registry.only_of(manifest, level, held, gone)
         for blob in leaving:
             services.registry.lost(blob.record.digest, level)
         self._show_elsewhere(manifest, {blob.record.digest for blob in leaving})
@@ -256,7 +263,8 @@ class Evictor:
                 "evicted", f"{manifest.name} left {level}: {why or reason}", name=manifest.name,
                 revision=manifest.revision, level=level.value, reason=reason, size_bytes=freed,
             )  # fmt: skip
-        self._forget_stale(manifest)
+        for each in (manifest, *gone):
+            self._forget_stale(each)
         return freed
 
     def _show_elsewhere(self, manifest: Manifest, digests: AbstractSet[str]) -> None:
@@ -269,10 +277,11 @@ class Evictor:
     def _forget_stale(self, manifest: Manifest) -> None:
         registry = self._services.registry
         model = registry.models[manifest.name]
-        if manifest.revision == model.record.current_revision:
+        if manifest.revision == model.record.current_revision or manifest.revision not in model.manifests:
             return
         if not registry.is_here(manifest):
             registry.forget_revision(manifest)
+            self._services.hide(manifest.name, manifest.revision)
 
     def forget(self, model: Model) -> None:
         """Drops a model that was evicted from every level, with what is left of its unfinished pulls."""
@@ -288,7 +297,10 @@ class Evictor:
                 )
         for part in services.registry.index.parts(model.name):
             self.loads.drop_part(part)
+        revisions = list(model.manifests)
         services.registry.forget_model(model)
+        for revision in revisions:  # what others have, too, is still here
+            services.hide(model.name, revision)
 
     async def tidy(self) -> None:
         """What needs no room to be made: cold models that nobody uses leave L1, and so do blobs that nobody has.
@@ -304,8 +316,7 @@ class Evictor:
             self._cold = [model for model in registry.models.values() if self._is_cold_in_l1(model)]
             self._tidied = known
         if any(self._is_idle(model, now_s) for model in self._cold):
-            for victim in _victims(plan_idle(self.snapshot(), now_s, cold_grace_s=_COLD_GRACE_S)):
-                self._evict_planned(victim)
+            self._evict_planned(plan_idle(self.snapshot(), now_s, cold_grace_s=_COLD_GRACE_S))
         self._end_transients(now_s)
         for level in storage.levels:
             self._trim(level)
@@ -320,7 +331,8 @@ class Evictor:
         )
 
     def _is_idle(self, model: Model, now_s: float) -> bool:
-        idle_from_s = max(model.last_used_s + _COLD_GRACE_S, model.keep_until_s)
+        # Workers of an earlier daemon may be about to take up their leases again.
+        idle_from_s = max(model.last_used_s + _COLD_GRACE_S, model.keep_until_s, self._grace_until_s)
         return not self._leases.count(model.name) and now_s >= idle_from_s
 
     def snapshot(self) -> Snapshot:
@@ -374,9 +386,7 @@ class Evictor:
                 self.loads.drop_part(part)
             if self._excess_bytes(level) <= 0:
                 return
-        planned = plan(self._facts.snapshot(Need(level, 0, "a smaller capacity")), clock.monotonic_s())
-        for victim in _victims(planned):
-            self._evict_planned(victim)
+        self._evict_planned(plan(self._facts.snapshot(Need(level, 0, "a smaller capacity")), clock.monotonic_s()))
 
     def _excess_bytes(self, level: Level) -> int:
         storage = self._services.storage
@@ -387,8 +397,7 @@ class Evictor:
         storage = self._services.storage
         if now_s < self._grace_until_s or self.opening.locked() or not self._is_short(storage):
             return
-        for victim in _victims(plan_ahead(self.snapshot(), now_s)):
-            self._evict_planned(victim)
+        self._evict_planned(plan_ahead(self.snapshot(), now_s))
 
     def _is_short(self, storage: Storage) -> bool:
         registry = self._services.registry

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from cached.cache.checks import confirm_origin_checksum, confirm_sha256, strongest
+from cached.cache.checks import confirm_origin_checksum, confirm_sha256, confirm_there, strongest
 from cached.cache.pace import Pace, Written
 from cached.cache.persist import Persist
 from cached.cache.seeds import SeedFile
@@ -19,6 +19,7 @@ from cached.errors import (
     CachedError,
     IntegrityError,
     LevelError,
+    MoverError,
     NotFoundError,
     ObjectChangedError,
     OriginError,
@@ -307,6 +308,7 @@ class Flight:
         if self.order.adopt:
             self._services.metrics.adopted_bytes.inc(record.size_bytes)
         else:
+            await confirm_there(self._services, level, record, self.target)
             self.target = await storage.commit(level, self.order.ingest_id, record, self._services.moved_segment)
         self._services.landed(record, level)
         if level is Level.L1 and self.fill.bytes_from[Level.L2] == record.size_bytes > 0:
@@ -376,8 +378,7 @@ class Flight:
         worthless = isinstance(self.error, IntegrityError | ObjectChangedError) or not order.journalled
         if self.record is None:
             if order.adopt:
-                self._services.registry.lost(order.digest, Level.L1)
-                storage.withdraw(order.digest)
+                self._leave_unconfirmed()
             elif worthless:
                 storage.discard(order.level, order.ingest_id)
             else:
@@ -391,6 +392,17 @@ class Flight:
             self._journal.close()
             if worthless and self.error is not None:
                 self.forget()
+
+    def _leave_unconfirmed(self) -> None:
+        """What could not be confirmed leaves L1; but it stays, for another try, if nothing was learned of its bytes.
+
+        That is so where the load was stopped, or no mover would start. A range that movers die of is another thing.
+        """
+        error = self.error
+        if isinstance(error, UnavailableError) or (isinstance(error, MoverError) and "attempts" not in error.fields):
+            return
+        self._services.registry.lost(self.order.digest, Level.L1)
+        self._services.storage.withdraw(self.order.digest)
 
     def forget(self) -> None:
         """Removes the journal: the load that this flight was for is recorded, or its bytes are worthless."""

@@ -113,7 +113,10 @@ class DirectoryView:
 
 def _make_folder(path: Path) -> None:
     """Readable by everybody, whatever the umask: it shows names only; segments and blobs have modes of their own."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    missing: list[Path] = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
         folder.chmod(0o755)

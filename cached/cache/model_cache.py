@@ -331,10 +331,9 @@ class ModelCache:
 
     def _evict(self, ref: Ref, level: Level | None) -> Freed:
         """Without a pause between the look at who holds it and its going."""
-        freed = Freed()
-        for manifest in self._unused(ref, level):
-            for each in (Level.L1, Level.L2) if level is None else (level,):
-                freed = freed.plus(each, self._parts.evictor.evict(manifest, each, "operator"))
+        freed, manifests = Freed(), self._unused(ref, level)
+        for each in (Level.L1, Level.L2) if level is None else (level,):
+            freed = freed.plus(each, self._parts.evictor.evict(manifests, each, "operator"))
         if level is not Level.L2:
             for part in self._parts_of(ref):
                 freed = freed.plus(Level.L1, self._parts.loader.drop_part(part))

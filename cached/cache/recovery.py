@@ -128,9 +128,13 @@ class Recovery:
     def _drop_unconfirmed(self) -> None:
         """Segments of revisions that are not whole in L1: nobody will confirm them, so nobody may have them.
 
-        Those of interrupted pulls stay: the pull that goes on confirms them.
+        Those of interrupted pulls stay: the pull that goes on confirms them. So do those of whole revisions, which no
+        mover could look at yet: whoever attaches next has them confirmed.
         """
         registry, held = self._services.registry, set(self._loader.held_digests())
+        for manifest in registry.manifests():
+            if registry.resident(manifest, Level.L1):
+                held |= manifest.blobs.keys()
         for pull in registry.index.pending():
             held |= self._landed(set(pull.ingests))
             model = registry.models.get(pull.name)

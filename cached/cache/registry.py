@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -351,14 +351,17 @@ class Registry:
         known = {digest: blob for digest in digests if (blob := self.blobs.get(digest)) is not None}
         return {digest: blob.record.size_bytes for digest, blob in known.items() if blob.at(level)}
 
-    def only_of(self, manifest: Manifest, level: Level, held: frozenset[str] = frozenset()) -> list[Blob]:
+    def only_of(
+        self, manifest: Manifest, level: Level, held: frozenset[str] = frozenset(), gone: Collection[Manifest] = ()
+    ) -> list[Blob]:
         """The blobs that leave a level with this revision: no other revision that is resident there has them.
 
-        ``held``: digests that loads in flight count on; they stay.
+        ``held``: digests that loads in flight count on; they stay. ``gone``: revisions that left just before, but whose
+        blobs this one had, too; they hold nothing any more.
         """
-        kept = set(held)
+        kept, leaving = set(held), {(each.name, each.revision) for each in (manifest, *gone)}
         for other in self.manifests():
-            if other is not manifest and self.resident(other, level):
+            if (other.name, other.revision) not in leaving and self.resident(other, level):
                 kept.update(entry.digest for entry in other.files)
         return [blob for blob in self.blobs_of(manifest) if blob.at(level) and blob.record.digest not in kept]
 

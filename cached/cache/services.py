@@ -186,6 +186,10 @@ class Services:
         if manifest is not None:
             self.publish(manifest)
             return
+        self.hide(name, revision)
+
+    def hide(self, name: str, revision: str) -> None:
+        """Takes a revision that is forgotten out of the directory view."""
         with self._viewing():
             self.view.hide(name, revision)
 

@@ -34,7 +34,10 @@ class History:
     def __init__(self, seed: int, folder: Path, *, unbounded: bool) -> None:
         self.seed = seed
         self.steps: list[str] = []
+        self._logged: list[tuple[int, str, dict[str, Any]]] = []
+        """What the daemon logged: after how many steps, how and what."""
         self._bugs: list[str] = []
+        self._life: Life | None = None
         self._folder = folder
         self._rng = random.Random(f"{seed} {unbounded}")
         self._faults = random_faults(self._rng, unbounded=unbounded)
@@ -46,7 +49,7 @@ class History:
         random.seed(self._rng.random())
         ids = random.Random(self._rng.random())
         secrets.token_hex = lambda count=32: ids.randbytes(count).hex()  # type: ignore[assignment]
-        structlog.configure(processors=[self._logged], cache_logger_on_first_use=False)
+        structlog.configure(processors=[self._on_log], cache_logger_on_first_use=False)
         world = World(self._folder, self._rng, self._faults)
         world.kernel.install()
         metrics = Metrics()
@@ -61,6 +64,18 @@ class History:
         """The same for the same history."""
         return hashlib.sha256("\n".join(self.steps).encode()).hexdigest()[:16]
 
+    def told(self) -> list[str]:
+        """Steps, and between them what the daemon logged."""
+        logged: dict[int, list[str]] = {}
+        for after, method, event in self._logged:
+            logged.setdefault(after, []).append(f"    {method}: {event}".replace(str(self._folder), "…"))
+        return [line for at, step in enumerate(["", *self.steps]) for line in (step, *logged.get(at, ())) if line]
+
+    @property
+    def faults_hit(self) -> dict[str, int]:
+        """Kind → how often."""
+        return self._faults.hit
+
     def _live(self, world: World, metrics: Metrics, *, last: bool) -> None:
         loop = SimLoop(random.Random(self._rng.random()), self._now_s)
         loop.set_exception_handler(lambda _loop, context: self._lost(context))
@@ -69,6 +84,7 @@ class History:
         self._note(f"--- a daemon starts; {'last' if last else 'not last'}, killed at {loop.kill_at}")
         with _running(loop):
             life = Life(world, self._config(world), loop, metrics, self._note, last=last)
+        self._life = life
         _KEPT.extend((loop, life))
         task = loop.create_task(life.live())
         _KEPT.append(task)
@@ -83,10 +99,11 @@ class History:
                 raise Violation(f"tasks were left behind: {left}")
             return
         self._tell_bugs()
-        self._note(f"--- killed after {loop.iterations} steps")
+        self._note(f"--- killed after {loop.steps} steps")
         self._after_kill(world)
 
     def _after_kill(self, world: World) -> None:
+        world.check_blobs()
         for holder in world.holders:
             holder.look_again()
         for holder in [holder for holder in world.holders if not holder.complete]:
@@ -104,7 +121,12 @@ class History:
         l1, l2 = f"{self._rng.choice((100, 150, 300))}KiB", f"{self._rng.choice((100, 200, 400))}KiB"
         return replace(
             config,
-            daemon=replace(config.daemon, state_dir=str(world.state), models_dir=str(folder / "models")),
+            daemon=replace(
+                config.daemon,
+                state_dir=str(world.state),
+                models_dir=str(folder / "models"),
+                restart_grace_s=self._rng.choice((0.0, 0.0, 5.0)),
+            ),  # fmt: skip
             l1=replace(config.l1, path=str(world.l1), capacity=l1),
             l2=replace(config.l2, path=str(world.l2), capacity=l2),
         )
@@ -112,7 +134,8 @@ class History:
     def _note(self, step: str) -> None:
         self.steps.append(step.replace(str(self._folder), "…"))
 
-    def _logged(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
+    def _on_log(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
+        self._logged.append((len(self.steps), method, dict(event)))
         if method == "exception" or str(event.get("event", "")).endswith(".bug"):
             import sys
             import traceback
@@ -120,6 +143,9 @@ class History:
             error = sys.exc_info()[1]
             if error is not None and not isinstance(error, CachedError):
                 self._bugs.append(f"{event.get('event')}: " + "".join(traceback.format_exception(error)))
+        elif event.get("event") == "evicted" and self._life is not None:
+            wrong = self._life.checks.evicted(event["model"], event["revision"], event["at"], event["reason"])
+            self._bugs += [wrong] if wrong else []
         raise structlog.DropEvent
 
     def _lost(self, context: dict[str, Any]) -> None:
@@ -129,12 +155,12 @@ class History:
 
     def _tell_bugs(self) -> None:
         if self._bugs:
-            raise Violation("the daemon logged a bug of its own: " + self._bugs[0])
+            raise Violation("the daemon told: " + self._bugs[0])
 
 
 @cache
 def _defaults() -> Config:
-    settings = {"daemon.restart_grace_s": "0", "transfer.movers": "2", "l1.memory_reserve_bytes": "0B"}
+    settings = {"transfer.movers": "2", "l1.memory_reserve_bytes": "0B"}
     return load_config(None, {}, settings).config
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from cached.cache import ModelCache
 from cached.cache.attachment import Attachment
 from cached.cache.build import Outside, build_parts
 from cached.catalog_file import Catalog, parse_catalog
 from cached.config import Config
-from cached.errors import CachedError
+from cached.errors import CachedError, NotFoundError
 from cached.metrics import Metrics
 from cached.tracing import Tracer
 from cached.types import Client, Complete, Level, Opened, Peer, RangesReady, Selection, Tier
+from tests.simulator.checks import Checks
 from tests.simulator.loop import SimClock, SimLoop
 from tests.simulator.movers import SimMovers
 from tests.simulator.origin import BUCKET
@@ -27,7 +29,7 @@ from tests.simulator.world import NAMES, Holder, Violation, World
 ALWAYS = frozenset({"NO_ROOM", "IN_USE", "NOT_FOUND", "NO_SOURCE", "OBJECT_CHANGED", "UNAVAILABLE"})
 FAULTY = frozenset({"ORIGIN_UNAVAILABLE", "ORIGIN_PROTOCOL", "LEVEL_FAILED", "MOVER_FAILED"})
 DAMAGED = frozenset({"INTEGRITY", "QUARANTINED"})
-"""What may be answered: always, once something failed, and once content was damaged here."""
+"""What may be answered: always, once something failed, and once content was damaged here or could not be read."""
 
 _ANSWER_S = 4 * 3600.0
 _SETTLE_S = 3600.0
@@ -46,12 +48,15 @@ class Life:
         self._log = log
         self._last = last
         self._rng = random.Random(world.rng.random())
-        self._held: list[tuple[Attachment, Holder]] = []
         movers = SimMovers(world.bucket, world.faults, random.Random(self._rng.random()))
         outside = Outside(movers, lambda path: SimStore(path, world.durable, world.faults))  # type: ignore[arg-type,return-value]
         self._parts = build_parts(config, metrics, self._clock, Tracer(), version="simulated", outside=outside)
         self.cache = ModelCache(self._parts)
-        self._budget_bytes = self._parts.services.storage
+        self.checks = Checks(world, self._parts, Path(config.daemon.models_dir))
+        self._held = self.checks.held
+        self._to_be_back: set[str] = set()
+        """Workers of these revisions must get their leases back, unless somebody evicts the model."""
+        loop.on_step = self.checks.accounts
 
     async def live(self) -> None:
         """From its start to an orderly end, if nobody kills it."""
@@ -60,20 +65,35 @@ class Life:
         lost = committed - self._world.blobs(self._world.l2).keys()
         if lost and not self._world.faults.hit.keys() & {"fsync_eio", "fsync_lies"}:
             raise Violation(f"the start lost committed blobs: {sorted(lost)}")
-        for holder in list(self._world.holders):
-            await self._take_up(holder)
+        self.checks.remembered(self.cache.list_models())
+        self._to_be_back = self._kept_for_workers()
         async with asyncio.TaskGroup() as callers:
+            for holder in self._world.holders:
+                if not holder.lost:
+                    callers.create_task(self._take_up(holder))
             for number in range(self._rng.randint(1, 4)):
-                callers.create_task(self._call(number, self._rng.randint(2, 8)))
+                callers.create_task(self._call(number, self._rng.randint(1, 6)))
         if self._last:
             await self._end()
         await self.cache.close()
+
+    def _kept_for_workers(self) -> set[str]:
+        """Revisions that workers hold, and that this daemon found recorded and whole in L1."""
+        if self._world.damaged or not self._config.daemon.restart_grace_s:
+            return set()
+        in_l1, recorded = set(self._world.blobs(self._world.l1)), " ".join(self._world.durable)
+        return {
+            holder.revision
+            for holder in self._world.holders
+            if holder.complete and holder.is_whole and f"{holder.name}/{holder.revision}" in recorded
+            and in_l1.issuperset(holder.digests.values())
+        }  # fmt: skip
 
     async def _call(self, number: int, count: int) -> None:
         for _ in range(count):
             await self._clock.sleep(self._rng.choice(_PAUSES_S) * self._rng.random())
             await self._answered(f"caller {number}", self._choose())
-            self.inspect()
+            self.checks.inspect()
 
     def _choose(self) -> Callable[[], Awaitable[str]]:
         name = self._rng.choice(NAMES)
@@ -110,8 +130,8 @@ class Life:
         self._log(f"{began_s:10.3f}-{self._clock.monotonic_s():<10.3f} {who}: {what}")
 
     def _may_answer(self, error: CachedError) -> bool:
-        world = self._world
-        allowed = ALWAYS | (FAULTY if world.faults.hit else frozenset()) | (DAMAGED if world.damaged else frozenset())
+        hit, damaged = self._world.faults.hit, self._world.damaged or "disk_eio" in self._world.faults.hit
+        allowed = ALWAYS | (FAULTY if hit else frozenset()) | (DAMAGED if damaged else frozenset())
         return error.reason in allowed and not error.message.startswith("internal error")
 
     # What can be asked
@@ -175,39 +195,75 @@ class Life:
             [holder.fds[index]] = self.cache.open_descriptors(holder.token, [index], Peer(1, 0, 0))
 
     async def _release(self) -> str:
-        if not self._held:
+        lost = [holder for holder in self._world.holders if holder.lost]
+        if not self._held and not lost:
             return "release: nothing is held"
-        attachment, holder = self._rng.choice(self._held)
+        attachment, holder = self._rng.choice([*self._held, *((None, holder) for holder in lost)])
         self._let_go(attachment, holder)
         return f"release {holder.name}@{holder.revision[:8]}"
 
-    def _let_go(self, attachment: Attachment, holder: Holder) -> None:
-        self._held.remove((attachment, holder))
-        attachment.close()
+    def _let_go(self, attachment: Attachment | None, holder: Holder) -> None:
+        """``attachment`` None: it had lost its lease."""
+        if attachment is not None:
+            self._held.remove((attachment, holder))
+            attachment.close()
         self._world.release(holder)
 
     async def _take_up(self, holder: Holder) -> None:
         """A worker's lease after a restart: it is there again, or the worker goes on with what it maps."""
-        try:
-            attachment = await self.cache.attach(
-                f"{holder.name}@{holder.revision}", client=Client("simulated", 1), resume=True
-            )
-        except CachedError as error:
-            self._log(f"lease on {holder.name} is not taken up: {error.message}")
-            self._world.release(holder)
+        await self._clock.sleep(self._rng.random() * self._config.daemon.restart_grace_s)
+        if holder not in self._world.holders:
             return
-        self._held.append((attachment, holder))
+        attachment: Attachment | None = None
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                attachment = await self.cache.attach(
+                    f"{holder.name}@{holder.revision}", client=Client("simulated", 1), resume=True,
+                    selection=None if holder.is_whole else Selection(held=holder.ranges),
+                )  # fmt: skip
+                self._held.append((attachment, holder))
+                await self._confirmed(attachment, holder)
+        except TimeoutError:
+            raise Violation(f"nobody says whether a worker has {holder.name} again") from None
+        except CachedError as error:
+            self._lost(holder, attachment, error)
+
+    async def _confirmed(self, attachment: Attachment, holder: Holder) -> None:
+        async with aclosing(attachment.events()) as events:  # type: ignore[type-var]
+            async for event in events:
+                if isinstance(event, Opened):
+                    holder.token = event.token
+                if isinstance(event, Complete) or (isinstance(event, Opened) and event.complete is not None):
+                    self._log(f"the lease on {holder.name}@{holder.revision[:8]} is taken up")
+                    return
+
+    def _lost(self, holder: Holder, attachment: Attachment | None, error: CachedError) -> None:
+        self._log(f"the lease on {holder.name}@{holder.revision[:8]} is lost: {error.reason}: {error.message}")
+        holder.lost = True
+        if attachment is not None and (attachment, holder) in self._held:
+            self._held.remove((attachment, holder))
+            attachment.close()
+        if isinstance(error, NotFoundError) and holder.revision in self._to_be_back:
+            raise Violation(f"a worker's lease on {holder.name} is lost, though all of it was there: {error.message}")
+        if not self._may_answer(error):
+            raise Violation(f"a worker's lease on {holder.name} is lost: {error!r}") from error
 
     async def _evict(self, name: str) -> str:
         level = self._rng.choice((Level.L1, Level.L2, None))
         self._log(f"evict {name} from {level} begins")
+        self._not_kept(name)
         await self.cache.evict(name, level)
         return f"evict {name} from {level}"
 
     async def _remove(self, name: str) -> str:
         self._log(f"rm {name} begins")
+        self._not_kept(name)
+        self._world.pinned.pop(name, None)
         await self.cache.remove(name)
         return f"rm {name}"
+
+    def _not_kept(self, name: str) -> None:
+        self._to_be_back -= {holder.revision for holder in self._world.holders if holder.name == name}
 
     async def _tier(self, name: str) -> str:
         tier = self._rng.choice(list(Tier))
@@ -215,11 +271,11 @@ class Life:
         return f"tier {name} {tier}"
 
     async def _pin(self, name: str) -> str:
-        if self._rng.random() < 0.5:
-            await self.cache.pin(name)
-            return f"pin {name}"
-        await self.cache.unpin(name)
-        return f"unpin {name}"
+        pinned, pins = self._rng.random() < 0.5, self._world.pinned
+        pins.pop(name, None)
+        await (self.cache.pin(name) if pinned else self.cache.unpin(name))
+        pins[name] = pinned
+        return f"{'pin' if pinned else 'unpin'} {name}"
 
     async def _verify(self) -> str:
         async for progress in self.cache.verify(None, repair=True):
@@ -248,37 +304,12 @@ class Life:
     async def _flip(self) -> str:
         return f"a bit flips in l2: {self._world.flip_bit(self._world.l2)}"
 
-    # What must hold
-
-    def inspect(self) -> None:
-        """At any moment: what is held is there and is what it was; no level has more than it may."""
-        storage = self._parts.services.storage
-        for _, holder in self._held:
-            holder.look_again()
-            if holder.complete and len(holder.fds) == len(holder.files):
-                gone = [file.path for file in holder.files if file.sha256 and not self._in_l1(file.sha256)]
-                if gone and not holder.tainted:
-                    raise Violation(f"{gone} of {holder.name}@{holder.revision[:8]} left L1, which a worker holds")
-        for level in storage.levels:
-            ledger = storage.ledger(level)
-            ledger.check()
-            counted = sum(ledger.used.values()), sum(ledger.reservations.values())
-            if counted != (ledger.used_bytes, ledger.reserved_bytes):
-                raise Violation(
-                    f"{level}: used and reserved are {ledger.used_bytes}, {ledger.reserved_bytes}: {counted}"
-                )
-
-    def _in_l1(self, digest: str) -> bool:
-        try:
-            self._parts.services.storage.l1.blob(digest)
-        except CachedError:
-            return False
-        return True
-
     async def _end(self) -> None:
         """No worker holds anything, nobody wants anything; bounded faults are over, and everything must work now."""
         for attachment, holder in list(self._held):
             self._let_go(attachment, holder)
+        for holder in list(self._world.holders):
+            self._let_go(None, holder)
         bounded = self._world.faults.left is not None
         self._world.faults.on = not bounded
         self.cache.set_catalog(Catalog())
@@ -287,13 +318,14 @@ class Life:
             await self._answered("end", partial(self._calm, summary.name))
         if bounded:
             await self._settled()
-            for name in NAMES:
-                await self._must(name, partial(self._pull, name, Level.L1, wait=True))
-                await self._must(name, partial(self._attach_once, name))
+            pulled, attached = self._rng.sample(NAMES, 2)
+            await self._must(pulled, partial(self._pull, pulled, Level.L1, wait=True))
+            await self._must(attached, partial(self._attach_once, attached))
             await self._settled()
-            self._at_rest()
+            self.checks.at_rest()
 
     async def _calm(self, name: str) -> str:
+        self._world.pinned.pop(name, None)
         await self.cache.set_tier(name, Tier.AUTO)
         await self.cache.unpin(name)
         return f"{name} is nobody's"
@@ -309,7 +341,8 @@ class Life:
     async def _attach_once(self, name: str) -> str:
         """Several workers that ask at once cause one download, of what is not here."""
         await self._idle()
-        await self.cache.remove(name)
+        with suppress(NotFoundError):
+            await self.cache.remove(name)
         before_bytes = sum(self._world.bucket.served_bytes.values())
         attaches = [self.cache.attach(name, source=f"{BUCKET}/{name}") for _ in range(3)]
         followed = [self._follow(name, attachment) for attachment in await asyncio.gather(*attaches)]
@@ -322,7 +355,7 @@ class Life:
         return f"three workers attach {name}"
 
     async def _idle(self) -> None:
-        while self._parts.loader.loads or self.cache.stats().active_load_count:
+        while self._parts.loader.loads:
             await self._clock.sleep(0.5)
 
     async def _settled(self) -> None:
@@ -330,33 +363,11 @@ class Life:
         try:
             async with asyncio.timeout(_SETTLE_S):
                 await self._idle()
-                while any(level.reserved_bytes for level in self.cache.stats().levels):
+                storage = self._parts.services.storage
+                while any(storage.ledger(level).reserved_bytes for level in storage.levels):
                     await self._clock.sleep(0.5)
                 await self._clock.sleep(3.0)
                 await self._idle()
         except TimeoutError:
             loads = [load.plan.name for load in self._parts.loader.loads.values()]
             raise Violation(f"it does not come to rest; loads of {loads}") from None
-
-    def _at_rest(self) -> None:
-        """Accounts, folders and records agree."""
-        self.cache.check_invariants()
-        storage, registry, world = self._parts.services.storage, self._parts.services.registry, self._world
-        owned = {digest for manifest in registry.manifests() for digest in manifest.blobs}
-        for level, folder in ((Level.L1, world.l1), (Level.L2, world.l2)):
-            ledger = storage.ledger(level)
-            there = world.blobs(folder)
-            counted = {key[5:]: size for key, size in ledger.used.items() if key.startswith("blob:")}
-            if there != counted:
-                raise Violation(
-                    f"{level}: {_short(there, counted)} are there and not counted, "
-                    f"{_short(counted, there)} counted and not there"
-                )
-            if there.keys() - owned:
-                raise Violation(f"{level}: {sorted(there.keys() - owned)} belong to no revision")
-            if ledger.used_bytes > ledger.capacity_bytes:
-                raise Violation(f"{level}: {ledger.used_bytes} bytes of {ledger.capacity_bytes}")
-
-
-def _short(blobs: dict[str, int], without: dict[str, int]) -> dict[str, int]:
-    return {digest[:8]: size for digest, size in blobs.items() if digest not in without}

@@ -18,7 +18,9 @@ cached.units.CHUNK_BYTES //= SCALE
 CHUNK_BYTES = cached.units.CHUNK_BYTES
 
 import cached.cache.capacity as _capacity  # noqa: E402 - now that a chunk is small
+import cached.cache.model_cache as _model_cache  # noqa: E402
 import cached.cache.storage as _storage  # noqa: E402
+import cached.transfer.pool as _pool  # noqa: E402
 import cached.transfer.ranges as _ranges  # noqa: E402
 import cached.transfer.worker as _worker  # noqa: E402
 
@@ -26,6 +28,10 @@ _storage._SMALLEST_POOLED_BYTES //= SCALE
 _storage._SMALLEST_GROWN_BYTES //= SCALE
 _storage._LARGEST_GROWN_BYTES //= SCALE
 _ranges.STEP_BYTES = CHUNK_BYTES
+_model_cache._PROGRESS_S = 1.0
+"""Nobody looks at bars here."""
+_pool.MoverPool.__init__.__kwdefaults__["job_timeout_s"] = 60.0
+"""Of a chunk of 4 KiB, an honest mover takes 30 s at most; until a hang is noticed, nothing happens but ticks."""
 _ranges.CACHED_BYTES = CHUNK_BYTES // 4
 
 

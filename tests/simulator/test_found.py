@@ -9,29 +9,46 @@ from tests.simulator.test_simulator import run
 _LIFE = """
 import os
 import tests.simulator.scale
-import asyncio, gc, random
+import asyncio, gc, hashlib, random, sys, traceback
+from dataclasses import replace
 from pathlib import Path
-from cached.types import Level, Selection
+from cached.types import Level, Selection, Tier
 from tests.simulator import history
 from tests.simulator.origin import BUCKET
 gc.disable()
 
 class Scripted(history.Life):
+    def __init__(self, world, config, loop, *others, **options):
+        loop.kill_at = None
+        config = replace(config, daemon=replace(config.daemon, restart_grace_s=5.0))
+        super().__init__(world, config, loop, *others, **options)
+        world.lives = world.__dict__.get("lives", 0) + 1
+
     async def live(self):
-        await self.cache.start()
         self._world.faults.on = False
+        await self.cache.start()
 {script}
-        await self._settled()
-        self._at_rest()
+        if self._last:
+            await self._settled()
+            self.checks.at_rest()
         await self.cache.close()
+
+    def served_bytes(self):
+        return sum(self._world.bucket.served_bytes.values())
 
 history.Life = Scripted
 for seed in range(1, 16):
     folder = Path(f"/dev/shm/cached-simulator-{{os.getpid()}}") / str(seed)
     made = history.History(seed, folder, unbounded=False)
-    made._lives = 1
-    made.run()
-print("all well", flush=True)
+    made._lives = {lives}
+    try:
+        made.run()
+    except Exception:
+        traceback.print_exc(file=sys.stdout)
+        break
+else:
+    print("all well")
+sys.stdout.flush()
 os._exit(0)
 """
 _EMPTY_PART = """
@@ -54,14 +71,108 @@ _TWO_COPIES_TO_L2 = """
             await self._clock.sleep(0.001)
         await asyncio.gather(first, self._pull("m1", Level.L2, wait=True))
 """
+_IN_L1_ALONE = """
+        if self._world.lives == 1:
+            await self._pull("m0", Level.L1, wait=True)
+            await self.cache.evict("m0", Level.L2)
+            self._world.fetched_bytes = self.served_bytes()
+"""
+_STOPPED_AT_ONCE = (
+    _IN_L1_ALONE
+    + """
+        if self._world.lives == 2:
+            await self._clock.sleep(0.01)  # the adoption is under way
+        if self._world.lives == 3:
+            attachment = await self.cache.attach("m0")
+            self._let_go(attachment, await self._follow("m0", attachment))
+            assert self.served_bytes() == self._world.fetched_bytes, "it was fetched again"
+"""
+)
+_NO_MOVER_STARTS = (
+    _IN_L1_ALONE
+    + """
+        if self._world.lives == 1:
+            await self._follow("m0", await self.cache.attach("m0"))  # a worker that outlives this daemon
+        if self._world.lives == 2:
+            faults = self._world.faults
+            faults.on, faults.left, faults.rate, faults.enabled = True, None, 1.0, {"mover_dies"}
+            [holder] = self._world.holders
+            await self._take_up(holder)
+            assert holder.lost
+            faults.on = False
+            await self._clock.sleep(60.0)
+        if self._world.lives == 3:
+            attachment = await self.cache.attach("m0")
+            self._let_go(attachment, await self._follow("m0", attachment))
+            assert self.served_bytes() == self._world.fetched_bytes, "it was fetched again"
+            await self._release()
+"""
+)
+_DAMAGED_AND_BROUGHT_AGAIN = """
+        shared = random.Random(1).randbytes(9000)
+        for name in ("m0", "m1"):
+            self._world.bucket.put(f"{name}/shared.safetensors", shared, vouched=False)
+        await self._pull("m0", Level.L1, wait=True)
+        await self.cache.evict("m0", Level.L2)
+        path = self._parts.services.storage.l1.blob(hashlib.sha256(shared).hexdigest()).path
+        with open(path, "r+b") as file:
+            file.write(bytes(100))
+        self._world.damaged = True
+        self._world.bucket.put("m0/shared.safetensors", bytes(9000), vouched=False)  # so it cannot be mended
+        await self._verify()
+        attachment = await self.cache.attach("m1", source=f"{BUCKET}/m1")
+        self._let_go(attachment, await self._follow("m1", attachment))  # reads it
+        await self._settled()
+        assert not self._parts.services.registry.quarantined
+"""
+_TWO_REVISIONS_OF_ONE_CONTENT = """
+        content = random.Random(1).randbytes(9000)
+        for _ in range(2):
+            self._world.bucket.put("m0/a.safetensors", content, vouched=False)
+            await self._pull("m0", Level.L1, wait=True)
+        assert len(self._parts.services.registry.models["m0"].manifests) == 2
+        freed = await self.cache.evict("m0", None)
+        assert freed.l1_bytes == freed.l2_bytes > 9000
+        assert not self._world.blobs(self._world.l1)
+"""
+_FORGOTTEN_BUT_SHARED = """
+        for path in ("config.json", "shared.safetensors", "a.safetensors", "b.safetensors"):
+            for name in ("m0", "m1"):
+                self._world.bucket.put(f"{name}/{path}", path.encode(), vouched=False)
+        for name in ("m0", "m1"):
+            await self._pull(name, Level.L1, wait=True)
+        await self.cache.remove("m0")
+        await self.cache.evict("m1", None)
+        self.checks.inspect()
+"""
+_COLD_AND_HELD = """
+        if self._world.lives == 1:
+            await self._follow("m0", await self.cache.attach("m0", source=f"{BUCKET}/m0"))
+            await self.cache.set_tier("m0", Tier.COLD)
+            await self._settled()
+        else:
+            self._to_be_back = self._kept_for_workers()
+            [holder] = self._world.holders
+            assert holder.revision in self._to_be_back
+            await self._take_up(holder)  # which takes a while
+            assert not holder.lost
+            await self._release()
+"""
 
 
 @pytest.mark.parametrize(
-    "script",
+    ("script", "lives"),
     [
-        pytest.param(_EMPTY_PART, id="a part of an empty file, then the whole"),
-        pytest.param(_TWO_COPIES_TO_L2, id="a load to L2 of what is just copied there from L1"),
+        pytest.param(_EMPTY_PART, 1, id="a part of an empty file, then the whole"),
+        pytest.param(_TWO_COPIES_TO_L2, 1, id="a load to L2 of what is just copied there from L1"),
+        pytest.param(_STOPPED_AT_ONCE, 3, id="stopped while what is in L1 alone is confirmed"),
+        pytest.param(_NO_MOVER_STARTS, 3, id="no mover starts to confirm what is in L1 alone"),
+        pytest.param(_DAMAGED_AND_BROUGHT_AGAIN, 1, id="damaged in L1, and brought again by another model"),
+        pytest.param(_TWO_REVISIONS_OF_ONE_CONTENT, 1, id="two revisions of one content, evicted"),
+        pytest.param(_FORGOTTEN_BUT_SHARED, 1, id="a model is forgotten whose files another has, too"),
+        pytest.param(_COLD_AND_HELD, 2, id="a cold model that is held over a restart"),
     ],
 )
-def test_found(script):
-    assert "all well" in run("-c", _LIFE.format(script=script))
+def test_found(script, lives):
+    told = run("-c", _LIFE.format(script=script, lives=lives))
+    assert "all well" in told, told

@@ -34,8 +34,23 @@ class Holder:
     candidates: dict[int, list[bytes]]
     fds: dict[int, int] = field(default_factory=dict)
     ready: list[ByteRange] = field(default_factory=list)
+    digests: dict[int, str] = field(default_factory=dict)
+    """Of the files that it was told are whole."""
     complete: bool = False
     tainted: bool = False
+    """A bit was flipped in L1 while it mapped this: what it reads may be wrong."""
+    lost: bool = False
+    """Its lease could not be taken up again: it goes on with what it maps."""
+
+    @property
+    def is_whole(self) -> bool:
+        """It maps all files."""
+        return len(self.fds) == len(self.files)
+
+    @property
+    def ranges(self) -> tuple[ByteRange, ...]:
+        """The files that it was told are whole."""
+        return tuple(ByteRange(index, 0, self.files[index].size_bytes) for index in sorted(self.fds))
 
     def saw(self, item: ByteRange) -> None:
         """A range was announced: its bytes, and all announced before, are those of one version of the file."""
@@ -54,7 +69,8 @@ class Holder:
             file = self.files[index]
             self.saw(ByteRange(index, 0, file.size_bytes))
             content = os.pread(self.fds[index], file.size_bytes + 1, 0)
-            if file.sha256 and not self.tainted and digest_of(content) != file.sha256:
+            self.digests[index] = digest_of(content)
+            if file.sha256 and not self.tainted and self.digests[index] != file.sha256:
                 raise Violation(f"{self.name}/{file.path} is not the blob {file.sha256[:12]} that it is said to be")
 
     def close(self) -> None:
@@ -94,6 +110,8 @@ class World:
         self.holders: list[Holder] = []
         self.damaged = False
         """Bits were flipped: what nobody can mend may be refused now."""
+        self.pinned: dict[str, bool] = {}
+        """What operators were told of models; none of one that is not known for sure, as when a kill came first."""
         self.l1, self.l2, self.state = folder / "l1", folder / "l2", folder / "state"
         self.kernel = SimKernel(self.l2, faults, random.Random(rng.random()))
         self.l1.mkdir(parents=True)
@@ -130,8 +148,7 @@ class World:
 
     def flip_bit(self, level_folder: Path) -> bool:
         """Damages a blob somewhere."""
-        paths = level_folder.glob("cached.*.blob.*") if level_folder == self.l1 else level_folder.glob("blobs/*/*")
-        blobs = sorted(path for path in paths if path.stat().st_size)
+        blobs = [path for path in self._blob_paths(level_folder) if path.stat().st_size]
         if not blobs:
             return False
         path = self.rng.choice(blobs)
@@ -145,8 +162,21 @@ class World:
 
     def blobs(self, level_folder: Path) -> dict[str, int]:
         """Digest → bytes of all blobs there."""
-        files = level_folder.glob("cached.*.blob.*") if level_folder == self.l1 else level_folder.glob("blobs/*/*")
-        return {path.name.rpartition(".")[2]: path.stat().st_size for path in files}
+        return {path.name.rpartition(".")[2]: path.stat().st_size for path in self._blob_paths(level_folder)}
+
+    def _blob_paths(self, level_folder: Path) -> list[Path]:
+        pattern = "cached.*.blob.*" if level_folder == self.l1 else "blobs/*/*"
+        return sorted(level_folder.glob(pattern))
+
+    def check_blobs(self) -> None:
+        """Whatever has a blob's name is that blob, at any moment, unless bits were flipped."""
+        wrong = self._wrong_blobs()
+        if wrong and not self.damaged:
+            raise Violation(f"{wrong} are not what their names say")
+
+    def _wrong_blobs(self) -> list[str]:
+        paths = [*self._blob_paths(self.l1), *self._blob_paths(self.l2)]
+        return [path.name for path in paths if not _is(path.name.rpartition(".")[2], path.read_bytes())]
 
     def committed(self) -> set[str]:
         """Blobs of L2 that nothing that may happen now takes away: durable, and of a revision that is recorded."""
@@ -165,6 +195,10 @@ class World:
         for path in self.l1.iterdir():
             path.unlink()
         self.kernel.cut_power()
+        if "fsync_lies" not in self.faults.hit:
+            self.check_blobs()
+        elif self._wrong_blobs():
+            self.damaged = True
         journals = self.state / "journals"
         for path in sorted(journals.iterdir()) if journals.is_dir() else ():
             os.truncate(path, self.rng.randrange(path.stat().st_size + 1))

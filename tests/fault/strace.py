@@ -16,6 +16,8 @@ from tests.integration.harness import wait_for
 
 _CALL = re.compile(r"^(\d+) +(\w+)\((.*)")
 _HEX = re.compile(r"[0-9a-f]{12,}")
+_DATA = re.compile(r'"(?:[^"\\]|\\.)*\\(?:[^"\\]|\\.)*"(?:\.\.\.)?|"[^"\\]*"\.\.\.')
+_LAST_LENGTH = 160
 
 
 @cache
@@ -88,7 +90,10 @@ class Calls:
                 counts[match[2]][match[1]] += 1
         return Counter({name: max(by_thread.values()) for name, by_thread in counts.items()})
 
-    def last(self) -> str:
-        """The last call that was begun, without process, digests and other names that change."""
+    def last(self, folder: Path) -> str:
+        """The last call that was begun, without process, digests, data, ``folder`` and other names that change."""
         begun = [match for line in self.lines if (match := _CALL.match(line))]
-        return _HEX.sub("…", f"{begun[-1][2]}({begun[-1][3]}") if begun else ""
+        if not begun:
+            return ""
+        arguments = _DATA.sub('"…"', begun[-1][3].replace(f"{folder}/", ""))
+        return _HEX.sub("…", f"{begun[-1][2]}({arguments}")[:_LAST_LENGTH]

@@ -16,7 +16,7 @@ from tests.integration.harness import wait_for
 
 _CALL = re.compile(r"^(\d+) +(\w+)\((.*)")
 _HEX = re.compile(r"[0-9a-f]{12,}")
-_DATA = re.compile(r'"(?:[^"\\]|\\.)*\\(?:[^"\\]|\\.)*"(?:\.\.\.)?|"[^"\\]*"\.\.\.')
+_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"(?:\.\.\.)?')
 _LAST_LENGTH = 160
 
 
@@ -95,5 +95,10 @@ class Calls:
         begun = [match for line in self.lines if (match := _CALL.match(line))]
         if not begun:
             return ""
-        arguments = _DATA.sub('"…"', begun[-1][3].replace(f"{folder}/", ""))
+        arguments = _TEXT.sub(_named, begun[-1][3].replace(f"{folder}/", ""))
         return _HEX.sub("…", f"{begun[-1][2]}({arguments}")[:_LAST_LENGTH]
+
+
+def _named(text: re.Match[str]) -> str:
+    """A name as it is; data, which strace escapes or cuts, is left out."""
+    return '"…"' if "\\" in text[0] or text[0].endswith("...") else text[0]

@@ -198,7 +198,7 @@ def begin(site: Site) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(120 + 30 * POINTS)
+@pytest.mark.timeout(240 + 60 * POINTS)
 @pytest.mark.parametrize("call", CALLS)
 def test_killed_at_any_call(site: Site, call: str, fault_point: Callable[[str], None]) -> None:
     begin(site)

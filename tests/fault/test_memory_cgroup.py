@@ -1,4 +1,4 @@
-"""Memory that others of the same cgroup take: a typed error, an OOM kill, and a container that is removed. Real ones."""
+"""Memory that others of the same cgroup take: a typed error, a real OOM kill; and a container that is removed."""
 
 from __future__ import annotations
 

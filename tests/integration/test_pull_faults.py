@@ -125,7 +125,12 @@ def test_credentials_that_expire_in_the_middle_are_read_once_more(site: Site, tm
     site.add("m", model_files(SIZE))
     offset, length = chunk_ranges(SIZE)[1]
     expired = site.proxy.inject(
-        "status", status=403, code="ExpiredToken", wait=True, path=WEIGHTS, range=f"bytes={offset}-{offset + length - 1}"
+        "status",
+        status=403,
+        code="ExpiredToken",
+        wait=True,
+        path=WEIGHTS,
+        range=f"bytes={offset}-{offset + length - 1}",
     )
     environment, kept = site.daemon.environment, tmp_path / "credentials"
     key, secret = environment.pop("AWS_ACCESS_KEY_ID"), environment.pop("AWS_SECRET_ACCESS_KEY")

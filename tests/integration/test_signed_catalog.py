@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
 import urllib.error
 import urllib.request
@@ -12,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from cached import signatures
 from cached.signatures import generate_key, sign
 from cached_client._proto import cached_pb2 as pb
 from tests.integration.harness import DaemonProcess, wait_for
@@ -39,6 +39,13 @@ def deliver(daemon: DaemonProcess, data: bytes, *signers: str) -> None:
     fresh = daemon.catalog_file.with_suffix(".new")
     fresh.write_bytes(data)
     fresh.replace(daemon.catalog_file)
+    look(daemon)
+
+
+def look(daemon: DaemonProcess) -> None:
+    """It would by itself, within two seconds."""
+    if daemon.is_running:
+        daemon.signal(signal.SIGHUP)
 
 
 def names(daemon: DaemonProcess) -> set[str]:
@@ -79,12 +86,13 @@ def test_a_running_daemon_takes_only_what_is_signed(tmp_path: Path, monkeypatch:
         wait_for(lambda: "not with any of catalog.public_keys" in degraded(daemon), "the other key to be refused")
         deliver(daemon, catalog("d"), old)
         daemon.catalog_file.write_bytes(catalog("e"))
+        look(daemon)
         wait_for(lambda: "changed or exchanged" in degraded(daemon), "the exchanged catalog to be refused")
         assert names(daemon) <= {"a", "d"}
 
         # Another key takes the old one's place: first both sign, then the hosts trust the new one, then it signs alone.
         later_s = time.time() + 60
-        monkeypatch.setattr(signatures.time, "time", lambda: later_s)  # in this process: the daemon has its own clock
+        monkeypatch.setattr(time, "time", lambda: later_s)  # in this process: the daemon has its own clock
         deliver(daemon, catalog("f"), old, new)
         wait_for(lambda: names(daemon) >= {"f"}, "what both signed")
         assert not degraded(daemon)

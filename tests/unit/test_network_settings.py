@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import grpc.aio
 import pytest
 
 from cached.config import TcpConfig
@@ -76,10 +77,10 @@ def test_files_are_read_again_only_when_they_changed_and_bad_ones_change_nothing
     assert not certificates.reload()
 
 
-def test_an_address_that_is_taken_is_told(config: TcpConfig) -> None:
+async def test_an_address_that_is_taken_is_told(config: TcpConfig) -> None:
     network = Network(replace(config, listen="192.0.2.1:1"), "/s")
     with pytest.raises(ConfigError, match=r"cannot listen on tcp\.listen = '192\.0\.2\.1:1'"):
-        network.bind(network.make_server([]))
+        network.bind(grpc.aio.server())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -131,9 +132,9 @@ def test_an_older_catalog_is_refused_once_a_newer_one_was_taken(
     catalog: Path, signer: Signer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = str(tmp_path / "taken")
-    now_s = signatures.time.time()
+    now_s = time.time()
     old = sign(CATALOG, [signer.key])
-    monkeypatch.setattr(signatures.time, "time", lambda: now_s + 100)
+    monkeypatch.setattr(time, "time", lambda: now_s + 100)
     put(catalog, sign(CATALOG, [signer.key]))
     guard = CatalogGuard([signer.public], taken)
     signed = guard.check(str(catalog), CATALOG)
@@ -150,8 +151,8 @@ def test_an_older_catalog_is_refused_once_a_newer_one_was_taken(
 
 
 def test_a_signature_from_the_future_is_refused(catalog: Path, signer: Signer, monkeypatch: pytest.MonkeyPatch) -> None:
-    now_s = signatures.time.time()
-    monkeypatch.setattr(signatures.time, "time", lambda: now_s + 2 * 86400)
+    now_s = time.time()
+    monkeypatch.setattr(time, "time", lambda: now_s + 2 * 86400)
     put(catalog, sign(CATALOG, [signer.key]))
     assert check(catalog, signer.public)
     monkeypatch.undo()

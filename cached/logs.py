@@ -25,7 +25,9 @@ _SECRET_NAME = re.compile(
 )
 _URI_USERINFO = re.compile(r"(?<=://)[^/\s@]*@")
 _SIGNED_QUERY = re.compile(
-    r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|sig|token)=)[^&\s'\"]+", re.IGNORECASE
+    r"((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|GoogleAccessId|sig|"
+    r"(?:access_|auth_)?token|api_?key|secret|password)(?:=|%3D))[^&\s'\"]+",
+    re.IGNORECASE,
 )
 
 

@@ -36,8 +36,8 @@ def allowed(daemon: DaemonProcess, path: Path, kind: int) -> int:
 def test_nothing_is_readable_beyond_the_owner_under_any_umask(tmp_path: Path, umask: str) -> None:
     source = tmp_path / "m"
     source.mkdir()
-    for path, data in model_files(MB).items():
-        (source / path).write_bytes(data)
+    for name, data in model_files(MB).items():
+        (source / name).write_bytes(data)
     command = ("sh", "-c", f'umask {umask}; exec "$@"', "sh", *SERVE)
     with DaemonProcess(tmp_path / "d", models={"m": {"source": f"file://{source}"}}, command=command) as daemon:
         with cached_client.connect(str(daemon.socket)) as cache, cache.attach("m", wait=True):

@@ -258,7 +258,7 @@ class _Found:
 
     def typed(self, key: str, value: object, where: str, source: str) -> None:
         """A value of the file."""
-        if not self._is_known(key, value, where):
+        if not self._is_known(key, where):
             return
         kind = setting_type(*key.split("."))
         if kind is float and type(value) is int:
@@ -272,7 +272,7 @@ class _Found:
 
     def text(self, key: str, text: str, where: str) -> None:
         """A value of a variable or flag. A relative path is relative to the current folder."""
-        if not self._is_known(key, text, where):
+        if not self._is_known(key, where):
             return
         kind = setting_type(*key.split("."))
         try:
@@ -284,19 +284,19 @@ class _Found:
             value = tuple(map(_absolute, value)) if isinstance(value, tuple) else _absolute(value)
         self._take(key, value, where, where)
 
-    def unknown(self, where: str, name: str, value: str, known: Sequence[str]) -> None:
-        """Something that is no setting."""
-        self.problems.append(Problem(where, name, value, "there is no such setting", nearest(name, known)))
+    def unknown(self, where: str, name: str, known: Sequence[str]) -> None:
+        """Something that is no setting. Its value is not told: it may be a secret in what was taken for its place."""
+        self.problems.append(Problem(where, name, "", "there is no such setting", nearest(name, known)))
 
     def require_one_of(self, first: str, second: str) -> None:
         """Two settings that say the same thing in different ways."""
         if self.values.get(first) and self.values.get(second):
             self._refuse(second, self.values[second], self.origin[second], f"one of {first} and {second}, not both")
 
-    def _is_known(self, key: str, value: object, where: str) -> bool:
+    def _is_known(self, key: str, where: str) -> bool:
         if key in self._known:
             return True
-        self.unknown(where, key, repr(value)[:100], tuple(self._known))
+        self.unknown(where, key, tuple(self._known))
         return False
 
     def _take(self, key: str, value: object, where: str, source: str) -> None:
@@ -351,7 +351,7 @@ def _read_file(file: str, found: _Found) -> None:
     for section, entries in data.items():
         where = f"{file}:{lines[section]}" if section in lines else file
         if section not in sections():
-            found.unknown(where, section, "", tuple(sections()))
+            found.unknown(where, section, tuple(sections()))
         elif not isinstance(entries, dict):
             found.problems.append(Problem(where, section, repr(entries)[:100], "is a section", f"write [{section}]"))
         else:
@@ -381,7 +381,7 @@ def _read_environment(env: Mapping[str, str], found: _Found) -> None:
             continue
         key = _SHORT_NAMES.get(name) or variables.get(name)
         if key is None:
-            found.unknown(f"environment {name}", name, repr(env[name])[:100], [*variables, *_SHORT_NAMES])
+            found.unknown(f"environment {name}", name, [*variables, *_SHORT_NAMES])
         else:
             found.text(key, env[name], f"environment {name}")
 

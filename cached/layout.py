@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from cached.errors import ConfigError
+from cached.own_files import opener
 
 _log = structlog.get_logger(__name__)
 
@@ -66,7 +67,8 @@ def _write(path: Path, text: str) -> None:
     """In one step. A disk that is full or read-only is told of, and is no reason not to serve what is there."""
     fresh = path.with_name(f"{FILE}.new")
     try:
-        with fresh.open("w", encoding="utf-8") as file:
+        fresh.unlink(missing_ok=True)
+        with open(fresh, "x", encoding="utf-8", opener=opener) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from typing import TextIO
 
 import structlog
@@ -25,7 +26,9 @@ _SECRET_NAME = re.compile(
 )
 _URI_USERINFO = re.compile(r"(?<=://)[^/\s@]*@")
 _SIGNED_QUERY = re.compile(
-    r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|sig|token)=)[^&\s'\"]+", re.IGNORECASE
+    r"((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|GoogleAccessId|sig|"
+    r"(?:access_|auth_)?token|api_?key|secret|password)(?:=|%3D))[^&\s'\"]+",
+    re.IGNORECASE,
 )
 
 
@@ -73,11 +76,18 @@ def configure(level: str = "info", log_format: str = "auto", stream: TextIO | No
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Replaces values under secret names, and user information and signatures inside any text."""
     for key, value in event.items():
-        if _SECRET_NAME.search(key):
-            event[key] = REDACTED
-        elif isinstance(value, str):
-            event[key] = redact_text(value)
+        event[key] = _redacted(key, value)
     return event
+
+
+def _redacted(key: str, value: object) -> object:
+    if _SECRET_NAME.search(key):
+        return REDACTED
+    if isinstance(value, str):
+        return redact_text(value)
+    if isinstance(value, Mapping):
+        return {name: _redacted(str(name), item) for name, item in value.items()}
+    return [_redacted(key, item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def redact_text(text: str) -> str:

@@ -7,17 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cached.errors import ConfigError
+from cached.logs import redact_text
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong in a file or variable. ``where`` is the file (with its line) or variable it is in."""
+    """Something wrong in a file or variable. ``where`` is the file (with its line) or variable it is in.
+
+    ``value`` is shown, without what may be secret in it: whoever makes a mistake often makes it with a password.
+    """
 
     where: str
     key: str
     value: str
     wrong: str
     right: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", redact_text(self.value))
 
     def __str__(self) -> str:
         shown = f" = {self.value}" if self.value else ""

@@ -74,7 +74,8 @@ def listen(value: str) -> str:
 
 def url(value: str) -> str:
     """A URL, or empty."""
-    return "" if not value or re.match(r"https?://[^/]", value) else "a URL such as 'https://minio.example:9000'"
+    good = not value or re.fullmatch(r"https?://[^/@?#]+(/[^@?#]*)?", value)
+    return "" if good else "a URL without user, password and query, such as 'https://minio.example:9000'"
 
 
 def destination(value: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import structlog
 
 from cached.clock import Clock
+from cached.logs import redact_text
 from cached.tracing import current_trace_id
 from cached.types import Event
 
@@ -45,8 +46,8 @@ class EventBus:
             kind=kind,
             name=name,
             revision=revision,
-            message=message,
-            fields={key: str(value) for key, value in fields.items()},
+            message=redact_text(message),
+            fields={key: redact_text(str(value)) for key, value in fields.items()},
         )
         # A log line has a level of its own.
         shown = {"at" if key == "level" else key: value for key, value in fields.items()}

@@ -26,6 +26,7 @@ _log = structlog.get_logger(__name__)
 _HABITS = "habits"
 """Name of its record in the index."""
 _LOOK_S = 60.0
+_BASE_ASKED_S = 60.0
 _WRITE_S = 600.0
 
 
@@ -55,11 +56,21 @@ class Foresight:
         """The share of predictions that came true, recent ones counting more; None before the first was judged."""
         return self._predictor.precision
 
-    def used(self, name: str) -> None:
-        """An attach."""
+    def attached(self, model: Model) -> None:
+        """What an attach says beside the model's own demand: of its habits, and of its base.
+
+        Who asks for an adapter needs its base. That counts as a request for the base unless somebody has it leased, or
+        had or wanted it within the last minute: a worker that attaches both has asked for it once.
+        """
+        services, base = self._services, model.base_model
         if self._mode != "off":
-            self._predictor.used(name, self._services.clock.wall_s())
+            self._predictor.used(model.name, services.clock.wall_s())
             self._changed = True
+        now_s = services.clock.monotonic_s()
+        if base is not None and not base.lease_count and now_s - base.last_used_s >= _BASE_ASKED_S:
+            base.last_used_s, manifest = now_s, base.current
+            hit = manifest is not None and services.registry.whole_at(manifest, Level.L1)
+            services.history.asked(base.name, hit=hit)
 
     def load(self) -> None:
         """Takes up what earlier daemons learned; what cannot be read is begun anew, and logged."""

@@ -52,7 +52,6 @@ from cached.types import (
 
 _PROGRESS_S = 0.1
 _MOVERS_END_S = 5.0
-_BASE_ASKED_S = 60.0
 
 
 class ModelCache:
@@ -226,7 +225,7 @@ class ModelCache:
         if not resume:
             if content.chosen is None:  # what a part costs says nothing of the model
                 self._parts.trace.opened(lease)
-            self._tell_others(model)
+            self._parts.foresight.attached(model)
         self._used(model, attaches=1)
         self._parts.services.events.emit(
             "lease.opened", f"{lease.holder} holds {name}", name=name, revision=revision, lease=lease.lease_id,
@@ -478,20 +477,6 @@ class ModelCache:
         clock = self._parts.services.clock
         model.last_used_s = clock.monotonic_s()
         self._parts.services.registry.used(model, clock.wall_s(), attaches=attaches)
-
-    def _tell_others(self, model: Model) -> None:
-        """What an attach says beside the model's own demand: of its habits, and of its base.
-
-        Who asks for an adapter needs its base. That counts as a request for the base unless somebody has it leased, or
-        had or wanted it within the last minute: a worker that attaches both has asked for it once.
-        """
-        services, base = self._parts.services, model.base_model
-        self._parts.foresight.used(model.name)
-        now_s = services.clock.monotonic_s()
-        if base is not None and not base.lease_count and now_s - base.last_used_s >= _BASE_ASKED_S:
-            base.last_used_s, manifest = now_s, base.current
-            hit = manifest is not None and services.registry.whole_at(manifest, Level.L1)
-            services.history.asked(base.name, hit=hit)
 
     def _tell_holders(self, damage: Damage) -> None:
         for attachment in self._attachments.values():

@@ -21,6 +21,7 @@ from cached.clock import Clock
 from cached.errors import CachedError, LevelError, NotFoundError
 from cached.index import PartRecord
 from cached.levels.journal import landed_record, read_journal
+from cached.logs import redact_text
 from cached.manifest import BlobRecord, Manifest
 from cached.metrics import Metrics
 from cached.tracing import Tracer
@@ -64,7 +65,7 @@ class Services:
 
         ``load``: the load's id, if it had come so far.
         """
-        self.registry.update(model, last_error=error.message)
+        self.registry.update(model, last_error=redact_text(error.message))
         self.metrics.pulls.labels(outcome=error.reason).inc()
         fields = {key: value for key, value in error.fields.items() if key != "name"}
         fields |= {"load": load} if load else {}

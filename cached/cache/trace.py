@@ -16,6 +16,7 @@ import structlog
 from cached.cache.background import repeat
 from cached.clock import Clock
 from cached.leases import Lease
+from cached.own_files import opener
 from cached.types import Attached
 from cached.units import MIB
 
@@ -44,7 +45,7 @@ class TraceFiles:
             if size_bytes >= self._rotate_bytes:
                 self._current.replace(self._before)
                 size_bytes = 0
-            with self._current.open("a+b") as file:
+            with open(self._current, "a+b", opener=opener) as file:
                 text = io.StringIO()
                 writer = csv.writer(text, lineterminator="\n")
                 if not size_bytes:

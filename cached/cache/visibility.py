@@ -60,11 +60,11 @@ class Visibility:
         return bool(int(self._segment_mode, 8) & 0o077)
 
     def _list_of_artifact(self, name: str) -> AccessList | None:
-        """Of what it was compiled for. What nobody can tell of yet is for operators, where anything is restricted."""
+        """That of the model it was compiled for. Without such a model it is for operators, where models have lists."""
         if not artifact_digest(name):
             return None
         model = self._artifacts.model_of(name)
-        if model:
+        if self.is_known(model):
             return self.policy.list_of(model)
         return AccessList() if self.policy.has_lists else None
 

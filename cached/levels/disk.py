@@ -223,7 +223,9 @@ class DiskLevel:
         path = os.path.join(self.root, "FORMAT")
         if os.path.lexists(path):
             return
-        fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
+        with suppress(FileNotFoundError):
+            os.unlink(path + ".new")
+        fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
         try:
             os.write(fd, f"{FORMAT}\n".encode("ascii"))
             os.fsync(fd)

@@ -9,6 +9,7 @@ import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 
 from cached import errors
+from cached.logs import redact_text
 
 DOMAIN = "cached.v1"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -57,12 +58,13 @@ def to_status(error: errors.CachedError) -> status_pb2.Status:
     info = error_details_pb2.ErrorInfo(domain=DOMAIN, reason=error.reason)
     left = _FIELDS_LIMIT
     for key, value in [("hint", error.hint), *error.fields.items()]:
-        text = _clean(value, min(_FIELD_LIMIT, left))
+        text = _clean(redact_text(value), min(_FIELD_LIMIT, left))
         if not text:
             continue
         info.metadata[key] = text
         left -= len(text.encode()) + len(key)
-    status = status_pb2.Status(code=_number(status_code(error)), message=_clean(error.message, _MESSAGE_LIMIT))
+    message = _clean(redact_text(error.message), _MESSAGE_LIMIT)
+    status = status_pb2.Status(code=_number(status_code(error)), message=message)
     status.details.add().Pack(info)
     return status
 

@@ -9,6 +9,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import NoReturn
 
+import structlog
+
 from cached.access import AccessPolicy, Caller
 from cached.artifact_types import Artifact, ArtifactFound, ArtifactOffer, PutOutcome
 from cached.cache.absent import no_source, not_in_l1, not_known
@@ -37,6 +39,7 @@ from cached.types import (
     VerifyProgress,
 )
 
+_log = structlog.get_logger(__name__)
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _UNTOLD = "it has to do with other models: an operator can see the reason"
 
@@ -73,9 +76,17 @@ class Seen:
     def _sees(self, name: str) -> bool:
         return self._policy.may_see(self._caller, name)
 
+    def _is_hidden(self, name: str) -> bool:
+        """The caller may not know of a model of this name, be it here or not. Operators can look up who asked."""
+        if self._sees(name):
+            return False
+        if self._engine.visibility.is_known(name):
+            _log.info("access.hidden", caller=self._caller.name, model=name)
+        return True
+
     def _known(self, ref: Ref) -> bool:
         """A model is here, and the caller may know."""
-        return self._sees(ref.name) and self._engine.visibility.is_known(ref.name)
+        return not self._is_hidden(ref.name) and self._engine.visibility.is_known(ref.name)
 
     def _refuse(self, what: str) -> NoReturn:
         raise PermissionDeniedError(
@@ -108,7 +119,7 @@ class Seen:
         parsed = self._asked(ref, source)
         if tier is not None or at_time_s:
             self._refuse("set tiers and times")
-        if not self._sees(parsed.name):
+        if self._is_hidden(parsed.name):
             yield PullProgress(PullPhase.RESOLVING, parsed.name)
             await asyncio.sleep(0)
             raise no_source(parsed)
@@ -133,7 +144,7 @@ class Seen:
         """As the engine does, of what the catalog names."""
         self._engine.require_running()
         parsed = self._asked(ref, source)
-        if not self._sees(parsed.name):
+        if self._is_hidden(parsed.name):
             check_keep_alive(keep_alive_s)
             raise not_in_l1(parsed) if resume or only_if_resident else no_source(parsed)
         try:

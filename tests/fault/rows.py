@@ -225,9 +225,16 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        22, "An unauthorised user", "refused at the descriptor socket by the uid and groups that the kernel names",
-        (f"{_FD}who_is_not_on_the_access_list_is_refused", f"{_FD}access_goes_by_user_group_or_supplementary_group"),
-        "Access lists for each model are not there yet.",
+        22, "An unauthorised user; another tenant's model; guessed digests",
+        "processes of other users ask for what they may not know of, on every surface: answers compared with those "
+        "for what is not there, byte by byte",
+        (
+            f"{_ENGINE}access.py",
+            "tests/unit/test_access_policy.py",
+            f"{_FD}who_is_not_on_the_access_list_is_refused",
+            f"{_FD}access_goes_by_user_group_or_supplementary_group",
+        ),
+        "Names of segments in /dev/shm are digests that the host's users can list; docs/security.md says what helps.",
     ),
     Row(
         23, "A malicious client", "garbage, idle connections, foreign descriptors, another's token",
@@ -251,17 +258,19 @@ ROWS: tuple[Row, ...] = (
             f"{_CONFORM}files_are_private_whatever_the_umask",
             f"{_FD}the_socket_has_its_mode_and_goes_with_the_server",
             "tests/unit/test_daemon_edges.py::test_folders_are_made_with_their_mode_whatever_the_umask",
+            f"{_ENGINE}modes.py",
         ),
     ),
     Row(
         26, "Floods, slow clients, oversized messages",
-        "calls in hundreds, an oversized message; caps of a user's connections",
+        "each user's limits of connections, calls, leases, streams and descriptors, others and health beside it; "
+        "four users that flood for minutes; oversized messages",
         (
+            f"{_FAULT}floods.py",
             f"{_FAULT}hostile_clients.py",
             f"{_FD}one_user_cannot_take_all_connections",
             "tests/unit/test_rpc_pacing.py::test_a_slow_watcher_loses_the_oldest_and_is_told_how_many",
         ),
-        "Calls have no cap for each user yet.",
     ),
     Row(
         27, "1,000 concurrent attaches",

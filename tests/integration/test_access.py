@@ -7,11 +7,13 @@ import re
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cached_client import CacheError
+import cached_client
+from cached_client import CacheError, artifacts
 from tests.integration.harness import DaemonProcess, wait_for
 from tests.integration.support import Worker, refused
 from tests.integration.users import ANN, BEN, CLO, Open, needs_root, shared_daemon
@@ -45,7 +47,8 @@ def _host() -> Iterator[Host]:
         "open": {},
         "adapter": {"base": SECRET, "access": {"uids": [BEN]}},
     }
-    with shared_daemon(models, tenants={"two": {"access": {"uids": [BEN]}}}) as (daemon, as_user):
+    tenants = {"two": {"access": {"uids": [BEN]}}}
+    with shared_daemon(models, tenants=tenants, settings={"artifacts": {"save": True}}) as (daemon, as_user):
         yield Host(daemon, as_user)
 
 
@@ -102,17 +105,11 @@ def told(user: Worker, name: str, method: str, request: dict[str, Any]) -> str:
         ("Trace", {}),
         ("ListColdStarts", {"ref": "NAME"}),
         ("ReportColdStart", {"coldStart": {"name": "NAME", "totalS": 1.0}}),
-        ("FindArtifact", {"key": {"engine": "vllm", "model": "NAME"}}),
     ],
 )
 def test_what_a_caller_may_not_know_of_answers_as_what_is_not_there(
     host: Host, method: str, request_: dict[str, Any]
 ) -> None:
-    if method == "FindArtifact":  # its name is a hash of the key
-        found = [host.ben.ask("call", method=method, **json.loads(json.dumps(request_).replace("NAME", name)))
-                 for name in (SECRET, ABSENT)]  # fmt: skip
-        assert [set(item["answers"][0]) for item in found] == [{"name", "descriptorSocket"}] * 2
-        return
     hidden = told(host.ben, SECRET, method, request_)
     assert hidden == told(host.ben, ABSENT, method, request_)
     assert '"code": "OK"' not in hidden
@@ -167,6 +164,27 @@ def test_those_who_may_use_it_as_ever(host: Host) -> None:
     member.ask("release")
 
 
+def test_an_artifact_is_there_for_those_who_may_see_its_model(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "compiled").write_bytes(b"code")
+    with cached_client.connect(str(host.daemon.socket)) as cache:
+        saved = artifacts.save(cache, tmp_path, KEY)
+    assert saved.outcome == "stored"
+    absent = {**KEY, "model": ABSENT}
+    answers = {
+        user: [host.__dict__[user].ask("call", method="FindArtifact", key=key)["answers"][0] for key in (KEY, absent)]
+        for user in ("ann", "ben")
+    }
+    assert answers["ann"][0]["artifact"]["key"] == KEY
+    assert [set(answer) for answer in answers["ben"]] == [{"name", "descriptorSocket"}] * 2
+    assert host.ann.ask("call", method="Attach", ref=saved.name, limit=1)["code"] == "OK"
+    names = [saved.name, answers["ben"][1]["name"], f"artifact.{'0' * 64}"]
+    for method, request in (("Attach", {"ref": "NAME"}), ("Pull", {"ref": "NAME"}), ("Describe", {"ref": "NAME"})):
+        assert len({told(host.ben, name, method, request) for name in names}) == 1
+    for user, count in (("ann", 1), ("ben", 0)):
+        listed = host.__dict__[user].ask("call", method="ListArtifacts")["answers"][0]
+        assert len(listed.get("artifacts", ())) == count
+
+
 def test_a_token_helps_nobody_else(host: Host) -> None:
     attached = host.ann.ask("call", method="Attach", ref=SECRET, limit=1)["answers"][0]["opened"]
     assert host.ben.ask("fetch", token=attached["token"]) == host.ben.ask("fetch", token="f" * 64)
@@ -176,6 +194,19 @@ def test_a_token_helps_nobody_else(host: Host) -> None:
         told(host.ben, lease_id, "Detach", {"leaseId": "NAME", "token": "f" * 64}) for lease_id in (held[0], "00000000")
     ]
     assert answers[0] == answers[1]
+
+
+def test_an_operator_can_look_up_who_was_not_told(host: Host) -> None:
+    assert host.ben.ask("call", method="Describe", ref=SECRET)["code"] == "NOT_FOUND"
+    host.daemon.wait_event("access.hidden", lambda item: (item["caller"], item["model"]) == (f"uid {BEN}", SECRET))
+
+
+def test_a_group_that_reads_all_segments_makes_nothing_of_lists_and_so_is_refused() -> None:
+    models = {SECRET: {"access": {"uids": [ANN]}}}
+    with shared_daemon(models, settings={"l1": {"segment_mode": "0640"}}) as (daemon, as_user):
+        told = daemon.wait_event("catalog.refused")
+        assert f"models.{SECRET}.access cannot be kept" in told["error"]
+        assert as_user(BEN).ask("call", method="List")["answers"] == [{}]
 
 
 def test_lists_follow_the_catalog_and_outlive_it(fresh_host: Host) -> None:

@@ -47,8 +47,8 @@ class _User:
         stub = cached_pb2_grpc.CacheServiceStub(self._channel)
         answers: list[Any] = []
         try:
-            answer = getattr(stub, method)(message, timeout=_TIMEOUT_S)
-            if isinstance(answer, grpc.Call) and hasattr(answer, "__next__"):
+            answer: Any = getattr(stub, method)(message, timeout=_TIMEOUT_S)
+            if hasattr(answer, "__next__"):
                 for item in answer:
                     answers.append(json_format.MessageToDict(item))
                     if len(answers) >= limit:
@@ -56,7 +56,8 @@ class _User:
                         break
             else:
                 answers.append(json_format.MessageToDict(answer))
-        except grpc.RpcError as error:
+        except grpc.RpcError as caught:
+            error: Any = caught
             trailing = {key: value.hex() for key, value in error.trailing_metadata() or () if key == _DETAILS}
             return {"answers": answers, "code": error.code().name, "message": error.details(), **trailing}
         return {"answers": answers, "code": "OK"}
@@ -152,7 +153,7 @@ class _User:
         return kept
 
     def health(self) -> str:
-        stub = health_pb2_grpc.HealthStub(self._channel)
+        stub: Any = health_pb2_grpc.HealthStub(self._channel)
         answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 

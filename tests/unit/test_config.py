@@ -115,7 +115,7 @@ def test_problems_of_the_file_are_told_together_with_line_value_and_what_is_righ
     with pytest.raises(ConfigError) as caught:
         load(text, folder=tmp_path)
     message, file = caught.value.message, tmp_path / "config.toml"
-    assert f"{file}:2: l1.capasity = '1GiB': there is no such setting (did you mean 'l1.capacity'?)" in message
+    assert f"{file}:2: l1.capasity: there is no such setting (did you mean 'l1.capacity'?)" in message
     assert f"{file}:3: l1.capacity = 'lots': cannot be used (write a size such as '64GiB', or a share" in message
     assert f"{file}:6: transfer.movers = '4': cannot be used (write whole number, such as 0)" in message
     assert f"{file}:7: transfer.max_attempts = 0: cannot be used (write a number from 1 to 100)" in message

@@ -78,7 +78,9 @@ class TimedPulls:
         """Until cancelled; what has not been resolved by then is begun again by the next daemon."""
         try:
             self._begin_due()
-            await repeat(self._services.clock, _LOOK_S, self._look, what="timed_pulls")
+            await repeat(
+                self._services.clock, _LOOK_S, self._look, what="timed_pulls", failures=self._services.failures
+            )
         finally:
             tasks = list(self._beginning.values())
             for task in tasks:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from cached.artifact_types import Artifact, ArtifactFound, ArtifactOffer, PutOutcome
+from cached.errors import CachedError
 from cached.overview import Limits, Overview
 from cached.types import (
     Attached,
@@ -27,6 +28,18 @@ from cached.types import (
     TierChange,
     VerifyProgress,
 )
+
+
+class Failures(Protocol):
+    """Where failed requests are counted, logged and told. See cached.cache.failures."""
+
+    def refused(self, kind: str, error: CachedError, /, **fields: Any) -> None:
+        """A request ended with an error of ours."""
+        ...
+
+    def bug(self, where: str, bug: BaseException, /, **fields: Any) -> CachedError:
+        """A request ended with an exception that nobody foresaw; what its caller may see of it."""
+        ...
 
 
 class Attachment(Protocol):
@@ -58,6 +71,11 @@ class Visible(Protocol):
 
 class Engine(Protocol):
     """The cache as its edges call it. From the loop only; every method may raise any CachedError."""
+
+    @property
+    def failures(self) -> Failures:
+        """Where failed requests are told."""
+        ...
 
     def pull(
         self,

@@ -61,6 +61,14 @@ class Events(Protocol):
         ...
 
 
+class Report(Protocol):
+    """Where failures that cost a link its turn are counted and told."""
+
+    def __call__(self, kind: str, error: CachedError, message: str, /, **fields: Any) -> None:
+        """An event of this kind, which the error brought about."""
+        ...
+
+
 @dataclass(slots=True)
 class _Known:
     """Of one object, as its authority describes it, at one link: ``item`` is the link's own word for it."""
@@ -94,7 +102,8 @@ class Chains:
     """Runs jobs on ``runner``; those of a chain of origins on one of its links.
 
     ``on_bytes`` hears of the bytes of every range, by the origin's name; ``on_failover`` of each range that a
-    link could not serve, with the reason; and ``events`` of links that are skipped, are back, or sent wrong bytes.
+    link could not serve, with the reason; ``events`` of links that are back, and ``report`` of those that are skipped,
+    or sent wrong bytes.
     """
 
     def __init__(
@@ -105,12 +114,14 @@ class Chains:
         on_bytes: Callable[[str, int], None] = lambda _origin, _length_bytes: None,
         on_failover: Callable[[str, str], None] = lambda _origin, _reason: None,
         events: Events,
+        report: Report,
     ) -> None:
         self._runner = runner
         self._clock = clock
         self._on_bytes = on_bytes
         self._on_failover = on_failover
         self._events = events
+        self._report = report
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._links: dict[tuple[str, tuple[tuple[str, str], ...]], _Link] = {}
         self._looking: SingleFlight[tuple[int, str, str], OriginObject] = SingleFlight()
@@ -314,9 +325,9 @@ class Chains:
         at_once = not isinstance(error, OriginError) or not error.retryable
         if link.breaker.failed(now_s, error.message, at_once=at_once):
             pause_s = link.breaker.left_s(now_s)
-            self._events.emit(
-                "origin.skipped", f"{link.name} is not asked for {pause_s:.0f} s: {error.message}", origin=link.name,
-                reason=error.reason,
+            self._report(
+                "origin.skipped", error, f"{link.name} is not asked for {pause_s:.0f} s: {error.message}",
+                origin=link.name,
             )  # fmt: skip
 
     def _wrong(self, link: _Link, item: OriginObject, why: str) -> None:
@@ -326,9 +337,10 @@ class Chains:
         known.skipped_until_s, known.why = now_s + _WRONG_S, f"it sent wrong bytes of {item.path}"
         link.breaker.failed(now_s, known.why, at_once=True)
         self._on_failover(link.name, IntegrityError.reason)
-        self._events.emit(
-            "origin.blamed", f"{link.name} sent wrong bytes of {item.path}, which come from elsewhere now: {why}",
-            origin=link.name, path=item.path,
+        self._report(
+            "origin.blamed", IntegrityError(why, path=item.path),
+            f"{link.name} sent wrong bytes of {item.path}, which come from elsewhere now: {why}",
+            origin=link.name,
         )  # fmt: skip
 
     def _link(self, spec: OriginSpec) -> _Link:

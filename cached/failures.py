@@ -1,0 +1,163 @@
+"""Every way in which something fails: one kind for each reason of ``cached.errors``. Values only.
+
+What belongs to a kind is told here once: who has to act, which events and alerts tell of it, and which part of the
+daemon is degraded by it. Its gRPC status is in ``cached.rpc.errors``, its exit code in ``cached.cli.failures``, its
+paragraph in docs/operations.md. The reference has all of it in one table, and a test that nothing is missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Whose(StrEnum):
+    """Who can do something about it. What is the caller's affair is logged as information, the rest as a warning."""
+
+    CALLER = "caller"
+    SETTINGS = "settings"
+    ORIGIN = "origin"
+    HOST = "host"
+    DAEMON = "daemon"
+
+
+@dataclass(frozen=True, slots=True)
+class FailureKind:
+    """``events``: the kinds that tell of it, the most usual first; ``alerts``: which fire when it goes on."""
+
+    reason: str
+    whose: Whose
+    events: tuple[str, ...] = ("rpc.refused",)
+    alerts: tuple[str, ...] = ()
+
+
+_LOADS = ("load.failed", "rpc.refused")
+
+KINDS: tuple[FailureKind, ...] = (
+    FailureKind("INTERNAL", Whose.DAEMON, ("internal.error", *_LOADS), ("CachedPullsFailing", "CachedInternalErrors")),
+    FailureKind("INVALID_REQUEST", Whose.CALLER, ("rpc.refused", "descriptors.refused")),
+    FailureKind(
+        "INVALID_CONFIG", Whose.SETTINGS, ("config.refused", "catalog.refused", *_LOADS),
+        ("CachedConfigRejected", "CachedCatalogRejected"),
+    ),
+    FailureKind("NOT_FOUND", Whose.CALLER, ("rpc.refused", "load.failed"), ("CachedPullsFailing",)),
+    FailureKind("NO_SOURCE", Whose.CALLER, ("rpc.refused", "load.failed"), ("CachedPullsFailing",)),
+    FailureKind("BAD_FORMAT", Whose.ORIGIN, _LOADS, ("CachedPullsFailing",)),
+    FailureKind(
+        "NO_ROOM", Whose.HOST, ("load.failed", "l2.skipped", "degraded.began", "rpc.refused"),
+        ("CachedNoRoom", "CachedDegraded"),
+    ),
+    FailureKind("IN_USE", Whose.CALLER),
+    FailureKind(
+        "INTEGRITY", Whose.ORIGIN, ("damage.found", "origin.blamed", *_LOADS),
+        ("CachedChecksumFailures", "CachedOriginContentWrong"),
+    ),
+    FailureKind("QUARANTINED", Whose.HOST, ("degraded.began", *_LOADS), ("CachedQuarantined",)),
+    FailureKind(
+        "ORIGIN_FAILED", Whose.ORIGIN, ("load.failed", "artifact.upload_failed", "origin.skipped", "rpc.refused"),
+        ("CachedPullsFailing",),
+    ),
+    FailureKind(
+        "ORIGIN_UNAVAILABLE", Whose.ORIGIN,
+        ("load.failed", "artifact.upload_failed", "origin.skipped", "rpc.refused"), ("CachedOriginUnreachable",),
+    ),
+    FailureKind(
+        "ORIGIN_DENIED", Whose.ORIGIN, ("load.failed", "artifact.upload_failed", "origin.skipped", "rpc.refused"),
+        ("CachedOriginDenied",),
+    ),
+    FailureKind(
+        "ORIGIN_PROTOCOL", Whose.ORIGIN, ("load.failed", "origin.skipped", "rpc.refused"), ("CachedOriginUnreachable",)
+    ),
+    FailureKind("OBJECT_CHANGED", Whose.ORIGIN, _LOADS, ("CachedPullsFailing",)),
+    FailureKind(
+        "LEVEL_FAILED", Whose.HOST, ("degraded.began", "l2.write_failed", "background.failed", *_LOADS),
+        ("CachedL2Broken", "CachedDegraded", "CachedPullsFailing"),
+    ),
+    FailureKind("MOVER_FAILED", Whose.HOST, ("mover.died", *_LOADS), ("CachedMoverRestarts",)),
+    FailureKind("CLUSTER_FAILED", Whose.HOST, ("degraded.began", "background.failed"), ("CachedDegraded",)),
+    FailureKind("TIMED_OUT", Whose.CALLER),
+    FailureKind("UNAVAILABLE", Whose.DAEMON, ("rpc.refused", "descriptors.refused"), ("CachedNotReady",)),
+    FailureKind("PERMISSION_DENIED", Whose.CALLER, ("rpc.refused", "descriptors.refused")),
+    FailureKind("ALREADY_RUNNING", Whose.SETTINGS, (), ("CachedDown",)),
+)  # fmt: skip
+"""``ALREADY_RUNNING`` has no event: the daemon that fails so does not come to run. Its log and its exit tell."""
+
+_BY_REASON = {kind.reason: kind for kind in KINDS}
+
+
+def kind_of(reason: str) -> FailureKind:
+    """The kind of a reason; of one that nobody knows, that of a fault of the program."""
+    return _BY_REASON.get(reason, _BY_REASON["INTERNAL"])
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the daemon that can be degraded. ``reason``: the kind that it is where no error says another one.
+
+    ``advice``: what to do, in a line; ``runbook``: the heading of docs/operations.md that has more of it.
+    """
+
+    meaning: str
+    reason: str
+    advice: str
+    runbook: str
+
+
+OTHER = "other"
+PARTS: dict[str, Part] = {
+    "l1": Part(
+        "segments of an earlier daemon could not be read", "LEVEL_FAILED",
+        "Look at /dev/shm: its mount, its size, its permissions.", "L1 cannot be used",
+    ),
+    "l2": Part(
+        "L2 cannot be written or read", "LEVEL_FAILED",
+        "Models are served from memory and the origin meanwhile. Make room on the disk, or look whether it is mounted "
+        "and writable (dmesg).",
+        "L2 cannot be written",
+    ),
+    "l2_drives": Part(
+        "a drive of L2 is missing", "LEVEL_FAILED",
+        "Look for the drive (lsblk, dmesg, mount), then restart the daemon.", "A drive is missing",
+    ),
+    "index": Part(
+        "the index cannot be written: what changes is lost at a restart", "LEVEL_FAILED",
+        "Make room in, or mend, the disk of the state folder; then restart.", "The index cannot be written",
+    ),
+    "journal": Part(
+        "journals cannot be written: an interrupted pull begins anew", "LEVEL_FAILED",
+        "Only the resume of interrupted pulls suffers. Make room in the state folder.", "The journal cannot be written",
+    ),
+    "view": Part(
+        "the directories of links cannot be written", "LEVEL_FAILED",
+        "Engines that read the directory do not see new models. Look at daemon.models_dir.", "The directory view fails",
+    ),
+    "quarantine": Part(
+        "something is damaged and cannot be fetched again", "QUARANTINED",
+        "It is tried again within the hour; at once by cached verify --repair. cached show NAME tells the rest.",
+        "What is quarantined",
+    ),
+    "hot": Part(
+        "the hot models do not fit into `l1.hot_capacity`", "NO_ROOM",
+        "Take the tier hot from a model (cached tier NAME warm), or raise l1.hot_capacity.", "Hot models have no room",
+    ),
+    "artifacts": Part(
+        "a compile artifact cannot be uploaded", "ORIGIN_FAILED",
+        "Check artifacts.destination and its credentials; it is tried again.", "An upload fails",
+    ),
+    "slots": Part(
+        "slots of the fleet cannot be asked for: pulls go on without them", "CLUSTER_FAILED",
+        "Pulls begin without a slot once they have waited. Check the service account's role on leases.",
+        "Slots of the fleet cannot be asked for",
+    ),
+    "node_labels": Part(
+        "the node's labels are not up to date", "CLUSTER_FAILED",
+        "The scheduler does not see which models are here; workers are not concerned. Check the service account's role "
+        "on nodes.",
+        "The node's labels are not up to date",
+    ),
+    OTHER: Part(
+        "something else; `cached health` says what", "INTERNAL", "The daemon's log says more: journalctl -u cached.",
+        "What is degraded",
+    ),
+}  # fmt: skip
+"""What can be degraded: the values of a label, so a fixed set."""

@@ -34,7 +34,7 @@ class FailureKind:
 _LOADS = ("load.failed", "rpc.refused")
 
 KINDS: tuple[FailureKind, ...] = (
-    FailureKind("INTERNAL", Whose.DAEMON, ("internal.error", *_LOADS), ("CachedPullsFailing", "CachedInternalErrors")),
+    FailureKind("INTERNAL", Whose.DAEMON, ("internal.error", *_LOADS), ("CachedInternalErrors", "CachedPullsFailing")),
     FailureKind("INVALID_REQUEST", Whose.CALLER, ("rpc.refused", "descriptors.refused")),
     FailureKind(
         "INVALID_CONFIG", Whose.SETTINGS, ("config.refused", "catalog.refused", *_LOADS),
@@ -45,7 +45,7 @@ KINDS: tuple[FailureKind, ...] = (
     FailureKind("BAD_FORMAT", Whose.ORIGIN, _LOADS, ("CachedPullsFailing",)),
     FailureKind(
         "NO_ROOM", Whose.HOST, ("load.failed", "l2.skipped", "degraded.began", "rpc.refused"),
-        ("CachedNoRoom", "CachedDegraded"),
+        ("CachedNoRoom",),
     ),
     FailureKind("IN_USE", Whose.CALLER),
     FailureKind(
@@ -55,7 +55,7 @@ KINDS: tuple[FailureKind, ...] = (
     FailureKind("QUARANTINED", Whose.HOST, ("degraded.began", *_LOADS), ("CachedQuarantined",)),
     FailureKind(
         "ORIGIN_FAILED", Whose.ORIGIN, ("load.failed", "artifact.upload_failed", "origin.skipped", "rpc.refused"),
-        ("CachedPullsFailing",),
+        ("CachedOriginUnreachable",),
     ),
     FailureKind(
         "ORIGIN_UNAVAILABLE", Whose.ORIGIN,

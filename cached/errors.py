@@ -67,21 +67,16 @@ def _causes(error: CachedError) -> Iterator[str]:
     said, found = error.message, 0
     link: BaseException | None = error
     while link is not None and found < _MOST_CAUSES:
-        before = link.__cause__
-        told = link._causes if isinstance(link, CachedError) else ()  # noqa: SLF001 - of this module
-        for text in told or ((_cause_text(before),) if before is not None else ()):
-            if text not in said:
-                found += 1
-                said += f"\n{text}"
-                yield text
-        link = before
-
-
-def _cause_text(error: BaseException) -> str:
-    text = _line(str(error))
-    if isinstance(error, CachedError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+        if isinstance(link, CachedError):
+            yield from link._causes  # noqa: SLF001 - of this module
+        link = link.__cause__
+        # The client's errors, too, have a message apart from what their text says to do.
+        text = _line(getattr(link, "message", "") or str(link)) if link is not None else ""
+        if link is not None and (not text or text not in said):
+            found += 1
+            said += f"\n{text}"
+            kind = type(link).__name__
+            yield text if isinstance(link, CachedError) else f"{kind}: {text}" if text else kind
 
 
 def _line(text: str) -> str:

@@ -23,10 +23,14 @@ class Whose(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FailureKind:
-    """``events``: the kinds that tell of it, the most usual first; ``alerts``: which fire when it goes on."""
+    """``events``: the kinds that tell of it, the most usual first; ``alerts``: which fire when it goes on.
+
+    ``hint``: what to do, where the error itself does not know better.
+    """
 
     reason: str
     whose: Whose
+    hint: str
     events: tuple[str, ...] = ("rpc.refused",)
     alerts: tuple[str, ...] = ()
 
@@ -34,52 +38,141 @@ class FailureKind:
 _LOADS = ("load.failed", "rpc.refused")
 
 KINDS: tuple[FailureKind, ...] = (
-    FailureKind("INTERNAL", Whose.DAEMON, ("internal.error", *_LOADS), ("CachedInternalErrors", "CachedPullsFailing")),
-    FailureKind("INVALID_REQUEST", Whose.CALLER, ("rpc.refused", "descriptors.refused")),
     FailureKind(
-        "INVALID_CONFIG", Whose.SETTINGS, ("config.refused", "catalog.refused", *_LOADS),
+        "INTERNAL",
+        Whose.DAEMON,
+        "report it with the traceback in the daemon's log: journalctl -u cached",
+        ("internal.error", *_LOADS),
+        ("CachedInternalErrors", "CachedPullsFailing"),
+    ),
+    FailureKind(
+        "INVALID_REQUEST",
+        Whose.CALLER,
+        "correct what was asked for: cached COMMAND --help",
+        ("rpc.refused", "descriptors.refused"),
+    ),
+    FailureKind(
+        "INVALID_CONFIG",
+        Whose.SETTINGS,
+        "see cached config show, and cached catalog validate FILE",
+        ("config.refused", "catalog.refused", *_LOADS),
         ("CachedConfigRejected", "CachedCatalogRejected"),
     ),
-    FailureKind("NOT_FOUND", Whose.CALLER, ("rpc.refused", "load.failed"), ("CachedPullsFailing",)),
-    FailureKind("NO_SOURCE", Whose.CALLER, ("rpc.refused", "load.failed"), ("CachedPullsFailing",)),
-    FailureKind("BAD_FORMAT", Whose.ORIGIN, _LOADS, ("CachedPullsFailing",)),
     FailureKind(
-        "NO_ROOM", Whose.HOST, ("load.failed", "l2.skipped", "degraded.began", "rpc.refused"),
+        "NOT_FOUND",
+        Whose.CALLER,
+        "see what there is: cached ls",
+        ("rpc.refused", "load.failed"),
+        ("CachedPullsFailing",),
+    ),
+    FailureKind(
+        "NO_SOURCE",
+        Whose.CALLER,
+        "put the model into the catalog, or pull it with --source URI",
+        ("rpc.refused", "load.failed"),
+        ("CachedPullsFailing",),
+    ),
+    FailureKind("BAD_FORMAT", Whose.ORIGIN, "look at the file at its origin", _LOADS, ("CachedPullsFailing",)),
+    FailureKind(
+        "NO_ROOM",
+        Whose.HOST,
+        "see what holds the room: cached stats, cached ps",
+        ("load.failed", "l2.skipped", "degraded.began", "rpc.refused"),
         ("CachedNoRoom",),
     ),
-    FailureKind("IN_USE", Whose.CALLER),
+    FailureKind("IN_USE", Whose.CALLER, "see who holds it: cached ps"),
     FailureKind(
-        "INTEGRITY", Whose.ORIGIN, ("damage.found", "origin.blamed", *_LOADS),
+        "INTEGRITY",
+        Whose.ORIGIN,
+        "compare the object at its origin with what the catalog says",
+        ("damage.found", "origin.blamed", *_LOADS),
         ("CachedChecksumFailures", "CachedOriginContentWrong"),
     ),
-    FailureKind("QUARANTINED", Whose.HOST, ("degraded.began", *_LOADS), ("CachedQuarantined",)),
     FailureKind(
-        "ORIGIN_FAILED", Whose.ORIGIN, ("load.failed", "artifact.upload_failed", "origin.skipped", "rpc.refused"),
+        "QUARANTINED",
+        Whose.HOST,
+        "bring its origin back, then: cached verify --repair",
+        ("degraded.began", *_LOADS),
+        ("CachedQuarantined",),
+    ),
+    FailureKind(
+        "ORIGIN_FAILED",
+        Whose.ORIGIN,
+        "see cached doctor, and what the origin's own log says",
+        ("load.failed", "artifact.upload_failed", "origin.skipped", "rpc.refused"),
         ("CachedOriginUnreachable",),
     ),
     FailureKind(
-        "ORIGIN_UNAVAILABLE", Whose.ORIGIN,
-        ("load.failed", "artifact.upload_failed", "origin.skipped", "rpc.refused"), ("CachedOriginUnreachable",),
+        "ORIGIN_UNAVAILABLE",
+        Whose.ORIGIN,
+        "see whether the origin can be reached from this host: cached doctor",
+        ("load.failed", "artifact.upload_failed", "origin.skipped", "rpc.refused"),
+        ("CachedOriginUnreachable",),
     ),
     FailureKind(
-        "ORIGIN_DENIED", Whose.ORIGIN, ("load.failed", "artifact.upload_failed", "origin.skipped", "rpc.refused"),
+        "ORIGIN_DENIED",
+        Whose.ORIGIN,
+        "give the daemon's user credentials that allow it: cached doctor",
+        ("load.failed", "artifact.upload_failed", "origin.skipped", "rpc.refused"),
         ("CachedOriginDenied",),
     ),
     FailureKind(
-        "ORIGIN_PROTOCOL", Whose.ORIGIN, ("load.failed", "origin.skipped", "rpc.refused"), ("CachedOriginUnreachable",)
+        "ORIGIN_PROTOCOL",
+        Whose.ORIGIN,
+        "look at what answers between this host and the origin: cached doctor",
+        ("load.failed", "origin.skipped", "rpc.refused"),
+        ("CachedOriginUnreachable",),
     ),
-    FailureKind("OBJECT_CHANGED", Whose.ORIGIN, _LOADS, ("CachedPullsFailing",)),
     FailureKind(
-        "LEVEL_FAILED", Whose.HOST, ("degraded.began", "l2.write_failed", "background.failed", *_LOADS),
+        "OBJECT_CHANGED",
+        Whose.ORIGIN,
+        "pull again when nobody writes to the source any more",
+        _LOADS,
+        ("CachedPullsFailing",),
+    ),
+    FailureKind(
+        "LEVEL_FAILED",
+        Whose.HOST,
+        "look at the disk or the mount: dmesg, df -h, cached health",
+        ("degraded.began", "l2.write_failed", "background.failed", *_LOADS),
         ("CachedL2Broken", "CachedDegraded", "CachedPullsFailing"),
     ),
-    FailureKind("MOVER_FAILED", Whose.HOST, ("mover.died", *_LOADS), ("CachedMoverRestarts",)),
-    FailureKind("CLUSTER_FAILED", Whose.HOST, ("degraded.began", "background.failed"), ("CachedDegraded",)),
-    FailureKind("TIMED_OUT", Whose.CALLER),
-    FailureKind("UNAVAILABLE", Whose.DAEMON, ("rpc.refused", "descriptors.refused"), ("CachedNotReady",)),
-    FailureKind("PERMISSION_DENIED", Whose.CALLER, ("rpc.refused", "descriptors.refused")),
-    FailureKind("ALREADY_RUNNING", Whose.SETTINGS, (), ("CachedDown",)),
-)  # fmt: skip
+    FailureKind(
+        "MOVER_FAILED",
+        Whose.HOST,
+        "see why movers die: journalctl -u cached | grep mover, and dmesg",
+        ("mover.died", *_LOADS),
+        ("CachedMoverRestarts",),
+    ),
+    FailureKind(
+        "CLUSTER_FAILED",
+        Whose.HOST,
+        "see whether the API answers, and what the service account may do",
+        ("degraded.began", "background.failed"),
+        ("CachedDegraded",),
+    ),
+    FailureKind("TIMED_OUT", Whose.CALLER, "give it longer; cached ls shows how far it is"),
+    FailureKind(
+        "UNAVAILABLE",
+        Whose.DAEMON,
+        "try again in a moment",
+        ("rpc.refused", "descriptors.refused"),
+        ("CachedNotReady",),
+    ),
+    FailureKind(
+        "PERMISSION_DENIED",
+        Whose.CALLER,
+        "ask for access: access.socket_group, access.uids, access.gids",
+        ("rpc.refused", "descriptors.refused"),
+    ),
+    FailureKind(
+        "ALREADY_RUNNING",
+        Whose.SETTINGS,
+        "stop the other daemon, or give this one a state folder and a socket of its own",
+        (),
+        ("CachedDown",),
+    ),
+)
 """``ALREADY_RUNNING`` has no event: the daemon that fails so does not come to run. Its log and its exit tell."""
 
 _BY_REASON = {kind.reason: kind for kind in KINDS}

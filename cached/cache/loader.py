@@ -154,6 +154,8 @@ class Loader:
             services.failed(services.registry.known(plan.name), error, load=load.load_id)
             return
         load.finished = True
+        if not plan.is_part:
+            services.registry.well(plan.name)
         if load.bytes_from(Level.L3):
             services.metrics.pulled(services.clock.wall_s())
         ready = load.ready_as or load.completion()

@@ -196,6 +196,12 @@ class Registry:
         model.record = replace(model.record, **changes)
         self._write(lambda: self._index.put_model(model.record))
 
+    def well(self, name: str) -> None:
+        """The model was brought, or mended: what went wrong before is over."""
+        model = self.models.get(name)
+        if model is not None and model.record.last_error:
+            self.update(model, last_error="")
+
     def used(self, model: Model, wall_s: float, *, attaches: int) -> None:
         """Notes a use of a model. In memory: attaching must not wait for a disk. `write_uses` makes it durable."""
         count = model.record.attach_count + attaches

@@ -137,6 +137,9 @@ class Services:
         if digest in self.registry.quarantined:
             self.registry.mended(digest)
             self.publish_all(digest)
+            for manifest in self.registry.manifests():
+                if digest in manifest.blobs and not self.registry.is_quarantined(manifest):
+                    self.registry.well(manifest.name)
 
     def publish_all(self, digest: str) -> None:
         """Brings the directory view of every revision that has this blob up to date."""

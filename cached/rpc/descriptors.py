@@ -20,6 +20,7 @@ import structlog
 
 from cached.access import AccessPolicy, Caller
 from cached.errors import CachedError, InvalidRequestError, PermissionDeniedError, UnavailableError
+from cached.failures import kind_of
 from cached.rpc import sockets
 from cached.rpc.callers import caller_of, exceeded
 from cached.rpc.engine import WholeEngine
@@ -238,7 +239,7 @@ def _parse(packet: bytes) -> tuple[str, list[int]]:
 
 def _error_packet(error: CachedError) -> bytes:
     """What it came of stays here; its trace id leads to that in the log."""
-    told = {"reason": error.reason, "message": error.message, "hint": error.hint}
+    told = {"reason": error.reason, "message": error.message, "hint": error.hint or kind_of(error.reason).hint}
     return json.dumps({"error": told | {"fields": {"trace_id": current_trace_id()} | error.fields}}).encode()
 
 

@@ -9,6 +9,7 @@ import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 
 from cached import errors
+from cached.failures import kind_of
 from cached.tracing import current_trace_id
 
 DOMAIN = "cached.v1"
@@ -61,7 +62,8 @@ def to_status(error: errors.CachedError) -> status_pb2.Status:
     """
     info = error_details_pb2.ErrorInfo(domain=DOMAIN, reason=error.reason)
     left = _FIELDS_LIMIT
-    for key, value in [("hint", error.hint), *({"trace_id": current_trace_id()} | error.fields).items()]:
+    hint = error.hint or kind_of(error.reason).hint
+    for key, value in [("hint", hint), *({"trace_id": current_trace_id()} | error.fields).items()]:
         text = _clean(value, min(_FIELD_LIMIT, left))
         if not text:
             continue

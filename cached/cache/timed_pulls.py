@@ -9,13 +9,14 @@ from math import inf, isnan
 from cached.cache.background import repeat
 from cached.cache.pulls import Pulls
 from cached.cache.services import Services
-from cached.errors import CachedError, InvalidRequestError
+from cached.errors import CachedError, InvalidRequestError, UnavailableError
 from cached.index import TimedPull
 from cached.refs import Ref, parse_ref
 from cached.types import Level, Tier
 
 _LOOK_S = 1.0
 _LATE_S = 60.0
+_MOST = 1000
 """A time that has passed by no more than this was meant as now: clocks differ, and requests take a moment."""
 _FURTHEST_S = 366 * 86400.0
 
@@ -40,6 +41,11 @@ class TimedPulls:
         self._pulls.check(ref, source)
         pull = TimedPull(ref.name, text, at_time_s, source=source, level=level, tier=tier)
         registry = self._services.registry
+        if len(registry.index.timed()) >= _MOST:
+            raise UnavailableError(
+                f"{_MOST} pulls are scheduled already",
+                hint="wait, or take those of a model back: cached pull NAME --at never",
+            )
         registry.write(lambda: registry.index.put_timed(pull))
         self._services.events.emit(
             "pull.scheduled", f"{ref} will be pulled later", name=ref.name, at_time_s=at_time_s, level=level.value

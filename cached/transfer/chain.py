@@ -49,6 +49,9 @@ _OTHER_S = 300.0
 _WRONG_S = 3600.0
 """… and one whose bytes were wrong has to be looked at by somebody."""
 _REMEMBERED = 4096
+_LINKS = 1000
+"""Models' places at caches that something is known of; catalogs come and go."""
+
 _CANNOT_SERVE = (OriginError, NotFoundError, InvalidRequestError, ConfigError)
 """Of a link in front: the next one is asked. Options that cannot be used are no reason to have no model."""
 
@@ -123,7 +126,7 @@ class Chains:
         self._events = events
         self._report = report
         self._breakers: dict[tuple[str, str], Breaker] = {}
-        self._links: dict[tuple[str, tuple[tuple[str, str], ...]], _Link] = {}
+        self._links: OrderedDict[tuple[str, tuple[tuple[str, str], ...]], _Link] = OrderedDict()
         self._looking: SingleFlight[tuple[int, str, str], OriginObject] = SingleFlight()
 
     async def close(self) -> None:
@@ -350,6 +353,11 @@ class Chains:
             name, bucket = name_of(spec), spec.uri.partition("://")[2].partition("/")[0]
             breaker = self._breakers.setdefault((name, bucket), Breaker())
             link = self._links[key] = _Link(spec, name, breaker)
+        self._links.move_to_end(key)
+        if len(self._links) > _LINKS:
+            self._links.popitem(last=False)
+            used = {id(link.breaker) for link in self._links.values()}
+            self._breakers = {place: breaker for place, breaker in self._breakers.items() if id(breaker) in used}
         return link
 
 

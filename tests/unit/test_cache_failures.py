@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any
 
 import pytest
 import structlog
@@ -66,7 +67,7 @@ class Told:
 def told() -> Iterator[Told]:
     made = Told()
 
-    def keep(_logger: object, method: str, event: dict[str, object]) -> dict[str, object]:
+    def keep(_logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         made.lines.append({**event, "level": method})
         raise structlog.DropEvent
 

@@ -41,6 +41,15 @@ class Background:
         self._failures.degraded.began(OTHER, why, error)
 
 
+async def cancel(failures: Failures, where: str, *tasks: asyncio.Future[Any]) -> None:
+    """Cancels tasks and waits for their ends. One that had ended by what nobody foresaw is told."""
+    for task in tasks:
+        task.cancel()
+    for end in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(end, Exception) and not isinstance(end, CachedError):
+            failures.bug(where, end)
+
+
 async def run_each(failures: Failures, steps: dict[str, Callable[[], Awaitable[object]]]) -> None:
     """One after the other; one that fails is told, and keeps none of the others from being taken."""
     for what, step in steps.items():

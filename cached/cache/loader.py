@@ -9,6 +9,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
+from cached.cache.background import cancel
 from cached.cache.evictor import Evictor, Wanted
 from cached.cache.flight import BlobOrder, Flight
 from cached.cache.load import Load, LoadPlan
@@ -314,8 +315,7 @@ class Loader:
             for flight in flights:
                 flight.forget()
         finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            await cancel(self._services.failures, "load", watch)
 
     async def _fly_part(self, load: Load) -> None:
         """Until what is wanted is verified. Flights that others take further go on for them."""
@@ -333,8 +333,7 @@ class Loader:
             load.ready_as = load.completion()
             load.signal.notify()
         finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            await cancel(self._services.failures, "load", watch)
 
     def _learn(self, load: Load, ready: Complete) -> None:
         """What the policy is to know of the way that these bytes took."""

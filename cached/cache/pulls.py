@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 
+from cached.cache.background import cancel
 from cached.cache.chooser import Chooser, chunks_of
 from cached.cache.flight import BlobOrder
 from cached.cache.hot_set import HotSet
@@ -443,9 +444,7 @@ class Pulls:
 
     async def stop(self) -> None:
         """Ends every pull; what was verified stays resumable."""
-        for task in self._runs:
-            task.cancel()
-        await asyncio.gather(*self._runs, return_exceptions=True)
+        await cancel(self._services.failures, "pull", *self._runs)
         await self._resolver.close()
 
 

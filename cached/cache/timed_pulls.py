@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from math import inf, isnan
 
-from cached.cache.background import repeat
+from cached.cache.background import cancel, repeat
 from cached.cache.pulls import Pulls
 from cached.cache.services import Services
 from cached.errors import CachedError, InvalidRequestError, UnavailableError
@@ -88,10 +88,7 @@ class TimedPulls:
                 self._services.clock, _LOOK_S, self._look, what="timed_pulls", failures=self._services.failures
             )
         finally:
-            tasks = list(self._beginning.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(self._services.failures, "timed_pulls", *self._beginning.values())
 
     async def _look(self) -> None:
         self._begin_due()
@@ -107,11 +104,12 @@ class TimedPulls:
         """Forgets it only once it goes on by itself, or has failed: `cached show` tells why, as of any pull."""
         registry = self._services.registry
         try:
-            run = self._pulls.begin(
-                parse_ref(pull.ref), source=pull.source, level=pull.level, tier=pull.tier, unattended=True
-            )
-            with suppress(CachedError):
-                await run.until_planned()
+            with self._services.failures.survived("timed_pulls"):
+                run = self._pulls.begin(
+                    parse_ref(pull.ref), source=pull.source, level=pull.level, tier=pull.tier, unattended=True
+                )
+                with suppress(CachedError):  # told as of any pull
+                    await run.until_planned()
             registry.write(lambda: registry.index.delete_timed(pull))
         finally:
             del self._beginning[pull.key]

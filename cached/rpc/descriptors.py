@@ -83,6 +83,7 @@ class DescriptorServer:
             listener.close()
             raise
         self._acceptor = asyncio.create_task(self._accept(listener), name="descriptor-socket")
+        self._acceptor.add_done_callback(self._ended)
         _close_after(self._acceptor, listener)
 
     async def stop(self) -> None:
@@ -110,7 +111,13 @@ class DescriptorServer:
             task = asyncio.create_task(self._serve(connection))
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
+            task.add_done_callback(self._ended)
             _close_after(task, connection)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody awaits these tasks: what they end by would be told when they are collected, or never."""
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._engine.failures.bug("descriptors", failure)
 
     async def _serve(self, connection: socket.socket) -> None:
         peer = peer_of(connection)

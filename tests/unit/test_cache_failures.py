@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 from google.rpc import error_details_pb2
 
-from cached.cache.background import Background, repeat, run_each
+from cached.cache.background import Background, cancel, repeat, run_each
 from cached.cache.events import EventBus
 from cached.cache.failures import Failures
+from cached.cache.seeds import Seeds
 from cached.errors import (
     CachedError,
     InvalidRequestError,
@@ -230,6 +232,29 @@ async def test_a_step_of_the_end_that_fails_keeps_no_other_from_being_taken(told
     await run_each(told.failures, {"first": fails, "second": other})
     assert taken == ["other"]
     assert told.counted("LEVEL_FAILED") == 1
+
+
+async def test_what_a_task_ended_by_before_it_was_cancelled_is_told(told: Told) -> None:
+    async def ends(error: Exception | None) -> None:
+        if error is not None:
+            raise error
+        await asyncio.sleep(3600)
+
+    tasks = [asyncio.ensure_future(ends(error)) for error in (KeyError("bug"), LevelError("full"), None)]
+    await asyncio.sleep(0)
+    await cancel(told.failures, "load", *tasks)
+    assert told.kinds() == ["internal.error"], "an error of ours is told by whoever met it"
+
+
+async def test_a_folder_of_seeds_that_cannot_be_read_is_told_once(told: Told, tmp_path: Path) -> None:
+    loop = tmp_path / "seeds"
+    loop.symlink_to(loop)
+    seeds = Seeds([str(loop), str(tmp_path / "not-mounted-yet")], told.bus)
+    for _ in range(2):
+        assert await seeds.of("m") is None
+    (event,) = told.bus.recent
+    assert event.kind == "seed.refused"
+    assert "symbolic links" in event.message
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.reason)

@@ -449,15 +449,15 @@ class CatalogWatch:
             self._engine.set_catalog(catalog)
         except CachedError as error:
             self._problem = error.message
-            self._engine.degraded["catalog"] = self.problem
             self._reload.done(successful=False)
             self._engine.failures.report(
                 "catalog.refused", error, f"the catalog cannot be used: {error.message}",
                 file=self._path, error=error.message, hint=error.hint, kept_old=self._loaded,
             )  # fmt: skip
+            self._engine.failures.degraded.began("catalog", self.problem, error)
             return
         self._loaded, self._problem = True, ""
-        self._engine.degraded.pop("catalog", None)
+        self._engine.failures.degraded.ended("catalog")
         self._reload.done(successful=True)
         count = len(catalog.models)
         by: dict[str, object] = {}

@@ -55,7 +55,7 @@ KINDS: tuple[FailureKind, ...] = (
         "INVALID_CONFIG",
         Whose.SETTINGS,
         "see cached config show, and cached catalog validate FILE",
-        ("config.refused", "catalog.refused", *_LOADS),
+        ("config.refused", "catalog.refused", "tls.refused", *_LOADS),
         ("CachedConfigRejected", "CachedCatalogRejected"),
     ),
     FailureKind(
@@ -166,6 +166,14 @@ KINDS: tuple[FailureKind, ...] = (
         ("rpc.refused", "descriptors.refused"),
     ),
     FailureKind(
+        "LIMIT_EXCEEDED",
+        Whose.CALLER,
+        "end some of what is open, or raise the setting that the message names: cached ps",
+        ("rpc.refused", "descriptors.refused"),
+        ("CachedLeasesNearLimit",),
+    ),
+    FailureKind("LOCAL_ONLY", Whose.CALLER, "ask on the daemon's own host, over its socket"),
+    FailureKind(
         "ALREADY_RUNNING",
         Whose.SETTINGS,
         "stop the other daemon, or give this one a state folder and a socket of its own",
@@ -247,6 +255,18 @@ PARTS: dict[str, Part] = {
         "The scheduler does not see which models are here; workers are not concerned. Check the service account's role "
         "on nodes.",
         "The node's labels are not up to date",
+    ),
+    "catalog": Part(
+        "the catalog was changed to one that cannot be used: the one before stays",
+        "INVALID_CONFIG",
+        "Mend the file: cached catalog validate FILE lists what is wrong.",
+        "The catalog cannot be used",
+    ),
+    "tcp": Part(
+        "the certificates of the TCP listener were changed to ones that cannot be used: those before stay",
+        "INVALID_CONFIG",
+        "Put a certificate, its key and its authority into the files of [tcp]; they are read again by themselves.",
+        "Certificates cannot be used",
     ),
     OTHER: Part(
         "something else; `cached health` says what", "INTERNAL", "The daemon's log says more: journalctl -u cached.",

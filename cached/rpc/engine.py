@@ -30,8 +30,33 @@ from cached.types import (
 )
 
 
+class Degraded(Protocol):
+    """What does not work as it should → why."""
+
+    def get(self, part: str, /) -> str | None:
+        """Why, or None."""
+        ...
+
+    def began(self, part: str, why: str, error: CachedError | None = None) -> None:
+        """It is so, or still is."""
+        ...
+
+    def ended(self, part: str) -> None:
+        """It is well."""
+        ...
+
+
 class Failures(Protocol):
-    """Where failed requests are counted, logged and told. See cached.cache.failures."""
+    """Where failures are counted, logged and told. See cached.cache.failures."""
+
+    @property
+    def degraded(self) -> Degraded:
+        """What does not work as it should."""
+        ...
+
+    def report(self, kind: str, error: CachedError, message: str = "", /, **fields: Any) -> None:
+        """Something other than a request failed."""
+        ...
 
     def refused(self, kind: str, error: CachedError, /, **fields: Any) -> None:
         """A request ended with an error of ours."""
@@ -71,11 +96,6 @@ class Visible(Protocol):
 
 class Engine(Protocol):
     """The cache as its edges call it. From the loop only; every method may raise any CachedError."""
-
-    @property
-    def failures(self) -> Failures:
-        """Where failed requests are told."""
-        ...
 
     def pull(
         self,
@@ -153,6 +173,11 @@ class Engine(Protocol):
 
 class WholeEngine(Engine, Protocol):
     """The cache with what it takes to show a caller a part of it. ``sees``: whether the caller may know of a model."""
+
+    @property
+    def failures(self) -> Failures:
+        """Where failed requests are told."""
+        ...
 
     @property
     def visibility(self) -> Visible:

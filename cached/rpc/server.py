@@ -66,7 +66,7 @@ class RpcServer:
         self.socket = socket
         limits = limits or LimitsConfig()
         callers = Callers(per_uid=limits.connections_per_uid, in_all=most_connections())
-        self._front = Front(socket, callers, mode=mode, gid=gid)
+        self._front = Front(socket, callers, engine.failures, mode=mode, gid=gid)
         self._gate = Gate()
         self._health = health.aio.HealthServicer()
         tracer, calls = tracer or Tracer(), CallLimits(limits)

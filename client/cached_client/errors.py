@@ -222,6 +222,7 @@ _KINDS |= {
     "MOVER_FAILED": HostError,
     "CLUSTER_FAILED": HostError,
     "ALREADY_RUNNING": HostError,
+    "LOCAL_ONLY": CacheError,
     "ORIGIN_PROTOCOL": OriginError,
     "OBJECT_CHANGED": OriginError,
 }

@@ -166,6 +166,8 @@ CASES = (
 ELSEWHERE = {
     "UNAVAILABLE": "test_a_daemon_that_drains_says_so_and_counts_it",
     "ALREADY_RUNNING": "test_a_second_daemon_ends_with_one_line_for_people_and_one_for_programs",
+    "LIMIT_EXCEEDED": "tests/fault/test_floods.py",
+    "LOCAL_ONLY": "tests/integration/test_network.py: what only works on the host is refused",
     "TIMED_OUT": "tests/unit/test_cache_failures.py: the daemon's own limit is a minute's silence in an upload",
 }
 NAMES = (

@@ -19,6 +19,7 @@ import structlog
 
 from cached import __version__, logs
 from cached.cache import ModelCache
+from cached.cache.background import Background
 from cached.catalog_file import Catalog, load_catalog
 from cached.clock import SystemClock
 from cached.config import Config, LoadedConfig, wants_telemetry
@@ -202,22 +203,22 @@ class _Daemon:
     async def run(self) -> None:
         """Until it is told to stop. Whatever was begun is ended, in reverse order."""
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(_log_stray)
+        loop.set_exception_handler(self._on_stray)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._catalog.reload_soon)
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(_background(self._watchdog()))
-            await stack.enter_async_context(_background(self._measure_lag()))
+            await stack.enter_async_context(self._beside("watchdog", self._watchdog()))
+            await stack.enter_async_context(self._beside("loop lag", self._measure_lag()))
             stack.push_async_callback(self._close_engine)
             await self._bind(stack)
             if not await self._recover():
                 self._notifier.stopping("stopped before it was ready")
                 return
-            await stack.enter_async_context(_background(self._catalog.run(self._reload)))
-            await stack.enter_async_context(_background(self._status.run()))
+            await stack.enter_async_context(self._beside("catalog", self._catalog.run(self._reload)))
+            await stack.enter_async_context(self._beside("status", self._status.run()))
             if self._network is not None:
-                await stack.enter_async_context(_background(self._network.run(self._engine)))
+                await stack.enter_async_context(self._beside("certificates", self._network.run(self._engine)))
             await self._stop.wait()
             await self._drain()
 
@@ -244,9 +245,10 @@ class _Daemon:
         except CachedError as error:
             self._metrics.config.done(successful=False)
             self._refused = f"the new settings are refused, the old ones stay: {error.message}"
-            self._engine.tell(
-                "config.refused", f"the settings cannot be used: {error.message}", error=error.message, hint=error.hint
-            )
+            self._engine.failures.report(
+                "config.refused", error, f"the settings cannot be used: {error.message}", error=error.message,
+                hint=error.hint,
+            )  # fmt: skip
 
     def _problems(self) -> tuple[str, ...]:
         return tuple(filter(None, (self._refused, self._catalog.problem)))
@@ -317,7 +319,7 @@ class _Daemon:
                 task.cancel()
             for result in await asyncio.gather(drain, hurry, return_exceptions=True):
                 if isinstance(result, Exception):
-                    _log.error("daemon.drain_failed", error=str(result), exc_info=result)
+                    self._engine.failures.bug("drain", result)
 
     async def _close_engine(self) -> None:
         try:
@@ -326,6 +328,21 @@ class _Daemon:
         except TimeoutError:
             _log.error("daemon.close_timed_out", timeout_s=_CLOSE_TIMEOUT_S)
         _log.info("daemon.stopped")
+
+    @asynccontextmanager
+    async def _beside(self, name: str, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+        """``work`` beside the body; one that fails is told at once and not started again."""
+        background = Background(self._engine.failures)
+        background.start(name, work)
+        try:
+            yield
+        finally:
+            await background.stop()
+
+    def _on_stray(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What nobody awaited and nobody caught."""
+        message = str(context.get("message", ""))
+        self._engine.failures.bug("event loop", context.get("exception") or RuntimeError(message), said=message)
 
     def _on_stop(self) -> None:
         if self._stop.is_set():
@@ -374,28 +391,6 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 2)
-
-
-@asynccontextmanager
-async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """``work`` beside the body; one that fails is logged at once and not started again."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(_log_failure)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("daemon.task_failed", error=str(error), exc_info=error)
-
-
-def _log_stray(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What nobody awaited and nobody caught."""
-    _log.error("daemon.stray_error", message=context.get("message", ""), exc_info=context.get("exception"))
 
 
 class CatalogWatch:
@@ -455,15 +450,15 @@ class CatalogWatch:
             self._engine.set_catalog(catalog)
         except CachedError as error:
             self._problem = error.message
-            self._engine.degraded["catalog"] = self.problem
             self._reload.done(successful=False)
-            self._engine.tell(
-                "catalog.refused", f"the catalog cannot be used: {error.message}",
+            self._engine.failures.report(
+                "catalog.refused", error, f"the catalog cannot be used: {error.message}",
                 file=self._path, error=error.message, hint=error.hint, kept_old=self._loaded,
             )  # fmt: skip
+            self._engine.failures.degraded.began("catalog", self.problem, error)
             return
         self._loaded, self._problem = True, ""
-        self._engine.degraded.pop("catalog", None)
+        self._engine.failures.degraded.ended("catalog")
         self._reload.done(successful=True)
         count = len(catalog.models)
         by: dict[str, object] = {}

@@ -1,12 +1,17 @@
 """Every error a user of the cache can meet. Standard library only.
 
 An error has a stable ``reason`` (also its name on the wire and in metrics), a message for people, a ``hint``: what to
-do next, and typed ``fields``. It travels between processes as plain data (``to_dict``/``from_dict``).
+do next, and typed ``fields``. It travels between processes as plain data (``to_dict``/``from_dict``), what it came of
+included. What there is for each reason beside its type is in ``cached.failures``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
+
+_MOST_CAUSES = 8
+_CAUSE_CHARS = 500
 
 
 class CachedError(Exception):
@@ -21,19 +26,62 @@ class CachedError(Exception):
         self.message = message
         self.hint = hint
         self.fields: dict[str, str] = {key: str(value) for key, value in fields.items()}
+        self.told = False
+        """It was counted as a failure, and an event tells of it: many may meet the same error."""
+        self._causes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.message
 
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """What it came of, the nearest first; across processes, too. What a message says already is not there."""
+        return tuple(_causes(self))
+
+    @property
+    def chain(self) -> str:
+        """``a: because b: because c``, on one line."""
+        return ": because ".join([_line(self.message), *self.causes])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a pipe or a log."""
-        return {"reason": self.reason, "message": self.message, "hint": self.hint, "fields": self.fields}
+        return {
+            "reason": self.reason,
+            "message": self.message,
+            "hint": self.hint,
+            "fields": self.fields,
+            "causes": list(self.causes),
+        }
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> CachedError:
         """The error of the right type again; an unknown reason becomes the base type."""
         kind = _BY_REASON.get(str(data["reason"]), CachedError)
-        return kind(str(data["message"]), hint=str(data["hint"]), **data["fields"])
+        error = kind(str(data["message"]), hint=str(data["hint"]), **data["fields"])
+        error._causes = tuple(str(cause) for cause in data.get("causes", ()))  # noqa: SLF001 - made here
+        return error
+
+
+def _causes(error: CachedError) -> Iterator[str]:
+    """Only what was raised ``from``: what an exception happened beside is no cause, and may hold secrets."""
+    said, found = error.message, 0
+    link: BaseException | None = error
+    while link is not None and found < _MOST_CAUSES:
+        if isinstance(link, CachedError):
+            yield from link._causes  # noqa: SLF001 - of this module
+        link = link.__cause__
+        # The client's errors, too, have a message apart from what their text says to do.
+        text = _line(getattr(link, "message", "") or str(link)) if link is not None else ""
+        if link is not None and (not text or text not in said):
+            found += 1
+            said += f"\n{text}"
+            kind = type(link).__name__
+            yield text if isinstance(link, CachedError) else f"{kind}: {text}" if text else kind
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _CAUSE_CHARS else f"{line[:_CAUSE_CHARS]}…"
 
 
 class InvalidRequestError(CachedError):
@@ -135,6 +183,13 @@ class MoverError(CachedError):
     """A mover process died or answered nonsense; its work goes to another one, a bounded number of times."""
 
     reason = "MOVER_FAILED"
+    retryable = True
+
+
+class ClusterError(CachedError):
+    """Kubernetes' API could not be asked, or refused. Nothing of the cache waits for it. Field: ``status``."""
+
+    reason = "CLUSTER_FAILED"
     retryable = True
 
 

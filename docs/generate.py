@@ -25,7 +25,7 @@ from bench.fleet import fleet_text
 from bench.headline import headline_text
 from bench.scale import scale_text
 from bench.tables import part_text, required_text
-from cached import errors, metrics, settings
+from cached import errors, failures, metrics, settings
 from cached.cli.bench.command import HOPS as BENCH_HOPS
 from cached.cli.doctor.registry import CHECKS as DOCTOR_CHECKS
 from cached.cli.failures import exit_code
@@ -105,14 +105,35 @@ _INTERNAL = "A fault of the daemon's own; its log has the traceback."
 
 
 def errors_text() -> str:
-    """Reason, gRPC status, exit code and meaning of each error of the daemon."""
+    """Reason and meaning of each error of the daemon, and whose affair it is."""
     rows = []
     for reason, kind in errors.all_errors().items():
-        status = status_code(kind("")).name
         again = "yes" if kind.retryable else ""
         text = _INTERNAL if kind is errors.CachedError else first_paragraph(kind.__doc__)
-        rows.append((f"`{reason}`", f"`{status}`", str(exit_code(reason)), again, text))
-    return table(("Reason", "gRPC status", "Exit code", "Retry", "Meaning"), rows)
+        rows.append((f"`{reason}`", failures.kind_of(reason).whose.value, again, text))
+    return table(("Reason", "Whose", "Retry", "Meaning"), rows)
+
+
+def failures_text() -> str:
+    """Where each kind of failure is to be seen, and what to do about it."""
+    kinds = errors.all_errors()
+    rows = []
+    for item in failures.KINDS:
+        client = type(client_errors.error_of_reason(item.reason, "")).__name__
+        told = ", ".join(f"`{event}`" for event in item.events) or "none: no daemon runs"
+        alerts = ", ".join(f"[{alert}](observability.md#{alert.lower()})" for alert in item.alerts)
+        rows.append(
+            (
+                f"[`{item.reason}`](operations.md#{item.reason.lower()})",
+                f"`{status_code(kinds[item.reason]('')).name}`",
+                str(exit_code(item.reason)),
+                f"`{client}`",
+                f'`cached_failures_total{{reason="{item.reason}"}}`',
+                told,
+                alerts,
+            )
+        )
+    return table(("What to do", "gRPC status", "Exit code", "Client", "Metric", "Events", "Alerts"), rows)
 
 
 def client_errors_text() -> str:
@@ -333,6 +354,7 @@ PARTS = (
     Part("reference.md", "metrics", metrics_text),
     Part("reference.md", "rpcs", rpc_text),
     Part("reference.md", "errors", errors_text),
+    Part("reference.md", "failures", failures_text),
     Part("reference.md", "client-errors", client_errors_text),
     Part("vllm.md", "vllm-options", vllm_options_text),
 )

@@ -6,8 +6,6 @@ import asyncio
 from contextlib import suppress
 from dataclasses import replace
 
-import structlog
-
 from cached.cache.artifact_key import KEY_PATH, Destination
 from cached.cache.evictor import Evictor
 from cached.cache.resolver import Resolver
@@ -17,8 +15,6 @@ from cached.manifest import FileEntry, Manifest
 from cached.refs import artifact_digest
 from cached.transfer.jobs import Checksum, Listing, Moved, Upload
 from cached.types import Level
-
-_log = structlog.get_logger(__name__)
 
 _LOOK_S = 5.0
 _FIRST_DELAY_S = 5.0
@@ -74,19 +70,18 @@ class ArtifactUploads:
             self._delays_s[name] = delay_s
             self._not_before_s[name] = services.clock.monotonic_s() + delay_s
             self.errors[name] = error.message
-            services.degraded["artifacts"] = f"a compile artifact cannot be uploaded: {error.message}"
-            services.events.emit(
-                "artifact.upload_failed", f"{name}: {error.message}", name=name, reason=error.reason,
-                retry_s=delay_s,
-            )  # fmt: skip
-        except Exception:  # noqa: BLE001 - logged; the others are worth a try
-            _log.exception("artifact.bug", name=name)
+            services.failures.report(
+                "artifact.upload_failed", error, f"{name}: {error.message}", name=name, retry_s=delay_s
+            )
+            services.degraded.began("artifacts", f"a compile artifact cannot be uploaded: {error.message}", error)
+        except Exception as bug:  # noqa: BLE001 - told; the others are worth a try
+            self.errors[name] = services.failures.bug("artifact upload", bug, name=name).message
             self._not_before_s[name] = services.clock.monotonic_s() + _MAX_DELAY_S
         else:
             for told in (self.errors, self._delays_s, self._not_before_s):
                 told.pop(name, None)
             if not self.errors:
-                services.degraded.pop("artifacts", None)
+                services.degraded.ended("artifacts")
 
     async def _upload(self, manifest: Manifest) -> None:
         """The archive first: an artifact without its key does not exist yet."""

@@ -330,7 +330,7 @@ class Artifacts:
 
     async def run(self) -> None:
         """Uploads what was saved, and looks after what is in L1, until cancelled."""
-        tidying = repeat(self._services.clock, _TIDY_S, self._tidy, what="artifacts")
+        tidying = repeat(self._services.clock, _TIDY_S, self._tidy, what="artifacts", failures=self._services.failures)
         await asyncio.gather(self.uploads.run(), tidying)
 
     async def _tidy(self) -> None:

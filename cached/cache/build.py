@@ -17,6 +17,7 @@ from cached.cache.describe import Describer
 from cached.cache.events import EventBus
 from cached.cache.evictor import Evictor
 from cached.cache.explainer import Explainer
+from cached.cache.failures import Failures
 from cached.cache.foresight import Foresight
 from cached.cache.history import UseHistory
 from cached.cache.inspector import Inspector
@@ -42,7 +43,7 @@ from cached.cache.verify import Verifier
 from cached.cache.visibility import Visibility, new_policy
 from cached.clock import Clock
 from cached.config import Config, L1Config, origin_defaults
-from cached.errors import ConfigError
+from cached.errors import CachedError, ConfigError, MoverError
 from cached.fleet.kube import KubeApi, require_library
 from cached.fleet.slots import Slots
 from cached.index import Index, Store
@@ -123,26 +124,33 @@ def build_parts(
     journal_dir = state_dir / "journals"
     journal_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     instance = instance_of(config.daemon.state_dir)
-    pool = new_movers(config, clock, on_restart=metrics.mover_restarts.inc, start=outside.start_mover)
-    lanes = new_lanes(config, clock, pool, on_hedge=lambda outcome: metrics.hedges.labels(outcome=outcome).inc())
-    degraded: dict[str, str] = {}
+    events = EventBus(clock)
+    failures = Failures(events, metrics, clock)
 
-    def on_index_fault(why: str) -> None:
-        if why:
-            degraded["index"] = f"the index cannot be written: {why}"
-        else:
-            degraded.pop("index", None)
+    def on_mover_death(error: MoverError) -> None:
+        metrics.mover_restarts.inc()
+        failures.report("mover.died", error)
+
+    pool = new_movers(config, clock, on_death=on_mover_death, start=outside.start_mover)
+    lanes = new_lanes(config, clock, pool, on_hedge=lambda outcome: metrics.hedges.labels(outcome=outcome).inc())
+    degraded = failures.degraded
+
+    def on_index_fault(failure: Exception | None) -> None:
+        if failure is None:
+            degraded.ended("index")
+            return
+        error = failure if isinstance(failure, CachedError) else failures.bug("index", failure)
+        degraded.began("index", f"the index cannot be written: {error.message}", error)
 
     def on_quarantine(why: str) -> None:
         if why:
-            degraded["quarantine"] = f"damaged, and cannot be fetched again: {why}"
+            degraded.began("quarantine", f"damaged, and cannot be fetched again: {why}")
         else:
-            degraded.pop("quarantine", None)
+            degraded.ended("quarantine")
 
     index = Index(state_dir / "index", outside.open_store)
     registry = Registry(index, on_index_fault, time_zone=config.policy.time_zone)
-    events = EventBus(clock)
-    chains = _chains(config, metrics, clock, lanes, pool, events)
+    chains = _chains(config, metrics, clock, lanes, pool, events, failures)
     registry.on_quarantine = on_quarantine
     services = Services(
         clock=clock,
@@ -161,7 +169,7 @@ def build_parts(
         width=max(pool.capacity, config.transfer.max_ranges) + config.transfer.threads_per_mover,
         write_slots=asyncio.Semaphore(max(1, pool.capacity // 4)),
         journal_dir=journal_dir,
-        degraded=degraded,
+        failures=failures,
     )
     leases = LeaseTable()
     evictor = Evictor(services, leases, grace_s=config.daemon.restart_grace_s)
@@ -209,7 +217,11 @@ def build_parts(
 
 
 def new_movers(
-    config: Config, clock: Clock, *, on_restart: Callable[[], None] = lambda: None, start: StartMover = start_mover
+    config: Config,
+    clock: Clock,
+    *,
+    on_death: Callable[[MoverError], None] = lambda _error: None,
+    start: StartMover = start_mover,
 ) -> MoverPool:
     """The movers as the settings want them; none is started yet. See MoverPool for where they may be used."""
     transfer = config.transfer
@@ -220,7 +232,7 @@ def new_movers(
         nice=transfer.nice,
         idle_timeout_s=transfer.idle_timeout_s,
         clock=clock,
-        on_restart=on_restart,
+        on_death=on_death,
         start=start,
     )
 
@@ -244,7 +256,15 @@ def new_lanes(
     )
 
 
-def _chains(config: Config, metrics: Metrics, clock: Clock, lanes: Lanes, pool: MoverPool, events: EventBus) -> Chains:
+def _chains(
+    config: Config,
+    metrics: Metrics,
+    clock: Clock,
+    lanes: Lanes,
+    pool: MoverPool,
+    events: EventBus,
+    failures: Failures,
+) -> Chains:
     several = config.l2.enabled and len(config.l2.folders) > 1
     return Chains(
         Drives(lanes, config.l2.folders, limit=pool.capacity) if several else lanes,
@@ -252,6 +272,7 @@ def _chains(config: Config, metrics: Metrics, clock: Clock, lanes: Lanes, pool: 
         on_bytes=metrics.delivered,
         on_failover=metrics.failed_over,
         events=events,
+        report=failures.report,
     )
 
 
@@ -269,9 +290,9 @@ def _stagger(config: Config, services: Services, kube: KubeApi | None, instance:
 
     def on_away(why: str) -> None:
         if why:
-            services.degraded["slots"] = f"slots of the fleet cannot be asked for: {why}"
+            services.degraded.began("slots", f"slots of the fleet cannot be asked for: {why}")
         else:
-            services.degraded.pop("slots", None)
+            services.degraded.ended("slots")
 
     slots = None
     if kube is not None and count:

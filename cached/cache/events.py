@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Literal
 
 import structlog
 
@@ -15,14 +16,14 @@ from cached.types import Event
 
 _log = structlog.get_logger("cached.events")
 
+Severity = Literal["info", "warning", "error"]
+
 _REMEMBERED = 500
 _QUEUE = 1000
 _DECISIONS = 100
-_COMMON = frozenset({"lease.opened", "lease.closed", "coldstart.reported"})
-"""They come with every worker, and told elsewhere: in the leases that are held, and in the starts that are kept."""
-_WRONG = frozenset(
-    {"catalog.refused", "config.refused", "damage.found", "l2.write_failed", "load.failed", "origin.blamed"}
-)
+_COMMON = frozenset({"lease.opened", "lease.closed", "coldstart.reported", "rpc.refused", "descriptors.refused"})
+"""They come with every worker, and told elsewhere: in the leases that are held, in the starts that are kept, and to who
+asked."""
 
 
 class EventBus:
@@ -35,12 +36,31 @@ class EventBus:
         self._watchers: set[asyncio.Queue[Event]] = set()
 
     def emit(self, kind: str, message: str, *, name: str = "", revision: str = "", **fields: object) -> None:
-        """Logs the event, as an error if it is one that went wrong, and hands it to every watcher.
+        """Logs the event and hands it to every watcher; failures come by way of ``cache.failures``.
 
         It carries the trace id of the request that brought it about, if any did.
         """
-        if trace_id := current_trace_id():
-            fields["trace_id"] = trace_id
+        self.tell(kind, message, name, revision, fields)
+
+    def tell(
+        self,
+        kind: str,
+        message: str,
+        name: str,
+        revision: str,
+        fields: Mapping[str, object],
+        *,
+        severity: Severity = "info",
+        remembered: bool = True,
+    ) -> None:
+        """As ``emit``. ``severity``: of the log line. ``remembered`` False: it is only logged."""
+        trace_id = current_trace_id()
+        fields = {**fields, **({"trace_id": trace_id} if trace_id else {})}
+        # A log line has a level of its own.
+        shown = {"at" if key == "level" else key: value for key, value in fields.items()}
+        getattr(_log, severity)(kind, model=name, revision=revision, message=message, **shown)
+        if not remembered:
+            return
         event = Event(
             time_s=self._clock.wall_s(),
             kind=kind,
@@ -49,10 +69,6 @@ class EventBus:
             message=redact_text(message),
             fields={key: redact_text(str(value)) for key, value in fields.items()},
         )
-        # A log line has a level of its own.
-        shown = {"at" if key == "level" else key: value for key, value in fields.items()}
-        log = _log.error if kind in _WRONG else _log.info
-        log(kind, model=name, revision=revision, message=message, **shown)
         self._recent.append(event)
         if kind not in _COMMON:
             self._decisions.append(event)

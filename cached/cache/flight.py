@@ -246,8 +246,7 @@ class Flight:
             self._fail(UnavailableError("the load was stopped", hint="it is resumed by the next pull of the model"))
             raise
         except Exception as error:  # noqa: BLE001 - logged, and told to whoever waits
-            _log.exception("flight.bug", path=self.order.path)
-            self._fail(CachedError(f"internal error: {error!r}", hint="please report it with the daemon's log"))
+            self._fail(self._services.failures.bug("flight", error, name=self.order.name, path=self.order.path))
         finally:
             if persisting is not None:
                 persisting.cancel()
@@ -330,8 +329,8 @@ class Flight:
             try:
                 await services.runner.run(Copy(self.target, disk, offset, length, record.crc64[index]))
             except CachedError as error:
-                services.degraded["l2"] = f"a damaged chunk could not be written again: {error.message}"
-                _log.warning("flight.not_mended", path=self.order.path, chunk=index, cause=error.message)
+                services.degraded.began("l2", f"a damaged chunk could not be written again: {error.message}", error)
+                _log.warning("flight.not_mended", path=self.order.path, chunk=index, chain=error.chain)
                 return
             services.metrics.repaired_chunks.labels(level="l2").inc()
             services.events.emit(
@@ -464,7 +463,7 @@ class Flight:
         try:
             self._journal.chunk(index, crc64, level)
         except CachedError as error:
-            self._services.degraded["journal"] = error.message
+            self._services.degraded.began("journal", error.message, error)
             self._journal.close()
             self._journal = None
 
@@ -481,9 +480,10 @@ class Flight:
             )  # fmt: skip
             return
         self._services.metrics.checksum_failures.labels(level=level.value).inc()
-        self._services.events.emit(
-            "damage.found", f"chunk {index} of {self.order.path} is damaged in {level.value}: {why}",
-            name=self.order.name, path=self.order.path, level=level.value, chunk=index,
+        damage = f"chunk {index} of {self.order.path} is damaged in {level.value}: {why}"
+        self._services.failures.report(
+            "damage.found", IntegrityError(damage, path=self.order.path, check="crc64", level=level.value, chunk=index),
+            name=self.order.name,
         )  # fmt: skip
         self._damaged[index] = level
 

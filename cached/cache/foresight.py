@@ -94,7 +94,7 @@ class Foresight:
         if self._mode == "off":
             return
         try:
-            await repeat(self._services.clock, _LOOK_S, self._step, what="foresight")
+            await repeat(self._services.clock, _LOOK_S, self._step, what="foresight", failures=self._services.failures)
         finally:
             self.write()
 

@@ -59,9 +59,9 @@ class HotSet:
             taken[model.name] = model.size_bytes
             yield model
         if problem:
-            self._services.degraded["hot"] = problem
+            self._services.degraded.began("hot", problem)
         else:
-            self._services.degraded.pop("hot", None)
+            self._services.degraded.ended("hot")
 
     def models(self) -> Iterator[Model]:
         """Those that are hot now."""

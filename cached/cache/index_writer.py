@@ -6,24 +6,19 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import structlog
-
-from cached.errors import LevelError
 from cached.index import Index
 from cached.signals import Signal
-
-_log = structlog.get_logger(__name__)
 
 
 class IndexWriter:
     """Loop only. Until ``start``, and after ``stop``, each write of the index waits for the disk.
 
     In between one thread writes: what changes while it does is written together, in the next transaction, so what was
-    changed later is never durable before what was changed earlier. ``on_result`` hears what is wrong after each, an
-    empty text when nothing is. A write that failed is tried again with the next change.
+    changed later is never durable before what was changed earlier. ``on_result`` hears what is wrong after each, None
+    when nothing is. A write that failed is tried again with the next change.
     """
 
-    def __init__(self, index: Index, on_result: Callable[[str], None]) -> None:
+    def __init__(self, index: Index, on_result: Callable[[Exception | None], None]) -> None:
         self._index = index
         self._on_result = on_result
         self._thread: ThreadPoolExecutor | None = None
@@ -74,15 +69,12 @@ class IndexWriter:
             if self._tried_changes == self._changes:
                 await self._changed.wait()
             changes, unwritten = self._changes, self._index.unwritten
-            why = ""
+            failure: Exception | None = None
             try:
                 await loop.run_in_executor(self._thread, self._index.write, unwritten)
                 self._index.written(unwritten)
-            except LevelError as error:
-                why = error.message
-            except Exception as bug:  # noqa: BLE001 - told, and those who wait must not wait for ever
-                _log.exception("index.bug")
-                why = repr(bug)
+            except Exception as error:  # noqa: BLE001 - told, and those who wait must not wait for ever
+                failure = error
             self._tried_changes = changes
-            self._on_result(why)
+            self._on_result(failure)
             self._tried.notify()

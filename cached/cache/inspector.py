@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -137,12 +138,17 @@ class Inspector:
         return damage
 
     def _tell(self, damage: Damage, why: str) -> None:
-        self._services.events.emit(
-            "damage.repaired" if damage.repaired else "damage.found",
-            f"chunk {damage.chunk_index} of {damage.path} in {damage.level}: {why}",
-            name=damage.name, revision=damage.revision, path=damage.path, level=damage.level.value,
-            chunk=damage.chunk_index, offset_bytes=damage.offset_bytes, length_bytes=damage.length_bytes,
-        )  # fmt: skip
+        message = f"chunk {damage.chunk_index} of {damage.path} in {damage.level}: {why}"
+        fields: dict[str, Any] = {
+            "path": damage.path, "level": damage.level.value, "chunk": damage.chunk_index,
+            "offset_bytes": damage.offset_bytes, "length_bytes": damage.length_bytes,
+        }  # fmt: skip
+        if damage.repaired:
+            self._services.events.emit("damage.repaired", message, name=damage.name, revision=damage.revision, **fields)
+            return
+        self._services.failures.report(
+            "damage.found", IntegrityError(message, check="crc64", **fields), name=damage.name, revision=damage.revision
+        )
 
     def _give_up_disk_copy(self, place: Place) -> bool:
         """True if the disk would not take what L1 has: what cannot be mended there must not keep L1 from being used.
@@ -155,8 +161,8 @@ class Inspector:
         try:
             services.storage.remove_from_disk(digest)
         except LevelError as error:
-            services.degraded["l2"] = f"a damaged blob can be neither mended nor removed: {error.message}"
-            _log.warning("damage.not_removed", digest=digest, cause=error.message)
+            _log.warning("damage.not_removed", digest=digest, chain=error.chain)
+            services.degraded.began("l2", f"a damaged blob can be neither mended nor removed: {error.message}", error)
             return True
         services.lost_from_disk(place.blob)
         services.publish_all(digest)

@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from cached.errors import LevelError
@@ -43,7 +44,7 @@ class DirectoryView:
         """Starts empty: links of an earlier daemon may point to what is gone."""
         self._arriving.clear()
         try:
-            shutil.rmtree(self._views, ignore_errors=True)
+            _remove_tree(self._views)
             _make_folder(self._views)
             for entry in self._root.iterdir():
                 if entry.is_symlink():
@@ -90,7 +91,7 @@ class DirectoryView:
         try:
             if link.is_symlink() and os.readlink(link) == f".views/{name}@{revision}":
                 link.unlink()
-            shutil.rmtree(view, ignore_errors=True)
+            _remove_tree(view)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -109,6 +110,12 @@ class DirectoryView:
             path=self._root,
             cause=error,
         )
+
+
+def _remove_tree(folder: Path) -> None:
+    """What cannot be removed is told: it would show a model that is not there any more, or that is quarantined."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
 
 
 def _make_folder(path: Path) -> None:

@@ -9,8 +9,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
-import structlog
-
+from cached.cache.background import cancel
 from cached.cache.evictor import Evictor, Wanted
 from cached.cache.flight import BlobOrder, Flight
 from cached.cache.load import Load, LoadPlan
@@ -25,8 +24,6 @@ from cached.tracing import Tracer
 from cached.transfer.fill import HeadStart
 from cached.types import Complete, Level
 from cached.units import chunk_length, format_size
-
-_log = structlog.get_logger(__name__)
 
 _PRIORITIES_PER_LOAD = 100_000
 """More than a model has files: earlier loads go first, and within a load earlier files."""
@@ -130,9 +127,8 @@ class Loader:
         except asyncio.CancelledError:
             load.error = UnavailableError("the load was stopped", hint="it is resumed by the next pull of the model")
             raise
-        except Exception as bug:  # noqa: BLE001 - logged, and told to whoever waits
-            _log.exception("load.bug", model=load.plan.name)
-            error = CachedError(f"internal error: {bug!r}", hint="please report it with the daemon's log")
+        except Exception as bug:  # noqa: BLE001 - told, and raised to whoever waits
+            error = self._services.failures.bug("load", bug, name=load.plan.name, load=load.load_id)
         finally:
             if load.shown:
                 self._services.unpublish(load.plan.name, load.plan.revision)
@@ -159,6 +155,8 @@ class Loader:
             services.failed(services.registry.known(plan.name), error, load=load.load_id)
             return
         load.finished = True
+        if not plan.is_part:
+            services.registry.well(plan.name)
         if load.bytes_from(Level.L3):
             services.metrics.pulled(services.clock.wall_s())
         ready = load.ready_as or load.completion()
@@ -288,9 +286,9 @@ class Loader:
             )
         except CachedError as error:
             if not isinstance(error, NoRoomError):
-                self._services.degraded["l2"] = error.message
-            self._services.events.emit(
-                "l2.skipped", f"{plan.name} is kept in L1 only: {error.message}", name=plan.name, **error.fields
+                self._services.degraded.began("l2", error.message, error)
+            self._services.failures.report(
+                "l2.skipped", error, f"{plan.name} is kept in L1 only: {error.message}", name=plan.name
             )
             return frozenset()
         return frozenset(sizes) if opened else frozenset()
@@ -317,8 +315,7 @@ class Loader:
             for flight in flights:
                 flight.forget()
         finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            await cancel(self._services.failures, "load", watch)
 
     async def _fly_part(self, load: Load) -> None:
         """Until what is wanted is verified. Flights that others take further go on for them."""
@@ -336,8 +333,7 @@ class Loader:
             load.ready_as = load.completion()
             load.signal.notify()
         finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            await cancel(self._services.failures, "load", watch)
 
     def _learn(self, load: Load, ready: Complete) -> None:
         """What the policy is to know of the way that these bytes took."""

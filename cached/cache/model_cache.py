@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
@@ -12,7 +12,9 @@ from cached import __version__
 from cached.artifact_types import Artifact, ArtifactFound, ArtifactOffer, PutOutcome
 from cached.cache.attach_watch import AttachWatch
 from cached.cache.attachment import Attachment
+from cached.cache.background import Background, run_each
 from cached.cache.build import Parts, build_parts
+from cached.cache.failures import Failures
 from cached.cache.hot_set import HotSet
 from cached.cache.registry import Model
 from cached.cache.visibility import Visibility
@@ -60,7 +62,7 @@ class ModelCache:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._attachments: dict[str, Attachment] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Background(parts.services.failures)
         self._draining = False
         self.ready = False
         parts.inspector.on_damage = self._tell_holders
@@ -85,16 +87,16 @@ class ModelCache:
         self._parts.visibility.refresh()
         self._parts.services.registry.write_behind()
         self.ready = True
-        self._spawn("recovery", self._parts.recovery.resume())
-        self._spawn("upkeep", self._parts.upkeep.run())
-        self._spawn("timed_pulls", self._parts.timed_pulls.run())
-        self._spawn("foresight", self._parts.foresight.run())
-        self._spawn("pool_keeper", self._parts.pool_keeper.run())
-        self._spawn("scrub", self._parts.scrubber.run())
-        self._spawn("trace", self._parts.trace.run())
-        self._spawn("artifacts", self._parts.artifacts.run())
+        self._background.start("recovery", self._parts.recovery.resume())
+        self._background.start("upkeep", self._parts.upkeep.run())
+        self._background.start("timed_pulls", self._parts.timed_pulls.run())
+        self._background.start("foresight", self._parts.foresight.run())
+        self._background.start("pool_keeper", self._parts.pool_keeper.run())
+        self._background.start("scrub", self._parts.scrubber.run())
+        self._background.start("trace", self._parts.trace.run(self._parts.services.failures))
+        self._background.start("artifacts", self._parts.artifacts.run())
         if self._parts.node_labels is not None:
-            self._spawn("node_labels", self._parts.node_labels.run())
+            self._background.start("node_labels", self._parts.node_labels.run())
 
     async def drain(self, timeout_s: float) -> None:
         """Refuses new work and gives loads under way a moment to finish; what is left stays resumable."""
@@ -108,19 +110,23 @@ class ModelCache:
         self._draining = True
         for attachment in list(self._attachments.values()):
             attachment.close()
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
-        await self._parts.trace.write()
-        await self._parts.pulls.stop()
-        await self._parts.services.chains.close()
-        # Loads end when the movers do: what a mover still writes must not outlive the record of it.
-        await asyncio.gather(self._parts.loader.stop(), self._parts.pool.close(_MOVERS_END_S))
-        await self._parts.services.storage.collect()
-        await self._parts.services.storage.give_back_pool()
-        self._parts.services.history.write()
-        self._parts.cold_starts.write()
-        await self._parts.services.registry.close()
+        await self._background.stop()
+        parts, services = self._parts, self._parts.services
+        await run_each(
+            services.failures,
+            {
+                "trace": parts.trace.write,
+                "pulls": parts.pulls.stop,
+                "origins": services.chains.close,
+                # Loads end when the movers do: what a mover still writes must not outlive the record of it.
+                "loads": lambda: asyncio.gather(parts.loader.stop(), parts.pool.close(_MOVERS_END_S)),
+                "segments": services.storage.collect,
+                "pool": services.storage.give_back_pool,
+            },
+        )
+        services.history.write()
+        parts.cold_starts.write()
+        await services.registry.close()
 
     def set_catalog(self, catalog: Catalog) -> None:
         """Replaces the catalog; the upkeep brings hot models that are not in L1."""
@@ -136,9 +142,9 @@ class ModelCache:
             self.tell("budgets.changed", f"now {', '.join(changed)}")
 
     @property
-    def degraded(self) -> dict[str, str]:
-        """What does not work as it should → why; parts outside of the engine add theirs."""
-        return self._parts.services.degraded
+    def failures(self) -> Failures:
+        """Where what went wrong is counted and told, and what is degraded; parts outside of the engine add theirs."""
+        return self._parts.services.failures
 
     def tell(self, kind: str, message: str, **fields: object) -> None:
         """Logs an event that began outside of the engine, and hands it to everyone who watches."""
@@ -488,8 +494,3 @@ class ModelCache:
             raise UnavailableError("the daemon is stopping", hint="try again when it is back")
         if not self.ready:
             raise UnavailableError("the daemon is starting", hint="try again in a moment")
-
-    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)

@@ -44,7 +44,9 @@ class NodeLabels:
     async def run(self) -> None:
         """Until cancelled; the labels go then, as far as that can be done within seconds."""
         try:
-            await repeat(self._services.clock, _LOOK_S, self._step, what="node_labels")
+            await repeat(
+                self._services.clock, _LOOK_S, self._step, what="node_labels", failures=self._services.failures
+            )
         finally:
             await self._leave()
 
@@ -66,7 +68,7 @@ class NodeLabels:
             self._failed(error)
             return
         self._seen, self._failures = seen, 0
-        self._services.degraded.pop("node_labels", None)
+        self._services.degraded.ended("node_labels")
 
     async def _patch(self, want: dict[str, str]) -> None:
         found = changes(self._have or {}, want)
@@ -87,8 +89,8 @@ class NodeLabels:
         longest_s = min(_MAX_RETRY_S, _FIRST_RETRY_S * 2.0 ** (self._failures - 1))
         delay_s = error.retry_after_s + longest_s * random.uniform(0.5, 1.0)  # noqa: S311 not a secret
         self._not_before_s = self._services.clock.monotonic_s() + delay_s
-        self._services.degraded["node_labels"] = f"the node's labels are not up to date: {error}"
-        _log.warning("node_labels.failed", cause=str(error), failures=self._failures, retry_in_s=round(delay_s, 1))
+        self._services.degraded.began("node_labels", f"the node's labels are not up to date: {error}", error)
+        _log.warning("node_labels.failed", chain=error.chain, failures=self._failures, retry_in_s=round(delay_s, 1))
 
     def _ready(self) -> Iterator[Ready]:
         """The current revisions that are whole here, and may be used."""

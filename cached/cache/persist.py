@@ -95,12 +95,13 @@ class Persist:
             return True
         self.abandon()
         self._services.unwritten.add(record.digest)
-        self._services.degraded["l2"] = f"L2 could not be written: {self.error.message}"
-        self._services.events.emit(
+        self._services.failures.report(
             "l2.write_failed",
+            self.error,
             f"L2 could not be written, the blob stays in L1: {self.error.message}",
-            **self.error.fields,
+            digest=record.digest,
         )
+        self._services.degraded.began("l2", f"L2 could not be written: {self.error.message}", self.error)
         return False
 
     def abandon(self) -> None:

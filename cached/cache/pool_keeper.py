@@ -31,7 +31,7 @@ class PoolKeeper:
 
     async def run(self) -> None:
         """Until cancelled."""
-        await repeat(self._services.clock, _TICK_S, self._tick, what="pool")
+        await repeat(self._services.clock, _TICK_S, self._tick, what="pool", failures=self._services.failures)
 
     async def _tick(self) -> None:
         storage = self._services.storage

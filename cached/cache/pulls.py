@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 
+from cached.cache.background import cancel
 from cached.cache.chooser import Chooser, chunks_of
 from cached.cache.flight import BlobOrder
 from cached.cache.hot_set import HotSet
@@ -35,6 +36,8 @@ from cached.transfer.lanes import name_of
 from cached.types import ByteRange, CheckedBy, Level, Selected, Selection, Tier
 
 _RESTARTS = 3
+_MAX_ASKED = 1000
+"""Pulls that clients began and need not wait for: calls are bounded, these would not be."""
 """Of a pull whose objects change under it, or of which a link of a chain sent what cannot be kept."""
 
 
@@ -216,6 +219,10 @@ class Pulls:
     def _start(
         self, name: str, pull: Callable[[], Awaitable[Load]], *, unattended: bool, span: Span | None = None
     ) -> PullRun:
+        if not unattended and sum(not run.unattended for run in self._runs.values()) >= _MAX_ASKED:
+            raise UnavailableError(
+                f"{_MAX_ASKED} pulls that were asked for are under way", hint="wait until some have ended: cached top"
+            )
         run = PullRun(name, span or Span(""), unattended=unattended)
         turn = self._stagger.turn(name) if unattended else nullcontext()
         run.task = asyncio.get_running_loop().create_task(self._run(run, pull, turn), name=f"pull {name}")
@@ -236,6 +243,9 @@ class Pulls:
         except asyncio.CancelledError:
             run.error = UnavailableError("the pull was stopped", hint="it is resumed when the daemon starts again")
             raise
+        except Exception as bug:  # noqa: BLE001 - told, and raised to whoever waits
+            run.error = self._services.failures.bug("pull", bug, name=run.name)
+            run.span.fail(run.error)
         finally:
             run.finished = True
             run.span.end()
@@ -434,9 +444,7 @@ class Pulls:
 
     async def stop(self) -> None:
         """Ends every pull; what was verified stays resumable."""
-        for task in self._runs:
-            task.cancel()
-        await asyncio.gather(*self._runs, return_exceptions=True)
+        await cancel(self._services.failures, "pull", *self._runs)
         await self._resolver.close()
 
 

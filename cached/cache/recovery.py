@@ -42,8 +42,7 @@ class Recovery:
             try:
                 self._take_stock(level, wanted, pending, whole)
             except LevelError as error:
-                self._services.degraded[level.value] = f"{level} could not be read: {error.message}"
-                _log.exception("recovery.level_failed", level=level.value, cause=error.message)
+                self._services.degraded.began(level.value, f"{level} could not be read: {error.message}", error)
         for digest in learned:
             registry.forget_blob(digest)  # unless it was found
         self._forget_what_is_nowhere(registry)
@@ -51,7 +50,7 @@ class Recovery:
         try:
             self._services.view.clear()
         except LevelError as error:
-            self._services.degraded["view"] = error.message
+            self._services.degraded.began("view", error.message, error)
         for manifest in registry.manifests():
             self._services.publish(manifest)
 
@@ -86,7 +85,7 @@ class Recovery:
             else:
                 storage.discard_unknown(level, ingest_id)
         if found.failed:
-            services.degraded["l2_drives"] = "; ".join(found.failed)
+            services.degraded.began("l2_drives", "; ".join(found.failed))
         for name in found.set_aside:
             _log.warning("recovery.set_aside", level=level.value, name=name)
 
@@ -108,7 +107,7 @@ class Recovery:
                 try:
                     await load.until_ready()
                 except CachedError as error:
-                    _log.warning("recovery.not_adopted", model=manifest.name, cause=error.message)
+                    _log.warning("recovery.not_adopted", model=manifest.name, chain=error.chain)
         self._drop_unconfirmed()
         for pull in registry.index.pending():
             self._services.events.emit("pull.resumed", f"going on with {pull.name}", name=pull.name)

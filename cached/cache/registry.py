@@ -13,7 +13,7 @@ from cached.cache.absent import not_known
 from cached.cache.index_writer import IndexWriter
 from cached.cache.model import Blob, Model, Presence, Present
 from cached.catalog_file import Catalog, CatalogModel
-from cached.errors import LevelError, NotFoundError, QuarantinedError
+from cached.errors import CachedError, LevelError, NotFoundError, QuarantinedError
 from cached.index import AccessRecord, Index, ModelRecord
 from cached.manifest import BlobRecord, Manifest
 from cached.refs import Ref
@@ -32,11 +32,11 @@ _TOLD = 3
 class Registry:
     """All of it. Writes go through to the index; where that fails, memory goes on.
 
-    ``on_fault`` hears what is wrong with the index, and an empty text when a write succeeds. ``time_zone``: that of hot
+    ``on_fault`` hears what is wrong with the index, and None when a write succeeds. ``time_zone``: that of hot
     windows which name none.
     """
 
-    def __init__(self, index: Index, on_fault: Callable[[str], None], *, time_zone: str = "UTC") -> None:
+    def __init__(self, index: Index, on_fault: Callable[[Exception | None], None], *, time_zone: str = "UTC") -> None:
         self._index = index
         self._on_fault = on_fault
         self._writer = IndexWriter(index, self._wrote)
@@ -195,6 +195,12 @@ class Registry:
         """Changes fields of the model's record, in memory and in the index."""
         model.record = replace(model.record, **changes)
         self._write(lambda: self._index.put_model(model.record))
+
+    def well(self, name: str) -> None:
+        """The model was brought, or mended: what went wrong before is over."""
+        model = self.models.get(name)
+        if model is not None and model.record.last_error:
+            self.update(model, last_error="")
 
     def used(self, model: Model, wall_s: float, *, attaches: int) -> None:
         """Notes a use of a model. In memory: attaching must not wait for a disk. `write_uses` makes it durable."""
@@ -424,16 +430,16 @@ class Registry:
         try:
             change()
         except LevelError as error:
-            self._wrote(error.message)
+            self._wrote(error)
         else:
             if not self._writer.running:
-                self._wrote("")
+                self._wrote(None)
 
-    def _wrote(self, why: str) -> None:
+    def _wrote(self, failure: Exception | None) -> None:
         """The index was written, or why it was not."""
-        if why:
-            _log.error("index.write_failed", cause=why)
-        self._on_fault(why)
+        if isinstance(failure, CachedError):
+            _log.error("index.write_failed", chain=failure.chain)
+        self._on_fault(failure)
 
 
 def _access_of(model: Model, catalog: Catalog) -> AccessList | None:

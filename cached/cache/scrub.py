@@ -119,7 +119,7 @@ class Scrubber:
     async def run(self) -> None:
         """Until cancelled; at once where it is switched off."""
         if self._bytes_per_s:
-            await repeat(self._services.clock, self._tick_s, self.step, what="scrub")
+            await repeat(self._services.clock, self._tick_s, self.step, what="scrub", failures=self._services.failures)
 
     async def step(self) -> None:
         """Looks at all that is due, if anything is."""
@@ -183,7 +183,7 @@ class Scrubber:
             try:
                 await self._scrub(task)
             except CachedError as error:
-                _log.warning("scrub.failed", digest=task.digest, reason=error.reason, cause=error.message)
+                services.failures.background("scrub", error, digest=task.digest)
                 self._later(task.digest)
         took_s, read_bytes = services.clock.monotonic_s() - began_s, self._progress.done_bytes
         services.events.emit(

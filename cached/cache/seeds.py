@@ -121,7 +121,10 @@ def _read(folders: Sequence[Path], known: Mapping[Path, _Seed]) -> dict[Path, _S
     for place in _places(folders):
         try:
             status = os.stat(place / RECORD)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            found[place] = _Seed(place, (0, 0, 0), None, f"{place / RECORD}: {error.strerror}")
             continue
         stamp = status.st_ino, status.st_size, status.st_mtime_ns
         earlier = known.get(place)
@@ -131,13 +134,16 @@ def _read(folders: Sequence[Path], known: Mapping[Path, _Seed]) -> dict[Path, _S
 
 def _places(folders: Sequence[Path]) -> Iterator[Path]:
     for folder in folders:
-        if (folder / RECORD).exists():
+        if os.path.exists(folder / RECORD):
             yield folder
             continue
         try:
             names = sorted(os.listdir(folder))
-        except OSError:
+        except FileNotFoundError:
             continue  # it may be laid or mounted later
+        except OSError:
+            yield folder  # which says why
+            continue
         yield from (folder / name for name in names)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cached.cache.events import EventBus
+from cached.cache.failures import Degraded, Failures
 from cached.cache.history import UseHistory
 from cached.cache.links import DirectoryView
 from cached.cache.pace import Written
@@ -53,8 +54,7 @@ class Services:
     write_slots: asyncio.Semaphore
     """Chunks written to L2 at the same time, of all blobs: a slow disk must not take the movers from the pulls."""
     journal_dir: Path
-    degraded: dict[str, str] = field(default_factory=dict)
-    """What does not work as it should → why, for health; empty when all is well."""
+    failures: Failures
     unwritten: set[str] = field(default_factory=set)
     """Digests of blobs that L2 failed to take; it is degraded until each of them is there after all, or left L1."""
     writes: dict[str, Written] = field(default_factory=dict)
@@ -67,11 +67,12 @@ class Services:
         """
         self.registry.update(model, last_error=redact_text(error.message))
         self.metrics.pulls.labels(outcome=error.reason).inc()
-        fields = {key: value for key, value in error.fields.items() if key != "name"}
-        fields |= {"load": load} if load else {}
-        self.events.emit(
-            "load.failed", f"{model.name}: {error.message}", name=model.name, reason=error.reason, **fields
-        )
+        self.failures.report("load.failed", error, f"{model.name}: {error.message}", name=model.name, load=load or None)
+
+    @property
+    def degraded(self) -> Degraded:
+        """What does not work as it should."""
+        return self.failures.degraded
 
     def l2_written(self, digest: str) -> None:
         """L2 took a blob. It is well again once nothing that it failed to take is in L1 alone."""
@@ -81,7 +82,7 @@ class Services:
             if blob is None or blob.l2 or not blob.at(Level.L1):
                 self.unwritten.discard(other)
         if not self.unwritten:
-            self.degraded.pop("l2", None)
+            self.degraded.ended("l2")
 
     def journal_digest(self, ingest_id: str) -> str:
         """The blob that an interrupted pull's ingest became before its revision could be recorded, or empty."""
@@ -137,6 +138,9 @@ class Services:
         if digest in self.registry.quarantined:
             self.registry.mended(digest)
             self.publish_all(digest)
+            for manifest in self.registry.manifests():
+                if digest in manifest.blobs and not self.registry.is_quarantined(manifest):
+                    self.registry.well(manifest.name)
 
     def publish_all(self, digest: str) -> None:
         """Brings the directory view of every revision that has this blob up to date."""
@@ -211,9 +215,9 @@ class Services:
         """A view that cannot be written is a convenience less, and told by health."""
         try:
             yield
-            self.degraded.pop("view", None)
+            self.degraded.ended("view")
         except LevelError as error:
-            self.degraded["view"] = error.message
+            self.degraded.began("view", error.message, error)
 
     def _target(self, digest: str) -> str:
         in_l1 = self.registry.blobs[digest].l1 is Presence.CONFIRMED

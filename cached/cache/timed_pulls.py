@@ -6,16 +6,17 @@ import asyncio
 from contextlib import suppress
 from math import inf, isnan
 
-from cached.cache.background import repeat
+from cached.cache.background import cancel, repeat
 from cached.cache.pulls import Pulls
 from cached.cache.services import Services
-from cached.errors import CachedError, InvalidRequestError
+from cached.errors import CachedError, InvalidRequestError, UnavailableError
 from cached.index import TimedPull
 from cached.refs import Ref, parse_ref
 from cached.types import Level, Tier
 
 _LOOK_S = 1.0
 _LATE_S = 60.0
+_MOST = 1000
 """A time that has passed by no more than this was meant as now: clocks differ, and requests take a moment."""
 _FURTHEST_S = 366 * 86400.0
 
@@ -40,6 +41,11 @@ class TimedPulls:
         self._pulls.check(ref, source)
         pull = TimedPull(ref.name, text, at_time_s, source=source, level=level, tier=tier)
         registry = self._services.registry
+        if len(registry.index.timed()) >= _MOST:
+            raise UnavailableError(
+                f"{_MOST} pulls are scheduled already",
+                hint="wait, or take those of a model back: cached pull NAME --at never",
+            )
         registry.write(lambda: registry.index.put_timed(pull))
         self._services.events.emit(
             "pull.scheduled", f"{ref} will be pulled later", name=ref.name, at_time_s=at_time_s, level=level.value
@@ -78,12 +84,11 @@ class TimedPulls:
         """Until cancelled; what has not been resolved by then is begun again by the next daemon."""
         try:
             self._begin_due()
-            await repeat(self._services.clock, _LOOK_S, self._look, what="timed_pulls")
+            await repeat(
+                self._services.clock, _LOOK_S, self._look, what="timed_pulls", failures=self._services.failures
+            )
         finally:
-            tasks = list(self._beginning.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(self._services.failures, "timed_pulls", *self._beginning.values())
 
     async def _look(self) -> None:
         self._begin_due()
@@ -99,11 +104,12 @@ class TimedPulls:
         """Forgets it only once it goes on by itself, or has failed: `cached show` tells why, as of any pull."""
         registry = self._services.registry
         try:
-            run = self._pulls.begin(
-                parse_ref(pull.ref), source=pull.source, level=pull.level, tier=pull.tier, unattended=True
-            )
-            with suppress(CachedError):
-                await run.until_planned()
+            with self._services.failures.survived("timed_pulls"):
+                run = self._pulls.begin(
+                    parse_ref(pull.ref), source=pull.source, level=pull.level, tier=pull.tier, unattended=True
+                )
+                with suppress(CachedError):  # told as of any pull
+                    await run.until_planned()
             registry.write(lambda: registry.index.delete_timed(pull))
         finally:
             del self._beginning[pull.key]

@@ -14,7 +14,9 @@ from pathlib import Path
 import structlog
 
 from cached.cache.background import repeat
+from cached.cache.failures import Failures
 from cached.clock import Clock
+from cached.errors import LevelError
 from cached.leases import Lease
 from cached.own_files import opener
 from cached.types import Attached
@@ -37,6 +39,11 @@ class TraceFiles:
         self._current, self._before = folder / "trace.csv", folder / "trace.1.csv"
         self._rotate_bytes = rotate_bytes
         self._lock = threading.Lock()
+
+    @property
+    def path(self) -> Path:
+        """Where rows are appended."""
+        return self._current
 
     def append(self, rows: Iterable[Attached]) -> None:
         """Raises OSError. What a crash left of a line stays apart from what is added."""
@@ -120,12 +127,15 @@ class TraceLog:
     def _all(self, recent: list[Attached]) -> Iterator[Attached]:
         yield from sorted([*self._files.read(), *recent], key=lambda row: row.time_s)
 
-    async def run(self) -> None:
+    async def run(self, failures: Failures) -> None:
         """Until cancelled."""
-        await repeat(self._clock, _WRITE_S, self.write, what="trace")
+        await repeat(self._clock, _WRITE_S, self.write, what="trace", failures=failures)
 
     async def write(self) -> None:
-        """Appends what has finished. A crash costs what was not written yet, and leases that are held."""
+        """Appends what has finished. A crash costs what was not written yet, and leases that are held.
+
+        Raises LevelError where the disk does not take it; it is kept for the next time.
+        """
         rows = list(self._finished)
         if not rows:
             return
@@ -135,8 +145,12 @@ class TraceLog:
         try:
             await asyncio.shield(thread)
         except OSError as error:
-            _log.warning("trace.write_failed", cause=str(error), rows=len(rows))
             self._finished.extendleft(reversed(rows))
+            raise LevelError(
+                f"the trace of {len(rows)} attaches could not be written: {error.strerror}",
+                hint="make room in, or mend, the disk of daemon.state_dir",
+                path=self._files.path, cause=error.strerror,
+            ) from error  # fmt: skip
 
 
 def _attached(lease: Lease, lease_s: float) -> Attached:

@@ -49,7 +49,7 @@ class Upkeep:
 
     async def run(self) -> None:
         """Until cancelled."""
-        await repeat(self._services.clock, _TICK_S, self._tick, what="upkeep")
+        await repeat(self._services.clock, _TICK_S, self._tick, what="upkeep", failures=self._services.failures)
 
     async def _tick(self) -> None:
         storage = self._services.storage

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from cached.cli.output import clean
 from cached.errors import CachedError
+from cached.failures import Whose, kind_of
 from cached_client.errors import CacheError
 
 FAILED = 1
@@ -42,7 +43,9 @@ def print_failure(error: CachedError | CacheError) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text.assemble(("error: ", "bold red"), clean(error.message, lines=True)))
     for key, value in sorted(error.fields.items()):
-        if value and key not in _SHOWN_IN_MESSAGE and value not in error.message:
+        if key == "trace_id" and kind_of(error.reason).whose is Whose.CALLER:
+            continue  # the daemon's log says no more than the message
+        if value and key not in _SHOWN_IN_MESSAGE and value not in error.message and value not in error.hint:
             console.print(Text.assemble((f"  {key}: ", "dim"), clean(value)))
-    if error.hint:
-        console.print(Text.assemble(("hint: ", "bold cyan"), clean(error.hint)))
+    if hint := error.hint or (kind_of(error.reason).hint if isinstance(error, CachedError) else ""):
+        console.print(Text.assemble(("hint: ", "bold cyan"), clean(hint)))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
+import structlog
 
+from cached import logs
 from cached.cli.connect import Globals, pass_globals
 from cached.config import LoadedConfig, load_config, process_environment
 from cached.errors import CachedError
@@ -59,7 +62,20 @@ def serve(options: Globals, /, file: Path | None, **flags: str | None) -> int:
         loaded = read()
     except CachedError as error:
         Notifier.from_environment(environment).status(f"failed: {error.message}")
+        logs.configure()
+        _log_end(error)
         raise
     from cached.daemon import serve as run_daemon
 
-    return run_daemon(loaded, environment, read)
+    try:
+        return run_daemon(loaded, environment, read)
+    except CachedError as error:
+        _log_end(error)
+        raise
+
+
+def _log_end(error: CachedError) -> None:
+    """For programs that read the log. Who sits at a terminal reads what the command prints in the end."""
+    if not sys.stderr.isatty():
+        log = structlog.get_logger(__name__)
+        log.error("daemon.failed", reason=error.reason, chain=error.chain, hint=error.hint, **error.fields)

@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from cached.errors import ConfigError
+from cached.errors import ClusterError, ConfigError
 
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _TIMEOUT_S = (2.0, 4.0)
 _MOST_S = 60.0
 
 
-class KubeError(Exception):
+class KubeError(ClusterError):
     """The API could not be asked, or refused. ``status`` 0: no answer at all."""
 
     def __init__(self, message: str, *, status: int = 0, retry_after_s: float = 0.0) -> None:
-        super().__init__(message)
+        hint = "see what the service account may do, and whether the API answers: kubectl auth can-i --list"
+        super().__init__(message, hint=hint, status=status)
         self.status = status
         self.retry_after_s = retry_after_s
 

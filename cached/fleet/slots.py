@@ -117,7 +117,9 @@ class Slots:
             yield name
         finally:
             renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
+            (end,) = await asyncio.gather(renewing, return_exceptions=True)
+            if isinstance(end, Exception):
+                _log.error("slot.renewing_failed", slot=name, exc_info=end)  # it was lost meanwhile, untold
             await self._release(name, holding[0])
 
     async def _acquire(self) -> tuple[str, LeaseState | None]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cached.metrics.table import DEGRADED_REASONS, METRICS, MODEL_LABELS, ORIGIN_LABELS, OTHER, MetricInfo
+from cached.failures import OTHER
+from cached.metrics.table import DEGRADED_REASONS, METRICS, MODEL_LABELS, ORIGIN_LABELS, MetricInfo
 from cached.processes import Usage
 from cached.types import LevelStats, OriginStats
 

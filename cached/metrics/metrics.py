@@ -12,17 +12,18 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 
+from cached.failures import OTHER
 from cached.metrics.gauges import Gauges, Reload, State
 from cached.metrics.table import (
     ATTACH_BUCKETS_S,
     COLDSTART_BUCKETS_S,
+    FAILURE_REASONS,
     HEDGE_OUTCOMES,
     HOPS,
     LAG_BUCKETS_S,
     LEVELS,
     LOAD_BUCKETS_S,
     METRICS,
-    OTHER,
     PREDICTION_OUTCOMES,
     PULL_OUTCOMES,
     RPC_BUCKETS_S,
@@ -65,6 +66,7 @@ class Metrics:
         self.admissions = self._counter("cached_admissions_total")
         self.evicted_bytes = self._counter("cached_evicted_bytes_total", LEVELS[:2])
         self.pulls = self._counter("cached_pulls_total", PULL_OUTCOMES)
+        self.failures = self._counter("cached_failures_total", FAILURE_REASONS)
         self.retries = self._counter("cached_retries_total")
         self.hedges = self._counter("cached_hedges_total", HEDGE_OUTCOMES)
         self._origin_bytes = self._counter("cached_origin_bytes_total")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cached.failures import KINDS, PARTS
 from cached.types import Level
 
 LEVELS = tuple(level.value for level in Level)
@@ -18,8 +19,7 @@ PULL_OUTCOMES = (
 SLOT_OUTCOMES = ("acquired", "taken_over", "skipped", "lost")
 HEDGE_OUTCOMES = ("won", "lost", "failed")
 SPAN_OUTCOMES = ("exported", "failed")
-OTHER = "other"
-"""Stands for all values of a label beyond those that have a series of their own."""
+FAILURE_REASONS = tuple(kind.reason for kind in KINDS)
 
 MODEL_LABELS = 50
 """Models with series of their own; the first that are used. All others count together as ``other``."""
@@ -27,22 +27,7 @@ MODEL_LABELS = 50
 ORIGIN_LABELS = 20
 """The same of origins."""
 
-DEGRADED_REASONS = {
-    "l1": "segments of an earlier daemon could not be read",
-    "l2": "L2 cannot be written or read",
-    "l2_drives": "a drive of L2 is missing",
-    "index": "the index cannot be written: what changes is lost at a restart",
-    "journal": "journals cannot be written: an interrupted pull begins anew",
-    "view": "the directories of links cannot be written",
-    "quarantine": "something is damaged and cannot be fetched again",
-    "hot": "the hot models do not fit into `l1.hot_capacity`",
-    "artifacts": "a compile artifact cannot be uploaded",
-    "slots": "slots of the fleet cannot be asked for: pulls go on without them",
-    "node_labels": "the node's labels are not up to date",
-    "catalog": "the catalog was changed to one that cannot be used: the one before stays",
-    "tcp": "the certificates of the TCP listener were changed to ones that cannot be used: those before stay",
-    OTHER: "something else; `cached health` says what",
-}
+DEGRADED_REASONS = {about: part.meaning for about, part in PARTS.items()}
 """What can be degraded: the values of a label, so a fixed set."""
 
 ATTACH_BUCKETS_S = (
@@ -87,6 +72,11 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo(
         "cached_last_pull_success_timestamp_seconds", "gauge", (),
         "Unix time at which a load from an origin last succeeded. Absent before the first.",
+    ),
+    # Failure.
+    MetricInfo(
+        "cached_failures_total", "counter", ("reason",),
+        "Failures by reason: of loads, calls and work in the background. One that many wait for counts once.",
     ),
     # Movement.
     MetricInfo("cached_transfer_bytes_total", "counter", ("hop",), "Verified bytes moved over a hop."),

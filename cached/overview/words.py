@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cached.failures import OTHER, PARTS
 from cached.overview.values import Holding, Move, MoveKind, MovePhase, Problem
 from cached.types import LeaseInfo, Level, ModelSummary, RevisionState
 from cached.units import format_duration, format_rate, format_size
@@ -26,8 +27,9 @@ HOLDINGS: Mapping[Holding, str] = {
 
 WRONG = frozenset(
     {
-        "artifact.upload_failed", "catalog.refused", "config.refused", "damage.found", "l1.lost", "l2.lost",
-        "l2.skipped", "l2.write_failed", "load.failed",
+        "artifact.upload_failed", "background.failed", "catalog.refused", "config.refused", "damage.found",
+        "degraded.began", "internal.error", "l1.lost", "l2.lost", "l2.skipped", "l2.write_failed", "load.failed",
+        "mover.died",
     }
 )  # fmt: skip
 """Kinds of events that tell of a failure."""
@@ -55,45 +57,9 @@ class Advice:
     runbook: str
 
 
-_ADVICE = {
-    "l1": Advice("Look at /dev/shm: its mount, its size, its permissions.", "L1 cannot be used"),
-    "l2": Advice(
-        "Models are served from memory and the origin meanwhile. Make room on the disk, or look whether it is mounted "
-        "and writable (dmesg).",
-        "L2 cannot be written",
-    ),
-    "l2_drives": Advice("Look for the drive (lsblk, dmesg, mount), then restart the daemon.", "A drive is missing"),
-    "index": Advice(
-        "Make room in, or mend, the disk of the state folder; then restart.", "The index cannot be written"
-    ),
-    "journal": Advice(
-        "Only the resume of interrupted pulls suffers. Make room in the state folder.", "The journal cannot be written"
-    ),
-    "view": Advice(
-        "Engines that read the directory do not see new models. Look at daemon.models_dir.", "The directory view fails"
-    ),
-    "quarantine": Advice(
-        "It is tried again within the hour; at once by cached verify --repair. cached show NAME tells the rest.",
-        "What is quarantined",
-    ),
-    "hot": Advice(
-        "Take the tier hot from a model (cached tier NAME warm), or raise l1.hot_capacity.", "Hot models have no room"
-    ),
-    "artifacts": Advice("Check artifacts.destination and its credentials; it is tried again.", "An upload fails"),
-    "node_labels": Advice(
-        "The scheduler does not see which models are here; workers are not concerned. Check the service account's role "
-        "on nodes.",
-        "The node's labels are not up to date",
-    ),
-    "slots": Advice(
-        "Pulls begin without a slot once they have waited. Check the service account's role on leases.",
-        "Slots of the fleet cannot be asked for",
-    ),
-    "model": Advice(
-        "cached show {name} has the whole error; cached pull {name} tries again.", "A model cannot be brought"
-    ),
-}
-_OTHER = Advice("The daemon's log says more: journalctl -u cached.", "What is degraded")
+_OF_A_MODEL = Advice(
+    "cached show {name} has the whole error; cached pull {name} tries again.", "A model cannot be brought"
+)
 
 
 def clean(text: str, *, lines: bool = False) -> str:
@@ -106,8 +72,10 @@ def clean(text: str, *, lines: bool = False) -> str:
 
 def advice(problem: Problem) -> Advice:
     """What to do about it."""
-    found = _ADVICE.get(problem.about, _OTHER)
-    return Advice(found.text.replace("{name}", problem.name), found.runbook)
+    if problem.about == "model":
+        return Advice(_OF_A_MODEL.text.replace("{name}", problem.name), _OF_A_MODEL.runbook)
+    part = PARTS.get(problem.about, PARTS[OTHER])
+    return Advice(part.advice, part.runbook)
 
 
 def kind_text(move: Move) -> str:

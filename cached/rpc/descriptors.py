@@ -20,11 +20,13 @@ import structlog
 
 from cached.access import AccessPolicy, Caller
 from cached.errors import CachedError, InvalidRequestError, PermissionDeniedError, UnavailableError
-from cached.rpc import errors, sockets
+from cached.failures import kind_of
+from cached.rpc import sockets
 from cached.rpc.callers import caller_of, exceeded
 from cached.rpc.engine import WholeEngine
 from cached.rpc.peers import groups_of, peer_of
 from cached.rpc.seen import Views
+from cached.tracing import Tracer, current_trace_id
 from cached.types import Peer
 
 REQUEST_LIMIT_BYTES = 16 * 1024
@@ -64,6 +66,7 @@ class DescriptorServer:
         self._access = access or AccessPolicy()
         self._seen = Views(engine, self._access)
         self._limits = limits or Limits()
+        self._tracer = Tracer()
         self._per_uid: Counter[int] = Counter()
         self._connections: set[asyncio.Task[None]] = set()
         self._acceptor: asyncio.Task[None] | None = None
@@ -80,6 +83,7 @@ class DescriptorServer:
             listener.close()
             raise
         self._acceptor = asyncio.create_task(self._accept(listener), name="descriptor-socket")
+        self._acceptor.add_done_callback(self._ended)
         _close_after(self._acceptor, listener)
 
     async def stop(self) -> None:
@@ -107,13 +111,20 @@ class DescriptorServer:
             task = asyncio.create_task(self._serve(connection))
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
+            task.add_done_callback(self._ended)
             _close_after(task, connection)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody awaits these tasks: what they end by would be told when they are collected, or never."""
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._engine.failures.bug("descriptors", failure)
 
     async def _serve(self, connection: socket.socket) -> None:
         peer = peer_of(connection)
         self._per_uid[peer.uid] += 1
         try:
-            await self._converse(connection, peer)
+            with self._tracer.request({}, {}):
+                await self._converse(connection, peer)
         except OSError as error:  # gone, or silent for too long
             _log.debug("descriptors.ended", error=str(error), pid=peer.pid, uid=peer.uid)
         finally:
@@ -127,13 +138,12 @@ class DescriptorServer:
             while await self._exchange(connection, peer, caller):
                 pass
         except CachedError as error:
-            _log.info("descriptors.refused", reason=error.reason, error=error.message, pid=peer.pid, uid=peer.uid)
-            await self._send(connection, _error_packet(error), [])
+            await self._send(connection, self._refusal(error, peer), [])
         except OSError:
             raise
-        except Exception:  # noqa: BLE001 the boundary: logged, and the peer is told
-            _log.exception("descriptors.failed", pid=peer.pid, uid=peer.uid)
-            await self._send(connection, _error_packet(errors.internal_error()), [])
+        except Exception as bug:  # noqa: BLE001 the boundary: told, to the peer, too
+            shown = self._engine.failures.bug("descriptors", bug, pid=peer.pid, uid=peer.uid)
+            await self._send(connection, _error_packet(shown), [])
 
     async def _admitted(self, connection: socket.socket, peer: Peer) -> Caller:
         """Of who is refused the request is taken: the kernel would tell of one left unread, and not of the answer."""
@@ -172,7 +182,7 @@ class DescriptorServer:
         try:
             descriptors = self._seen.by(caller).open_descriptors(token, indices, peer)
         except CachedError as error:
-            await self._send(connection, _error_packet(error), [])
+            await self._send(connection, self._refusal(error, peer), [])
             return True
         try:
             await self._send(connection, json.dumps({"files": indices}).encode(), descriptors)
@@ -185,7 +195,11 @@ class DescriptorServer:
         try:
             return json.dumps({"ticket": self._engine.artifact_ticket(peer)}).encode()
         except CachedError as error:
-            return _error_packet(error)
+            return self._refusal(error, peer)
+
+    def _refusal(self, error: CachedError, peer: Peer) -> bytes:
+        self._engine.failures.refused("descriptors.refused", error, pid=peer.pid, uid=peer.uid)
+        return _error_packet(error)
 
     async def _send(self, connection: socket.socket, packet: bytes, descriptors: list[int]) -> None:
         """Raises OSError for a peer that is gone, TimeoutError for one that does not read."""
@@ -231,7 +245,9 @@ def _parse(packet: bytes) -> tuple[str, list[int]]:
 
 
 def _error_packet(error: CachedError) -> bytes:
-    return json.dumps({"error": error.to_dict()}).encode()
+    """What it came of stays here; its trace id leads to that in the log."""
+    told = {"reason": error.reason, "message": error.message, "hint": error.hint or kind_of(error.reason).hint}
+    return json.dumps({"error": told | {"fields": {"trace_id": current_trace_id()} | error.fields}}).encode()
 
 
 def _close_after(task: asyncio.Task[None], owned: socket.socket) -> None:

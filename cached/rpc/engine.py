@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from cached.artifact_types import Artifact, ArtifactFound, ArtifactOffer, PutOutcome
+from cached.errors import CachedError
 from cached.overview import Limits, Overview
 from cached.types import (
     Attached,
@@ -27,6 +28,43 @@ from cached.types import (
     TierChange,
     VerifyProgress,
 )
+
+
+class Degraded(Protocol):
+    """What does not work as it should → why."""
+
+    def get(self, part: str, /) -> str | None:
+        """Why, or None."""
+        ...
+
+    def began(self, part: str, why: str, error: CachedError | None = None) -> None:
+        """It is so, or still is."""
+        ...
+
+    def ended(self, part: str) -> None:
+        """It is well."""
+        ...
+
+
+class Failures(Protocol):
+    """Where failures are counted, logged and told. See cached.cache.failures."""
+
+    @property
+    def degraded(self) -> Degraded:
+        """What does not work as it should."""
+        ...
+
+    def report(self, kind: str, error: CachedError, message: str = "", /, **fields: Any) -> None:
+        """Something other than a request failed."""
+        ...
+
+    def refused(self, kind: str, error: CachedError, /, **fields: Any) -> None:
+        """A request ended with an error of ours."""
+        ...
+
+    def bug(self, where: str, bug: BaseException, /, **fields: Any) -> CachedError:
+        """A request ended with an exception that nobody foresaw; what its caller may see of it."""
+        ...
 
 
 class Attachment(Protocol):
@@ -135,6 +173,11 @@ class Engine(Protocol):
 
 class WholeEngine(Engine, Protocol):
     """The cache with what it takes to show a caller a part of it. ``sees``: whether the caller may know of a model."""
+
+    @property
+    def failures(self) -> Failures:
+        """Where failed requests are told."""
+        ...
 
     @property
     def visibility(self) -> Visible:

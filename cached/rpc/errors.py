@@ -9,7 +9,9 @@ import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 
 from cached import errors
+from cached.failures import kind_of
 from cached.logs import redact_text
+from cached.tracing import current_trace_id
 
 DOMAIN = "cached.v1"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -38,6 +40,7 @@ STATUS: dict[type[errors.CachedError], grpc.StatusCode] = {
     errors.ObjectChangedError: _Code.ABORTED,
     errors.LevelError: _Code.INTERNAL,
     errors.MoverError: _Code.UNAVAILABLE,
+    errors.ClusterError: _Code.UNAVAILABLE,
     errors.TimeoutExpiredError: _Code.DEADLINE_EXCEEDED,
     errors.UnavailableError: _Code.UNAVAILABLE,
     errors.PermissionDeniedError: _Code.PERMISSION_DENIED,
@@ -54,10 +57,14 @@ def status_code(error: errors.CachedError) -> grpc.StatusCode:
 
 
 def to_status(error: errors.CachedError) -> status_pb2.Status:
-    """The error with its reason, fields and hint; long texts are cut so that the trailers stay within gRPC's limit."""
+    """The error with its reason, fields and hint, and the trace id that leads to it in the log.
+
+    Long texts are cut so that the trailers stay within gRPC's limit.
+    """
     info = error_details_pb2.ErrorInfo(domain=DOMAIN, reason=error.reason)
     left = _FIELDS_LIMIT
-    for key, value in [("hint", error.hint), *error.fields.items()]:
+    hint = error.hint or kind_of(error.reason).hint
+    for key, value in [("hint", hint), *({"trace_id": current_trace_id()} | error.fields).items()]:
         text = _clean(redact_text(value), min(_FIELD_LIMIT, left))
         if not text:
             continue
@@ -67,11 +74,6 @@ def to_status(error: errors.CachedError) -> status_pb2.Status:
     status = status_pb2.Status(code=_number(status_code(error)), message=message)
     status.details.add().Pack(info)
     return status
-
-
-def internal_error() -> errors.CachedError:
-    """What a caller sees of an exception that nobody foresaw: nothing of it."""
-    return errors.CachedError("an internal error", hint="look in the daemon's log for the traceback, and report it")
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.CachedError) -> NoReturn:

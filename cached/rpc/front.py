@@ -20,6 +20,7 @@ import structlog
 from cached.errors import ConfigError, LimitExceededError
 from cached.rpc import sockets
 from cached.rpc.callers import Callers, caller_of
+from cached.rpc.engine import Failures
 from cached.rpc.peers import groups_of, peer_of
 
 _BACKLOG = 1024
@@ -47,10 +48,11 @@ def most_connections() -> int:
 class Front:
     """Accepts from ``start`` to ``stop``. The caller holds the socket's lock."""
 
-    def __init__(self, path: str, callers: Callers, *, mode: int, gid: int = -1) -> None:
+    def __init__(self, path: str, callers: Callers, failures: Failures, *, mode: int, gid: int = -1) -> None:
         self.path = path
         self.inner = inner_path(path)
         self._callers = callers
+        self._failures = failures
         self._mode = mode
         self._gid = gid
         self._acceptor: asyncio.Task[None] | None = None
@@ -131,7 +133,7 @@ class Front:
             caller = caller_of(peer_of(connection), groups_of(connection))
             name = self._callers.come(caller)
         except LimitExceededError as error:
-            _log.warning("front.refused", error=error.message, fields=error.fields)
+            self._failures.refused("rpc.refused", error, method="connect")
             return
         except OSError as error:  # gone already
             _log.debug("front.gone", error=str(error))

@@ -11,17 +11,16 @@ from typing import Any, NoReturn, Self, cast
 
 import grpc
 import grpc.aio
-import structlog
 
 from cached.access import Caller
 from cached.errors import CachedError, UnavailableError
 from cached.metrics import Metrics
 from cached.rpc import errors
 from cached.rpc.callers import calling
+from cached.rpc.engine import Failures
 from cached.rpc.limits import CallLimits
 from cached.tracing import Tracer, current_trace_id
 
-_log = structlog.get_logger(__name__)
 _SERVICE = "cached.v1.CacheService"
 _PREFIX = f"/{_SERVICE}/"
 _SILENT_S = 0.02
@@ -124,6 +123,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def __init__(
         self,
         gate: Gate,
+        failures: Failures,
         metrics: Metrics,
         tracer: Tracer,
         limits: CallLimits,
@@ -131,6 +131,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     ) -> None:
         self._identify = identify
         self._gate = gate
+        self._failures = failures
         self._limits = limits
         self._metrics = metrics
         self._tracer = tracer
@@ -202,20 +203,16 @@ class Interceptor(grpc.aio.ServerInterceptor):
             raise
         except CachedError as error:
             code = errors.status_code(error)
-            log = _log.warning if code in _OUR_FAULT else _log.info
-            log("rpc.refused", method=method, reason=error.reason, error=error.message, fields=error.fields)
+            self._failures.refused("rpc.refused", error, method=method)
             await errors.abort(context, error)
-        except Exception as error:  # noqa: BLE001 the boundary: logged, and the caller is told
+        except Exception as error:  # noqa: BLE001 the boundary: told, to the caller, too
             code = _code_of(error, context)
-            if code is not grpc.StatusCode.CANCELLED:
-                _log.exception("rpc.failed", method=method)
-            await errors.abort(context, errors.internal_error())
+            if code is grpc.StatusCode.CANCELLED:
+                await context.abort(code, "the peer is gone")
+            await errors.abort(context, self._failures.bug("rpc", error, method=method))
         finally:
             seconds = None if streams else time.monotonic() - started_s
             self._metrics.answered(method, code.name, seconds, trace_id=current_trace_id())
-
-
-_OUR_FAULT = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS})
 
 
 def _code_of(error: Exception, context: _Context) -> grpc.StatusCode:

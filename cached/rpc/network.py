@@ -15,6 +15,7 @@ from cached.config import TcpConfig
 from cached.errors import CachedError, ConfigError, LocalOnlyError, PermissionDeniedError
 from cached.rpc import errors
 from cached.rpc.certificates import Certificates
+from cached.rpc.engine import Failures
 
 LOOKING: Final = frozenset(
     {"List", "Describe", "ListLeases", "Stats", "Overview", "Trace", "Watch", "ListColdStarts", "ListArtifacts"}
@@ -40,14 +41,16 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Told(Protocol):
-    """Of the engine, what is told of the certificates."""
+    """Where what happens to the certificates is told."""
 
     @property
-    def degraded(self) -> dict[str, str]:
-        """What does not work as it should → why."""
+    def failures(self) -> Failures:
+        """What cannot be used."""
+        ...
 
     def tell(self, kind: str, message: str, **fields: object) -> None:
         """An event."""
+        ...
 
 
 class Network:
@@ -123,11 +126,11 @@ class Network:
             changed = await asyncio.to_thread(self._certificates.reload)
         except ConfigError as error:
             problem = f"the certificates of the TCP listener stay as they were: {error.message}"
-            if engine.degraded.get("tcp") != problem:
-                engine.degraded["tcp"] = problem
-                engine.tell("tls.refused", problem, error=error.message, hint=error.hint)
+            if engine.failures.degraded.get("tcp") != problem:
+                engine.failures.report("tls.refused", error, problem, error=error.message, hint=error.hint)
+                engine.failures.degraded.began("tcp", problem, error)
             return
-        engine.degraded.pop("tcp", None)
+        engine.failures.degraded.ended("tcp")
         if changed:
             engine.tell("tls.loaded", "the TCP listener shows and trusts new certificates", file=self.config.cert)
 

@@ -66,14 +66,16 @@ class RpcServer:
         self.socket = socket
         limits = limits or LimitsConfig()
         callers = Callers(per_uid=limits.connections_per_uid, in_all=most_connections())
-        self._front = Front(socket, callers, mode=mode, gid=gid)
+        self._front = Front(socket, callers, engine.failures, mode=mode, gid=gid)
         self._gate = Gate()
         self._health = health.aio.HealthServicer()
         tracer, calls = tracer or Tracer(), CallLimits(limits)
         message_size = ("grpc.max_receive_message_length", parse_size(limits.message_size))
         self._server = grpc.aio.server(
             interceptors=[
-                Interceptor(self._gate, metrics, tracer, calls, lambda _, context: callers.of(context.peer()))
+                Interceptor(
+                    self._gate, engine.failures, metrics, tracer, calls, lambda _, context: callers.of(context.peer())
+                )
             ],
             options=(*_OPTIONS, message_size),
             maximum_concurrent_rpcs=_MAX_CONCURRENT_RPCS,
@@ -81,7 +83,7 @@ class RpcServer:
         self._servers = [self._server]
         self._network = network
         if network is not None:
-            interceptor = Interceptor(self._gate, metrics, tracer, calls, network.admit)
+            interceptor = Interceptor(self._gate, engine.failures, metrics, tracer, calls, network.admit)
             self._servers.append(network.make_server(interceptor, message_size))
         metrics.limit_leases(_MAX_CONCURRENT_RPCS)
         views = Views(engine, access or AccessPolicy())

@@ -16,7 +16,7 @@ from cached.cache.resolver import Resolver
 from cached.catalog_file import CatalogModel
 from cached.clock import Clock, SystemClock
 from cached.config import Config, origin_defaults
-from cached.errors import InvalidRequestError
+from cached.errors import CachedError, InvalidRequestError
 from cached.index import ModelRecord
 from cached.metrics import Metrics
 from cached.refs import Ref
@@ -82,6 +82,11 @@ class _Told:
         _log.warning(kind, message=message, model=name, revision=revision, **fields)
 
 
+def _report(kind: str, error: CachedError, message: str, /, **fields: object) -> None:
+    """Likewise. See chain.Report."""
+    _log.warning(kind, message=message, reason=error.reason, chain=error.chain, **fields)
+
+
 @asynccontextmanager
 async def open_tools(
     config: Config, catalog: Mapping[str, CatalogModel], *, max_memory_bytes: int
@@ -100,9 +105,9 @@ async def open_tools(
         nice=config.transfer.nice,
         idle_timeout_s=config.transfer.idle_timeout_s,
         clock=clock,
-        on_restart=metrics.mover_restarts.inc,
+        on_death=lambda error: _log.error("mover.died", error=error.message, **error.fields),
     )
-    runner = Chains(new_lanes(config, clock, pool, max_ranges=ranges), clock, events=_Told())
+    runner = Chains(new_lanes(config, clock, pool, max_ranges=ranges), clock, events=_Told(), report=_report)
     retry = RetryPolicy(max_attempts=config.transfer.max_attempts, budget_s=config.transfer.retry_budget_s)
     registry = KnownModels(catalog)
     asking = _Asking(runner, clock, retry, metrics, registry)

@@ -49,6 +49,9 @@ _OTHER_S = 300.0
 _WRONG_S = 3600.0
 """… and one whose bytes were wrong has to be looked at by somebody."""
 _REMEMBERED = 4096
+_LINKS = 1000
+"""Models' places at caches that something is known of; catalogs come and go."""
+
 _CANNOT_SERVE = (OriginError, NotFoundError, InvalidRequestError, ConfigError)
 """Of a link in front: the next one is asked. Options that cannot be used are no reason to have no model."""
 
@@ -58,6 +61,14 @@ class Events(Protocol):
 
     def emit(self, kind: str, message: str, *, name: str = "", revision: str = "", **fields: object) -> None:
         """An event of this kind."""
+        ...
+
+
+class Report(Protocol):
+    """Where failures that cost a link its turn are counted and told."""
+
+    def __call__(self, kind: str, error: CachedError, message: str, /, **fields: Any) -> None:
+        """An event of this kind, which the error brought about."""
         ...
 
 
@@ -94,7 +105,8 @@ class Chains:
     """Runs jobs on ``runner``; those of a chain of origins on one of its links.
 
     ``on_bytes`` hears of the bytes of every range, by the origin's name; ``on_failover`` of each range that a
-    link could not serve, with the reason; and ``events`` of links that are skipped, are back, or sent wrong bytes.
+    link could not serve, with the reason; ``events`` of links that are back, and ``report`` of those that are skipped,
+    or sent wrong bytes.
     """
 
     def __init__(
@@ -105,14 +117,16 @@ class Chains:
         on_bytes: Callable[[str, int], None] = lambda _origin, _length_bytes: None,
         on_failover: Callable[[str, str], None] = lambda _origin, _reason: None,
         events: Events,
+        report: Report,
     ) -> None:
         self._runner = runner
         self._clock = clock
         self._on_bytes = on_bytes
         self._on_failover = on_failover
         self._events = events
+        self._report = report
         self._breakers: dict[tuple[str, str], Breaker] = {}
-        self._links: dict[tuple[str, tuple[tuple[str, str], ...]], _Link] = {}
+        self._links: OrderedDict[tuple[str, tuple[tuple[str, str], ...]], _Link] = OrderedDict()
         self._looking: SingleFlight[tuple[int, str, str], OriginObject] = SingleFlight()
 
     async def close(self) -> None:
@@ -314,9 +328,9 @@ class Chains:
         at_once = not isinstance(error, OriginError) or not error.retryable
         if link.breaker.failed(now_s, error.message, at_once=at_once):
             pause_s = link.breaker.left_s(now_s)
-            self._events.emit(
-                "origin.skipped", f"{link.name} is not asked for {pause_s:.0f} s: {error.message}", origin=link.name,
-                reason=error.reason,
+            self._report(
+                "origin.skipped", error, f"{link.name} is not asked for {pause_s:.0f} s: {error.message}",
+                origin=link.name,
             )  # fmt: skip
 
     def _wrong(self, link: _Link, item: OriginObject, why: str) -> None:
@@ -326,9 +340,10 @@ class Chains:
         known.skipped_until_s, known.why = now_s + _WRONG_S, f"it sent wrong bytes of {item.path}"
         link.breaker.failed(now_s, known.why, at_once=True)
         self._on_failover(link.name, IntegrityError.reason)
-        self._events.emit(
-            "origin.blamed", f"{link.name} sent wrong bytes of {item.path}, which come from elsewhere now: {why}",
-            origin=link.name, path=item.path,
+        self._report(
+            "origin.blamed", IntegrityError(why, path=item.path),
+            f"{link.name} sent wrong bytes of {item.path}, which come from elsewhere now: {why}",
+            origin=link.name,
         )  # fmt: skip
 
     def _link(self, spec: OriginSpec) -> _Link:
@@ -338,6 +353,11 @@ class Chains:
             name, bucket = name_of(spec), spec.uri.partition("://")[2].partition("/")[0]
             breaker = self._breakers.setdefault((name, bucket), Breaker())
             link = self._links[key] = _Link(spec, name, breaker)
+        self._links.move_to_end(key)
+        if len(self._links) > _LINKS:
+            self._links.popitem(last=False)
+            used = {id(link.breaker) for link in self._links.values()}
+            self._breakers = {place: breaker for place, breaker in self._breakers.items() if id(breaker) in used}
         return link
 
 

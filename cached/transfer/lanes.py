@@ -27,6 +27,9 @@ from cached.types import OriginStats
 _log = structlog.get_logger(__name__)
 
 _LOOK_S = 0.25
+_REMEMBERED = 100
+"""Origins whose width is known though they are not used."""
+
 _BUSY = frozenset(
     {"SlowDown", "ServiceUnavailable", "Throttling", "TooManyRequests", "RequestLimitExceeded", "503", "429"}
 )
@@ -71,8 +74,16 @@ class Lanes:
         if lane is None:
             width = Width(start=self._start, high=self._max_ranges)
             policy = HedgePolicy() if self._hedging and not name.startswith("file:") else None
+            self._forget_idle()
             lane = self._lanes[name] = Lane(name, self._pool, self._clock, width, policy, self._on_hedge)
         return await lane.fetch(job, priority)
+
+    def _forget_idle(self) -> None:
+        """Anybody may name an origin: what was measured of those that are not used is not kept for ever."""
+        if len(self._lanes) >= _REMEMBERED:
+            idle = [name for name, lane in self._lanes.items() if not (lane.stats.in_flight or lane.stats.waiting)]
+            for name in idle[: len(self._lanes) - _REMEMBERED + 1]:
+                del self._lanes[name]
 
     def prepare(self, job: Prepare) -> None:
         """See MoverPool."""

@@ -139,7 +139,11 @@ class _Desk:
             line = wire.encode_error(request_id, error)
         except Exception as error:  # noqa: BLE001 - the boundary of the process: logged here, reported to the daemon
             traceback.print_exc()
-            failure = MoverError(f"{type(job).__name__} failed in a mover: {error!r}", hint="the log has its trace")
+            failure = MoverError(
+                f"{type(job).__name__} failed in a mover",
+                hint="report it with the traceback: journalctl -u cached | grep mover.stderr",
+            )
+            failure.__cause__ = error
             line = wire.encode_error(request_id, failure)
         del self._controls[request_id]
         try:

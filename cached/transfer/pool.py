@@ -54,7 +54,7 @@ class MoverPool:
     Each works on ``threads`` local jobs at a time, and all together on ``ranges`` jobs that wait for an origin (at
     least on ``threads`` each). All methods are to be called in one running event loop, and ``close`` must be awaited
     before it ends. Processes are started when those running have more than a few jobs each, and ended after
-    ``idle_timeout_s`` without work. ``restarts`` counts those that died, and ``on_restart`` hears of each.
+    ``idle_timeout_s`` without work. ``restarts`` counts those that died, and ``on_death`` hears of each.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class MoverPool:
         clock: Clock,
         ranges: int = 0,
         job_timeout_s: float = 300.0,
-        on_restart: Callable[[], None] = lambda: None,
+        on_death: Callable[[MoverError], None] = lambda _error: None,
         start: StartMover = start_mover,
     ) -> None:
         self.capacity = movers * threads
@@ -79,7 +79,7 @@ class MoverPool:
         self._idle_timeout_s = idle_timeout_s
         self._job_timeout_s = job_timeout_s
         self._clock = clock
-        self._on_restart = on_restart
+        self._on_death = on_death
         self._start = start
         self._numbers = 0
         self._waiting = Waiting()
@@ -374,8 +374,13 @@ class MoverPool:
             self._again(ticket, mover, cause)
         if unexpected:
             self.restarts += 1
-            _log.error("mover.died", pid=mover.pid, cause=mover.death(), jobs=len(tickets), ready=mover.ready)
-            self._on_restart()
+            self._on_death(
+                MoverError(
+                    f"mover {mover.pid} died: {mover.death()}",
+                    hint="see mover.stderr in the log, and dmesg",
+                    pid=mover.pid, jobs=len(tickets), last_words=" | ".join(list(mover.last_lines)[-3:]),
+                )
+            )  # fmt: skip
             if not mover.ready:
                 self._start_failed(cause)
         if not self._closed:

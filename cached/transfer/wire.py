@@ -121,10 +121,10 @@ def _word(value: object, line: bytes, *allowed: Word) -> Word:
 
 
 def _error(data: object, line: bytes) -> CachedError:
-    if not isinstance(data, dict) or set(data) != {"reason", "message", "hint", "fields"}:
+    if not isinstance(data, dict) or set(data) != {"reason", "message", "hint", "fields", "causes"}:
         raise _nonsense("not an error", line)
     fields = data["fields"]
-    if not isinstance(fields, dict) or {"message", "hint"} & set(fields):
+    if not isinstance(fields, dict) or {"message", "hint"} & set(fields) or not isinstance(data["causes"], list):
         raise _nonsense("not an error", line)
     return CachedError.from_dict(data)
 

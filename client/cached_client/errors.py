@@ -111,6 +111,15 @@ class OriginDeniedError(OriginError):
     kind_reason = "ORIGIN_DENIED"
 
 
+class HostError(CacheError):
+    """The daemon could not do its work on this host: a disk, memory, or a process that moves bytes failed.
+
+    Fields: ``level``, ``path``, ``cause``.
+    """
+
+    kind_reason = "LEVEL_FAILED"
+
+
 class PermissionDeniedError(CacheError):
     """The daemon, or the mode of its socket, does not let this process in. Fields: ``uid``, ``gid`` or ``path``."""
 
@@ -209,6 +218,11 @@ _KINDS: dict[str, type[CacheError]] = {
 }  # fmt: skip
 _KINDS |= {
     "INVALID_CONFIG": InvalidRequestError,
+    "LEVEL_FAILED": HostError,
+    "MOVER_FAILED": HostError,
+    "CLUSTER_FAILED": HostError,
+    "ALREADY_RUNNING": HostError,
+    "LOCAL_ONLY": CacheError,
     "ORIGIN_PROTOCOL": OriginError,
     "OBJECT_CHANGED": OriginError,
 }

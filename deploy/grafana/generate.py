@@ -296,6 +296,8 @@ INTEGRITY = [
 ]  # fmt: skip
 
 DAEMON = [
+    Panel("Failures", "By reason, of loads, calls and work in the background; docs/operations.md has what to do.",
+          "ops", [Query(per_second("cached_failures_total", "reason") + " > 0", "{{reason}}")], width=12, stacked=True),
     Panel("Memory", "Of the daemons and of their movers; weights are not in it.", "bytes", [
         Query(f"max by (instance) (process_resident_memory_bytes{{{HOSTS}}})", "daemon, {{instance}}"),
         Query(f"max by (instance) (cached_mover_resident_memory_bytes{{{HOSTS}}})", "movers, {{instance}}"),

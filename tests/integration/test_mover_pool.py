@@ -48,7 +48,7 @@ async def test_work_of_a_killed_mover_is_done_by_another(files: Files) -> None:
     content = content_of(MIB)
     source = files.memory(MIB, content)
     heard: list[int] = []
-    async with pool_of(movers=1, threads=4, on_restart=lambda: heard.append(1)) as pool:
+    async with pool_of(movers=1, threads=4, on_death=heard.append) as pool:
         await pool.run(Checksum(source, 0, MIB))
         first = pool.pids[0]
         os.kill(first, signal.SIGSTOP)

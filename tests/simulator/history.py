@@ -136,13 +136,15 @@ class History:
 
     def _on_log(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
         self._logged.append((len(self.steps), method, dict(event)))
-        if method == "exception" or str(event.get("event", "")).endswith(".bug"):
+        if method == "exception" or event.get("event") == "internal.traceback":
             import sys
             import traceback
 
-            error = sys.exc_info()[1]
+            told = event.get("exc_info")
+            error = told if isinstance(told, BaseException) else sys.exc_info()[1]
             if error is not None and not isinstance(error, CachedError):
-                self._bugs.append(f"{event.get('event')}: " + "".join(traceback.format_exception(error)))
+                where = event.get("where", event.get("event"))
+                self._bugs.append(f"{where}: " + "".join(traceback.format_exception(error)))
         elif event.get("event") == "evicted" and self._life is not None:
             wrong = self._life.checks.evicted(event["model"], event["revision"], event["at"], event["reason"])
             self._bugs += [wrong] if wrong else []

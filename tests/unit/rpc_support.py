@@ -13,6 +13,9 @@ from typing import Self
 
 import grpc.aio
 
+from cached.cache.events import EventBus
+from cached.cache.failures import Failures
+from cached.clock import SystemClock
 from cached.errors import CachedError, NotFoundError
 from cached.metrics import Metrics
 from cached.overview import Holding, LevelUse, Limits, Move, MoveKind, MovePhase, Overview, Problem
@@ -151,6 +154,7 @@ class FakeEngine:
     """Whether a watch goes on after ``events``, as a real one does."""
     files: list[Path] = field(default_factory=list)
     opened: list[int] = field(default_factory=list)
+    failures: Failures = field(default_factory=lambda: Failures(EventBus(SystemClock()), Metrics(), SystemClock()))
 
     def _called(self, *call: object) -> None:
         self.calls.append(call)

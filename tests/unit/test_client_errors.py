@@ -17,7 +17,7 @@ from cached_client.connection import Connection
 from cached_client.errors import CacheError, error_of_reason, from_rpc_error
 from cached_client.testing import FakeDaemon
 
-PLAIN = {"INTERNAL", "LEVEL_FAILED", "MOVER_FAILED", "ALREADY_RUNNING", "LOCAL_ONLY"}
+PLAIN = {"INTERNAL", "LOCAL_ONLY"}
 """Reasons that a worker cannot treat in any particular way."""
 
 

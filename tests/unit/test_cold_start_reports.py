@@ -114,7 +114,7 @@ class Kept:
         self.clock = SystemClock()
         self.events = EventBus(self.clock)
         self.metrics = Metrics()
-        self.faults: list[str] = []
+        self.faults: list[Exception | None] = []
         self.registry = Registry(Index(folder / "index"), self.faults.append)
         self.registry.load()
         for name in models:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -119,6 +120,8 @@ async def test_a_wrong_token_is_told_and_the_connection_goes_on(tmp_path: Path) 
     async with serving(tmp_path) as it:
         worker = it.worker()
         answer, descriptors = await worker.ask({"token": "wrong", "files": [0]})
+        trace_id = answer["error"]["fields"].pop("trace_id")
+        assert re.fullmatch("[0-9a-f]{32}", trace_id), "it leads to the line in the log"
         assert answer == {
             "error": {"reason": "NOT_FOUND", "message": "no such lease", "hint": "attach again", "fields": {}}
         }

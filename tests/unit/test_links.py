@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cached.cache.links import DirectoryView
+from cached.errors import LevelError
 
 
 @pytest.fixture
@@ -40,3 +41,17 @@ def test_what_is_settled_or_hidden_follows_nothing(view: DirectoryView) -> None:
     view.moved("/ingest.1", "/elsewhere")
     assert links(view, "one", "r1") == {"a": "/blob.1"}
     assert view.path("two", "r2") == ""
+
+
+def test_a_view_that_cannot_be_taken_away_is_told(view: DirectoryView, tmp_path: Path) -> None:
+    """It would go on to show what was evicted, or is damaged."""
+    view.show("one", "r1", {"a": "/blob.1"}, current=True)
+    folder = Path(view.path("one", "r1"))
+    shown = tmp_path / "models" / ".views" / "one@r1"
+    shown.rename(tmp_path / "aside")
+    shown.symlink_to(tmp_path / "aside")
+    with pytest.raises(LevelError):
+        view.hide("one", "r1")
+    shown.unlink()
+    view.hide("one", "r1")
+    assert not folder.exists()

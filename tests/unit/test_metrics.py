@@ -136,9 +136,9 @@ def test_every_reason_that_the_code_gives_has_its_name() -> None:
     given = set()
     for path in (ROOT / "cached").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("degraded"):
-                given.add(ast.unparse(node.slice).strip("'"))
-    assert given - {"level.value", "0"} == DEGRADED_REASONS.keys() - {"other", "l1"}
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("degraded.began"):
+                given.add(ast.unparse(node.args[0]).strip("'"))
+    assert given - {"level.value", "OTHER"} == DEGRADED_REASONS.keys() - {"other", "l1"}
 
 
 def test_models_and_origins_beyond_a_number_count_together() -> None:

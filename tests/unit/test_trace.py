@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from cached.cache.events import EventBus
+from cached.cache.failures import Failures
 from cached.cache.trace import COLUMNS, TraceFiles, TraceLog
+from cached.errors import LevelError
 from cached.leases import Lease, LeaseTable
+from cached.metrics import Metrics
 from cached.simulate.trace import Row, read_trace
 from cached.types import Attached, Client
 
@@ -41,6 +45,7 @@ class Host:
         self.leases = LeaseTable()
         self.files = TraceFiles(folder)
         self.log = TraceLog(self.files, self.time)
+        self.failures = Failures(EventBus(self.time), Metrics(), self.time)
 
     def attach(self, name: str, size_bytes: int = 100) -> Lease:
         now_s, wall_s = self.time.monotonic_s(), self.time.wall_s()
@@ -89,7 +94,7 @@ async def test_the_files_are_traces_by_themselves(host: Host, tmp_path: Path) ->
 
 
 async def test_it_is_written_by_itself_now_and_then(host: Host, tmp_path: Path) -> None:
-    task = asyncio.create_task(host.log.run())
+    task = asyncio.create_task(host.log.run(host.failures))
     host.release(host.attach("a"))
     async with asyncio.timeout(30):
         while not host.files.read():
@@ -151,7 +156,8 @@ async def test_what_the_disk_refuses_is_written_later(host: Host, tmp_path: Path
     blocker = tmp_path / "trace.csv"
     blocker.mkdir()
     host.release(host.attach("a"))
-    await host.log.write()
+    with pytest.raises(LevelError, match="the trace of 1 attaches could not be written: Is a directory"):
+        await host.log.write()
     blocker.rmdir()
     host.release(host.attach("b"))
     await host.log.write()

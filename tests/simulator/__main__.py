@@ -77,7 +77,7 @@ def _start(seeds: range, told: IO[str], options: argparse.Namespace) -> int:
     if child:
         return child
     gc.disable()  # what killed daemons left must not be finished
-    sys.stdout = told
+    sys.stdout = told  # type: ignore[assignment]
     try:
         failed = [seed for seed in seeds if _tell(seed, options)]
         print("failed:", *failed)

@@ -9,11 +9,13 @@ MAKEFLAGS += --no-builtin-rules
 VENV := .venv
 VENV_PROTO := .venv-proto
 VENV_PEERS := .venv-peers
+VENV_AUDIT := .venv-audit
 VENV_VLLM := .venv-vllm
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STAMP_PROTO := $(VENV_PROTO)/.installed
 STAMP_PEERS := $(VENV_PEERS)/.installed
+STAMP_AUDIT := $(VENV_AUDIT)/.installed
 STAMP_VLLM := $(VENV_VLLM)/.installed
 
 # The first of these that runs and is new enough; override with PYTHON=.
@@ -75,6 +77,7 @@ lock: ## Resolve requirements/*.in and both pyproject.toml files into hashed loc
 	@[ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(LOCK_COMMAND) requirements/bootstrap.in -o requirements/bootstrap.lock
 	$(LOCK_COMMAND) requirements/proto.in -o requirements/proto.lock
+	$(LOCK_COMMAND) requirements/audit.in -o requirements/audit.lock
 	$(LOCK_COMMAND) --overrides requirements/overrides.txt requirements/peers.in -o requirements/peers.lock
 	$(LOCK_COMMAND_VLLM) --overrides requirements/vllm-overrides.txt requirements/vllm.in client/pyproject.toml \
 		-o requirements/vllm.lock
@@ -85,7 +88,7 @@ lock: ## Resolve requirements/*.in and both pyproject.toml files into hashed loc
 		pyproject.toml client/pyproject.toml -o requirements/runtime.lock
 
 # What of the optional dependencies the container image has.
-IMAGE_EXTRAS := --extra az --extra gs --extra kubernetes --extra otel
+IMAGE_EXTRAS := --extra az --extra gs --extra kubernetes --extra otel --extra sign
 
 # Pins that are in a lock stay; `make lock LOCK_ARGS=--upgrade` moves them.
 LOCK_ARGS ?=
@@ -93,6 +96,11 @@ LOCK_COMMON = $(BIN)/uv pip compile --quiet --system-certs --universal --generat
 	--no-emit-index-url --no-annotate --no-header $(LOCK_ARGS)
 LOCK_COMMAND = $(LOCK_COMMON) --python-version 3.11
 LOCK_COMMAND_VLLM = $(LOCK_COMMON) --python-version 3.12
+
+$(STAMP_AUDIT): requirements/bootstrap.lock requirements/audit.lock
+	$(call create_venv,$(VENV_AUDIT))
+	$(call install_lock,$(VENV_AUDIT),requirements/audit.lock)
+	@touch $@
 
 # What `make bench` measures beside: its packages may not fit into one environment with ours.
 $(STAMP_PEERS): requirements/bootstrap.lock requirements/peers.lock
@@ -141,7 +149,7 @@ version: ## Set the version of both distributions (V=0.2.0); then write its sect
 
 .PHONY: clean
 clean: ## Remove the environments, build output and caches
-	rm -rf $(VENV) $(VENV_PROTO) $(VENV_PEERS) $(VENV_VLLM) build dist client/build client/dist .coverage .coverage.* htmlcov coverage.xml \
+	rm -rf $(VENV) $(VENV_PROTO) $(VENV_PEERS) $(VENV_AUDIT) $(VENV_VLLM) build dist client/build client/dist .coverage .coverage.* htmlcov coverage.xml \
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -186,6 +194,10 @@ docs-check: $(STAMP) ## Documents and manifests are fresh, name what there is, a
 .PHONY: locks
 locks: ## The locks hold pins and hashes, no address, index or option
 	if grep -nE '://|^ *-(-index|-extra|-find|-trusted|i|f)' requirements/*.lock; then exit 1; fi
+
+.PHONY: audit
+audit: $(STAMP_AUDIT) ## Known vulnerabilities of what is installed with us, by pypi.org (needs the network; not part of check)
+	$(VENV_AUDIT)/bin/pip-audit --requirement requirements/runtime.lock --require-hashes --disable-pip --strict
 
 ##@ Tests
 

@@ -7,20 +7,23 @@ value and what would be right.
 from __future__ import annotations
 
 import contextlib
+import grp
 import json
+import pwd
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from cached.access import AccessList
 from cached.errors import ConfigError, InvalidRequestError
 from cached.problems import Problem, nearest, report_problems
 from cached.refs import artifact_digest, check_digest, check_name, check_path
 from cached.schedule import WindowError, parse_window
-from cached.settings import resolve_capacity
+from cached.setting_checks import resolve_capacity
 from cached.types import Level, Tier
 from cached.units import parse_size
 
@@ -40,6 +43,7 @@ SCHEMES: Final = tuple(ORIGIN_KEYS)
 
 _MAX_BYTES: Final = 16 * 1024 * 1024
 _MAX_PRIORITY: Final = 1000
+_NO_ID: Final = 2**32 - 1
 _MAX_LINKS: Final = 8
 _IN_LINK: Final = 'options of a link stand in it: {"source": "s3://BUCKET/PREFIX", "origin": {"endpoint_url": "…"}}'
 _LEVELS: Final = (Level.L1, Level.L2)
@@ -63,7 +67,8 @@ class CatalogModel:
     ``sha256``: path within the model → digest. ``origin``: options of its origin, by name, as text. A model of higher
     ``priority`` is evicted later within its tier, and confirmed earlier after a restart. ``base``: the model that it is
     an adapter of, which the catalog need not know. ``tenant``: one of the catalog's. ``front``: of a chain
-    (``origins``) all links but the last, which is ``source`` with ``origin``.
+    (``origins``) all links but the last, which is ``source`` with ``origin``. ``access``: who may know of it; None: its
+    tenant's list counts.
     """
 
     name: str
@@ -81,6 +86,7 @@ class CatalogModel:
     base: str = ""
     tenant: str = ""
     front: tuple[CatalogLink, ...] = ()
+    access: AccessList | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,30 +94,41 @@ class Catalog:
     """All models and tenants of the catalog, by name, in the file's order.
 
     A tenant is a group of models that have a quota together: at each level that it has one for a size, or a share of
-    the level, as text.
+    the level, as text. ``access``: of tenants that have one, the list for those of their models that have none.
     """
 
     models: Mapping[str, CatalogModel] = field(default_factory=dict)
     tenants: Mapping[str, Mapping[Level, str]] = field(default_factory=dict)
+    access: Mapping[str, AccessList] = field(default_factory=dict)
 
 
-def load_catalog(path: Path) -> Catalog:
-    """Reads a catalog file; blocks. Raises ConfigError naming every problem."""
+def load_catalog(path: Path, check: Callable[[bytes], object] = lambda _data: None) -> Catalog:
+    """Reads a catalog file; blocks. Raises ConfigError naming every problem.
+
+    ``check`` sees the file's bytes before anything is made of them, and raises what is to be raised.
+    """
     kind = {".json": "json", ".toml": "toml"}.get(path.suffix.lower())
     if kind is None:
         raise _unusable(f"{path}: a catalog's name ends with .json or .toml", str(path), "rename the file")
+    data = _read(path)
+    check(data)
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise _unusable(f"{path} is larger than 16 MiB", str(path), "give the path of a catalog")
         text = data.decode("utf-8")
-    except OSError as error:
-        hint = "give the right path, and let the daemon's user read it"
-        raise _unusable(f"cannot read the catalog {path}: {error.strerror}", str(path), hint) from error
     except UnicodeDecodeError as error:
         raise _unusable(f"{path} is not UTF-8: {error}", str(path), "save it as UTF-8") from error
     return parse_catalog(text, kind, str(path))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        hint = "give the right path, and let the daemon's user read it"
+        raise _unusable(f"cannot read the catalog {path}: {error.strerror}", str(path), hint) from error
+    if len(data) > _MAX_BYTES:
+        raise _unusable(f"{path} is larger than 16 MiB", str(path), "give the path of a catalog")
+    return data
 
 
 def parse_catalog(text: str, kind: str, where: str) -> Catalog:
@@ -152,21 +169,53 @@ class _Reader:
             key = f"models.{name}"
             if self._checked(key, name, check_name) is not None and (model := self._model(key, name, entry)):
                 models[name] = model
-        tenants = self._tenants(top.get("tenants", {}))
+        tenants, access = self._tenants(top.get("tenants", {}))
         for model in models.values():
             self._relations(model, models, tenants)
-        return Catalog(MappingProxyType(models), MappingProxyType(tenants))
+        return Catalog(MappingProxyType(models), MappingProxyType(tenants), MappingProxyType(access))
 
-    def _tenants(self, value: Any) -> dict[str, Mapping[Level, str]]:
+    def _tenants(self, value: Any) -> tuple[dict[str, Mapping[Level, str]], dict[str, AccessList]]:
         tenants: dict[str, Mapping[Level, str]] = {}
+        access: dict[str, AccessList] = {}
         for name, entry in self._table("tenants", value).items():
             key = f"tenants.{name}"
             table = self._table(key, entry)
-            self._known_keys(key, table, tuple(level.value for level in _LEVELS))
+            self._known_keys(key, table, ("access", *(level.value for level in _LEVELS)))
             if self._checked(key, name, check_name) is not None:
                 bounds = {level: self._bound(f"{key}.{level}", table.get(level.value)) for level in _LEVELS}
                 tenants[name] = MappingProxyType({level: bound for level, bound in bounds.items() if bound})
-        return tenants
+                if (found := self._access(f"{key}.access", table.get("access"))) is not None:
+                    access[name] = found
+        return tenants, access
+
+    def _access(self, key: str, value: Any) -> AccessList | None:
+        """Users and groups, by number or by the name that this host knows; an empty list lets in operators alone."""
+        if value is None:
+            return None
+        table = self._table(key, value)
+        self._known_keys(key, table, ("gids", "groups", "uids", "users"))
+        uids = self._ids(f"{key}.uids", table.get("uids", []))
+        gids = self._ids(f"{key}.gids", table.get("gids", []))
+        for name in self._texts(f"{key}.users", table.get("users", []), "a user of this host, such as 'serving'"):
+            with self._refused_if_unknown(f"{key}.users", name, "user", "uids"):
+                uids.add(pwd.getpwnam(name).pw_uid)
+        for name in self._texts(f"{key}.groups", table.get("groups", []), "a group of this host, such as 'team-a'"):
+            with self._refused_if_unknown(f"{key}.groups", name, "group", "gids"):
+                gids.add(grp.getgrnam(name).gr_gid)
+        return AccessList(frozenset(uids), frozenset(gids))
+
+    @contextlib.contextmanager
+    def _refused_if_unknown(self, key: str, name: str, what: str, ids: str) -> Iterator[None]:
+        try:
+            yield
+        except KeyError:
+            self._refuse(key, name, f"this host has no such {what}", f"create it, or write its number under {ids}")
+
+    def _ids(self, key: str, value: Any) -> set[int]:
+        if not isinstance(value, list) or not all(type(item) is int and 0 <= item < _NO_ID for item in value):
+            self._refuse(key, value, "is not a list of numeric ids", "write whole numbers, such as [1001, 1002]")
+            return set()
+        return set(value)
 
     def _bound(self, key: str, value: Any) -> str:
         """A size or a share, as text."""
@@ -220,6 +269,7 @@ class _Reader:
             origin=last.origin,
             base=self._name(f"{key}.base", table.get("base")),
             tenant=self._name(f"{key}.tenant", table.get("tenant")),
+            access=self._access(f"{key}.access", table.get("access")),
         )
 
     def _links(self, key: str, table: Mapping[str, Any]) -> list[CatalogLink]:

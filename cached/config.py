@@ -19,11 +19,12 @@ from urllib.parse import urlsplit
 
 from cached.errors import ConfigError
 from cached.problems import Problem, nearest, report_problems
+from cached.setting_checks import PATH_CHECKS, resolve_capacity
 from cached.settings import (
-    PATH_CHECKS,
     TYPE_WORDS,
     AccessConfig,
     ArtifactsConfig,
+    CatalogConfig,
     Config,
     DaemonConfig,
     FleetConfig,
@@ -31,15 +32,16 @@ from cached.settings import (
     HubConfig,
     L1Config,
     L2Config,
+    LimitsConfig,
     S3Config,
     ScrubConfig,
     Setting,
+    TcpConfig,
     TelemetryConfig,
     TransferConfig,
     describe_settings,
     origin_defaults,
     origin_options,
-    resolve_capacity,
     sections,
     setting_type,
 )
@@ -47,6 +49,7 @@ from cached.settings import (
 __all__ = [
     "AccessConfig",
     "ArtifactsConfig",
+    "CatalogConfig",
     "Config",
     "DaemonConfig",
     "FleetConfig",
@@ -54,11 +57,13 @@ __all__ = [
     "HubConfig",
     "L1Config",
     "L2Config",
+    "LimitsConfig",
     "LoadedConfig",
     "Place",
     "S3Config",
     "ScrubConfig",
     "Setting",
+    "TcpConfig",
     "TelemetryConfig",
     "TransferConfig",
     "default_socket",
@@ -83,7 +88,7 @@ SYSTEM_STATE_DIR = "/var/lib/cached"
 SYSTEM_CONFIG_FILE = "/etc/cached/config.toml"
 
 _MAX_TOKEN_BYTES = 64 * 1024
-_NOT_SETTINGS = re.compile(r"CACHED_(CONFIG|MODEL_PATH|SERVICE_.*|PORT|PORT_.*)")
+_NOT_SETTINGS = re.compile(r"CACHED_(ADDRESS|CONFIG|MODEL_PATH|TLS_(CA|CERT|KEY)|SERVICE_.*|PORT|PORT_.*)")
 """Variables of ours that are no settings, and those that Kubernetes sets in every pod beside a Service named cached."""
 _LISTS: dict[Any, type] = {tuple[int, ...]: int, tuple[str, ...]: str}
 _SHORT_NAMES = {"CACHED_SOCKET": "daemon.socket"}

@@ -157,6 +157,19 @@ class PermissionDeniedError(CachedError):
     reason = "PERMISSION_DENIED"
 
 
+class LimitExceededError(CachedError):
+    """One more than a caller may have at the same time. Fields: ``limit``, ``setting``, ``caller``, ``allowed``."""
+
+    reason = "LIMIT_EXCEEDED"
+    retryable = True
+
+
+class LocalOnlyError(CachedError):
+    """Asked for over a network, and only had on the daemon's own host. Fields: ``method``, ``socket``."""
+
+    reason = "LOCAL_ONLY"
+
+
 class AlreadyRunningError(CachedError):
     """Another daemon holds the state folder or socket. Fields: ``path``, ``holder_pid``."""
 

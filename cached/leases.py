@@ -119,11 +119,7 @@ class LeaseTable:
         """Raises NotFoundError. An id is no secret: it proves nothing about the caller."""
         lease = self._leases.get(lease_id)
         if lease is None:
-            raise NotFoundError(
-                f"there is no lease {lease_id[:64]!r}",
-                hint="it ended, or the daemon was restarted: attach again",
-                ref=lease_id[:64],
-            )
+            raise no_lease(lease_id)
         return lease
 
     def by_token(self, token: str) -> Lease:
@@ -133,9 +129,7 @@ class LeaseTable:
         """
         found = self._by_token.get(_key(token))
         if found is None:
-            raise PermissionDeniedError(
-                "the token belongs to no lease", hint="the lease ended, or the daemon was restarted: attach again"
-            )
+            raise no_such_token()
         return found
 
     def authorised(self, lease_id: str, token: str) -> Lease:
@@ -179,6 +173,22 @@ class LeaseTable:
     def infos(self) -> tuple[LeaseInfo, ...]:
         """All leases as shown to people; oldest first."""
         return tuple(lease.info() for lease in self._leases.values())
+
+
+def no_lease(lease_id: str) -> NotFoundError:
+    """What is said of a lease that is not held, or not told of."""
+    return NotFoundError(
+        f"there is no lease {lease_id[:64]!r}",
+        hint="it ended, or the daemon was restarted: attach again",
+        ref=lease_id[:64],
+    )
+
+
+def no_such_token() -> PermissionDeniedError:
+    """What is said of a token that is of no lease, or of one that is not told of."""
+    return PermissionDeniedError(
+        "the token belongs to no lease", hint="the lease ended, or the daemon was restarted: attach again"
+    )
 
 
 def check_keep_alive(seconds: float) -> float:

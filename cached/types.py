@@ -324,6 +324,12 @@ class Freed:
     l1_bytes: int = 0
     l2_bytes: int = 0
 
+    def plus(self, level: Level, size_bytes: int) -> Freed:
+        """With what left this level besides."""
+        if level is Level.L1:
+            return Freed(self.l1_bytes + size_bytes, self.l2_bytes)
+        return Freed(self.l1_bytes, self.l2_bytes + size_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Damage:

@@ -66,7 +66,9 @@ class Fault:
     range: str = ""  # only requests with this very Range header
     after_bytes: int = 0
     status: int = 503
+    code: str = ""  # S3's, instead of the usual one of the status
     message: str = "as told by the test"
+    wait: bool = False  # a status is answered once it is released
     rate_bytes_per_s: float = 1e6
     hits: int = 0
     reached: threading.Event = field(default_factory=threading.Event)
@@ -331,7 +333,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer_status(self, fault: Fault) -> None:
         self._seen.status = fault.status
-        code = {503: "SlowDown", 500: "InternalError", 403: "AccessDenied"}.get(fault.status, "Broken")
+        fault.reached.set()
+        if fault.wait:
+            fault.gate.wait()
+        usual = {503: "SlowDown", 500: "InternalError", 403: "AccessDenied"}.get(fault.status, "Broken")
+        code = fault.code or usual
         text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{fault.message}</Message></Error>".encode()
         self.send_response_only(fault.status)
         self.send_header("Content-Type", "application/xml")

@@ -18,7 +18,6 @@ import grpc
 from cached_client._proto import cached_pb2 as pb
 from tests.integration.harness import DaemonProcess, wait_for
 
-_REST_TIMEOUT_S = 20.0
 _PAGE_BYTES = 4096
 
 
@@ -37,7 +36,7 @@ def check_at_rest(
         return not problems
 
     try:
-        wait_for(settled, "rest", _REST_TIMEOUT_S)
+        wait_for(settled, "rest")
     except AssertionError:
         raise AssertionError("the invariants do not hold at rest:\n" + "\n".join(problems)) from None
     if content:

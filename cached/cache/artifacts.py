@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from cached.artifact_types import Artifact, ArtifactFound, ArtifactOffer, PutOutcome
 from cached.cache.artifact_key import (
@@ -54,6 +54,7 @@ from cached.units import parse_size
 _TICKET_S = 60.0
 _TIDY_S = 5.0
 _MAX_TICKETS = 1024
+_MAX_ASKED = 1024
 _NEAREST = 3
 _MAX_REMOTE = 256
 """Keys that are read at the destination to compare with; a listing shows no more either."""
@@ -77,6 +78,8 @@ class Artifacts:
         self._may_save = config.save
         self._destination = destination_of(config)
         self._keys: dict[str, dict[str, str]] = {}
+        self._asked: dict[str, dict[str, str]] = {}
+        """Keys by the names that they give, of what was asked for lately."""
         self._tickets: dict[str, tuple[float, Peer]] = {}
         self._saving: set[str] = set()
         self._writer = ArtifactWriter(services, loader, evictor)
@@ -84,21 +87,25 @@ class Artifacts:
 
     # Finding.
 
-    async def find(self, key: Mapping[str, str], *, local_only: bool) -> ArtifactFound:
+    async def find(
+        self, key: Mapping[str, str], *, local_only: bool, sees: Callable[[str], bool] = lambda _name: True
+    ) -> ArtifactFound:
         """The artifact of exactly this key, here or else at the destination; where there is none, those nearest to it.
 
-        With ``local_only`` nobody else is asked.
+        With ``local_only`` nobody else is asked. For who does not see an artifact (``sees``, by name) there is none.
 
         Raises InvalidRequestError for what is no key, and what keeps the destination from being asked.
         """
         name = name_of(key)
+        self._note_key(name, key)
         found = self.here(name)
         if found is None and not local_only:
             found = await self._at_destination(name, key)
+        found = found if sees(name) else None
         nearest: list[Artifact] = []
         if found is None:
             remote = [] if local_only else await self._remote()
-            others = {item.name: item for item in (*remote, *self.local())}
+            others = {item.name: item for item in (*remote, *self.local()) if item.name != name and sees(item.name)}
             nearest = sorted(others.values(), key=lambda item: (distance(key, item.key), -item.saved_time_s, item.name))
         return ArtifactFound(name, found, tuple(nearest[:_NEAREST]), self._destination.uri)
 
@@ -126,6 +133,21 @@ class Artifacts:
         archive = _archive_of(manifest)
         key = self._key_of(manifest)
         return self._described(model, manifest, archive, key) if archive is not None and key is not None else None
+
+    def model_of(self, name: str) -> str:
+        """The model that an artifact was compiled for, as its key says; empty where no key of this name was seen."""
+        key = self._keys.get(name) or self._asked.get(name)
+        if key is None:
+            model = self._services.registry.models.get(name)
+            manifest = model.current if model else None
+            key = self._key_of(manifest) if manifest and self._services.registry.is_here(manifest) else None
+        return key["model"] if key else ""
+
+    def _note_key(self, name: str, key: Mapping[str, str]) -> None:
+        """Whoever attaches it next asks by name alone, and then it is told by its key who may."""
+        self._asked[name] = dict(key)
+        while len(self._asked) > _MAX_ASKED:
+            del self._asked[next(iter(self._asked))]
 
     def _described(self, model: Model, manifest: Manifest, archive: Archive, key: Mapping[str, str]) -> Artifact:
         registry = self._services.registry
@@ -224,6 +246,7 @@ class Artifacts:
             name = artifact_name(item.path.partition("/")[0])
             try:
                 keys[name] = parse_document(text.encode(), name)
+                self._note_key(name, keys[name])
             except IntegrityError as error:
                 self._services.events.emit("artifact.unreadable", error.message, name=name)
         return keys

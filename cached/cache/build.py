@@ -39,6 +39,7 @@ from cached.cache.trace import TraceFiles, TraceLog
 from cached.cache.upkeep import Upkeep
 from cached.cache.verified import VerifiedTimes
 from cached.cache.verify import Verifier
+from cached.cache.visibility import Visibility, new_policy
 from cached.clock import Clock
 from cached.config import Config, L1Config, origin_defaults
 from cached.errors import ConfigError
@@ -88,6 +89,7 @@ class Parts:
     describer: Describer
     overviews: Overviews
     artifacts: Artifacts
+    visibility: Visibility
     trace: TraceLog
     node_labels: NodeLabels | None
 
@@ -170,6 +172,7 @@ def build_parts(
     pulls = Pulls(services, loader, resolver, _stagger(config, services, kube, instance))
     inspector = Inspector(services, pulls)
     view = services.view
+    artifacts = Artifacts(services, resolver, loader, evictor, config.artifacts)
     cold_starts = ColdStarts(registry, metrics, services.events, clock)
     describer = Describer(
         services, loader, leases, view, Explainer(services, evictor), pulls, version=version, instance=instance
@@ -196,7 +199,8 @@ def build_parts(
         scrubber=Scrubber(services, inspector, config.scrub, lambda: bool(loader.loads)),
         describer=describer,
         overviews=Overviews(services, loader, leases, evictor, pulls, describer, cold_starts),
-        artifacts=Artifacts(services, resolver, loader, evictor, config.artifacts),
+        artifacts=artifacts,
+        visibility=Visibility(services, artifacts, new_policy(config.access), config.l1),
         trace=TraceLog(TraceFiles(state_dir), clock),
         node_labels=NodeLabels(services, kube, prefix=config.fleet.label_prefix)
         if kube is not None and config.fleet.node_labels

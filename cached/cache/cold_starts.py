@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from heapq import nlargest
 
@@ -86,9 +86,10 @@ class ColdStarts:
         name = self._registry.require(parse_ref(ref)).name
         return tuple(self._starts.get(name, ()))[-limit:]
 
-    def latest(self, limit: int) -> tuple[ColdStart, ...]:
-        """The last starts of all models, the latest first."""
-        names = list(self._starts)[-limit:] if limit else []
+    def latest(self, limit: int, sees: Callable[[str], bool] | None = None) -> tuple[ColdStart, ...]:
+        """The last starts of all models, or of those that ``sees`` lets through, the latest first."""
+        told = [name for name in self._starts if sees is None or sees(name)]
+        names = told[-limit:] if limit else []
         found = [start for name in names for start in self._starts[name]]
         return tuple(nlargest(limit, found, key=lambda start: start.reported_time_s))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cached.cache.absent import not_in_l1
 from cached.cache.load import Chosen, Load
 from cached.cache.loader import Loader
 from cached.cache.pulls import Pulls
 from cached.cache.services import Services
-from cached.errors import NotFoundError
 from cached.manifest import Manifest
 from cached.policy import Otherwise
 from cached.refs import Ref
@@ -135,7 +135,7 @@ class Contents:
         for part in self._services.registry.index.parts(ref.name):
             if selection is not None and selection.held and part.revision.startswith(ref.revision):
                 return _of(self._pulls.take_up(part, selection.held))
-        raise NotFoundError(f"{ref} is not in L1", hint="attach it without resume to bring it there", ref=str(ref))
+        raise not_in_l1(ref)
 
 
 def _of(load: Load) -> Content:

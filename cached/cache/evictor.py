@@ -67,6 +67,8 @@ class Evictor:
         self._leases = leases
         self._grace_until_s = services.clock.monotonic_s() + grace_s
         self._busy: Counter[tuple[str, str]] = Counter()
+        self._lingering: frozenset[str] = frozenset()
+        """Withdrawn segments that were still mapped at the end of a wait."""
         self._tidied: tuple[int, frozenset[str]] = (-1, frozenset())
         self._cold: list[Model] = []
         self._ahead_s = float("-inf")
@@ -128,15 +130,25 @@ class Evictor:
         registry = self._services.registry
         return level in registry.tenants.get(registry.known(name).tenant, {})
 
-    async def _until_free(self, level: Level, sizes: Mapping[str, int]) -> None:
-        """Waits a moment for movers and workers to let go of what was evicted, and for the disk."""
+    async def _until_free(self, level: Level, sizes: Mapping[str, int], *, last_hope: bool = False) -> None:
+        """Waits a moment for movers and workers to let go of what was evicted, and for the disk.
+
+        What somebody maps for longer is waited for once, and not by every load from then on; nor is there a wait
+        that cannot be enough. But for ``last_hope``: without that memory there is no room at all.
+        """
         if level is Level.L2:
             await self._services.storage.freed()
         storage, clock = self._services.storage, self._services.clock
         deadline_s = clock.monotonic_s() + _UNMAP_WAIT_S
         while level is Level.L1 and storage.missing_bytes(level, sizes) > 0:
             await storage.collect()
-            if not storage.withdrawn_bytes(level) or clock.monotonic_s() > deadline_s:
+            withdrawn = storage.l1.withdrawn_sizes
+            hoped_bytes = sum(size for segment, size in withdrawn.items() if segment not in self._lingering)
+            enough = hoped_bytes >= storage.missing_bytes(level, sizes) > 0
+            if not (withdrawn if last_hope else enough):
+                return
+            if clock.monotonic_s() > deadline_s:
+                self._lingering = frozenset(withdrawn)
                 return
             await clock.sleep(_UNMAP_POLL_S)
 
@@ -144,11 +156,16 @@ class Evictor:
         """Carries out the policy's plan for these sizes, or raises its shortfall having evicted nothing."""
         clock, level = self._services.clock, wanted.level
         planned = self._plan(wanted)
+        if level is Level.L1 and planned.shortfall is not None and planned.shortfall.withdrawn_would_do:
+            await self._until_free(level, wanted.sizes, last_hope=True)
+            planned = self._plan(wanted)
+        self._check(planned, level)
         left_s = self._grace_until_s - clock.monotonic_s()
         if level is Level.L1 and _victims(planned) and left_s > 0:
             # Workers of an earlier daemon may be about to take up their leases again.
             await clock.sleep(left_s)
             planned = self._plan(wanted)
+            self._check(planned, level)
         decision = planned.decision(level)
         assert decision is not None  # noqa: S101 - there was a need
         self._evict_planned(planned)
@@ -163,12 +180,13 @@ class Evictor:
         newcomer = facts.newcomer(name, revision, in_l2=level is Level.L1 and self._will_be_in_l2(name, revision))
         shared = self._services.registry.at_level(wanted.digests, level)
         need = Need(level, self._needed(level, wanted.sizes), name, newcomer, wanted.otherwise, shared)
-        planned = plan(facts.snapshot(need), now_s)
+        return plan(facts.snapshot(need), now_s)
+
+    def _check(self, planned: Plan, level: Level) -> None:
         if planned.shortfall is not None:
             error = planned.shortfall.error()
             error.fields["limited_by"] = self._services.storage.limited_by(level)
             raise error
-        return planned
 
     def _will_be_in_l2(self, name: str, revision: str) -> bool:
         """Where it would come from the next time: L2 has all of it, or has had no reason yet to refuse it."""

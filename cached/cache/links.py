@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from cached.errors import LevelError
+
+_PRIVATE = 0o1700
+"""With the sticky bit, which means nothing here: so it is known that it was us who closed the folder."""
 
 
 class DirectoryView:
@@ -22,6 +26,18 @@ class DirectoryView:
         self._views = models_dir / ".views"
         self._arriving: dict[str, dict[str, str]] = {}
         """Views of content whose bytes are to get other names: path in the model → absolute path of its bytes."""
+
+    def keep_private(self, *, private: bool) -> None:
+        """Whether others than the daemon's own user, and root, are kept from entering it, and so from its names."""
+        try:
+            _make_folder(self._root)
+            mode = stat.S_IMODE(self._root.stat().st_mode)
+            if private and mode & 0o077:
+                self._root.chmod(_PRIVATE)
+            elif not private and mode == _PRIVATE:
+                self._root.chmod(0o755)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def clear(self) -> None:
         """Starts empty: links of an earlier daemon may point to what is gone."""

@@ -160,7 +160,7 @@ class Load:
         return (self.plan.name, self.plan.revision, self.plan.level, self.plan.part)
 
     def flight_of(self, file: LoadFile) -> Flight | None:
-        """The flight that brings a file, or None if it was here already."""
+        """The flight that brings a file, or None if it was here already. The load must be ``opened``."""
         return self.flights[file.order.ingest_id] if file.order is not None else None
 
     async def until(self, reached: Callable[[], bool]) -> None:
@@ -220,8 +220,8 @@ class Load:
         return min(found, key=_CHECK_STRENGTH.index, default=CheckedBy.FIRST_SEEN)
 
     def digest_of(self, file: LoadFile) -> str:
-        """The blob's SHA-256, or nothing while that is unknown."""
-        flight = self.flight_of(file)
+        """The blob's SHA-256, or nothing while that is unknown. Also before the load is ``opened``."""
+        flight = self.flights.get(file.order.ingest_id) if file.order is not None else None
         return flight.record.digest if flight is not None and flight.record is not None else file.digest
 
     def check_of(self, file: LoadFile) -> CheckedBy:

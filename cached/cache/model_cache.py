@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
@@ -15,6 +15,7 @@ from cached.cache.attachment import Attachment
 from cached.cache.build import Parts, build_parts
 from cached.cache.hot_set import HotSet
 from cached.cache.registry import Model
+from cached.cache.visibility import Visibility
 from cached.cache.what_if import what_if
 from cached.catalog_file import Catalog
 from cached.clock import Clock, SystemClock
@@ -71,12 +72,18 @@ class ModelCache:
         """Makes every part from the configuration. Touches the state folder; moves no bytes yet."""
         return cls(build_parts(config, metrics, clock or SystemClock(), tracer or Tracer(), version=__version__))
 
+    @property
+    def visibility(self) -> Visibility:
+        """Who may know of which model: for the edges to ask."""
+        return self._parts.visibility
+
     async def start(self) -> None:
         """Finds what an earlier daemon left, and begins to confirm and resume it in the background."""
         self._parts.recovery.recover()
         self._parts.timed_pulls.load()
         self._parts.cold_starts.load()
         self._parts.foresight.load()
+        self._parts.visibility.refresh()
         self._parts.services.registry.write_behind()
         self.ready = True
         self._spawn("recovery", self._parts.recovery.resume())
@@ -118,7 +125,9 @@ class ModelCache:
 
     def set_catalog(self, catalog: Catalog) -> None:
         """Replaces the catalog; the upkeep brings hot models that are not in L1."""
+        self._parts.visibility.check(catalog)
         self._parts.services.registry.set_catalog(catalog)
+        self._parts.visibility.refresh()
 
     def set_budgets(self, config: Config) -> None:
         """Takes the budgets of the levels from these settings; what is over them then goes in the background."""
@@ -126,6 +135,11 @@ class ModelCache:
         if changed:
             self._parts.services.registry.changes += 1  # who is hot within the budget, say, has to be looked at again
             self.tell("budgets.changed", f"now {', '.join(changed)}")
+
+    @property
+    def degraded(self) -> dict[str, str]:
+        """What does not work as it should → why; parts outside of the engine add theirs."""
+        return self._parts.services.degraded
 
     def tell(self, kind: str, message: str, **fields: object) -> None:
         """Logs an event that began outside of the engine, and hands it to everyone who watches."""
@@ -146,7 +160,7 @@ class ModelCache:
         The pull goes on when the caller stops iterating. ``at_time_s``: it begins by itself at that Unix time, also in
         a later daemon, and this is answered at once; infinity takes back those that were asked for.
         """
-        self._require_running()
+        self.require_running()
         parsed = parse_ref(ref)
         if at_time_s:
             self._parts.timed_pulls.add(parsed, ref, at_time_s, source=source, level=level, tier=tier)
@@ -190,7 +204,7 @@ class ModelCache:
         ``keep_alive_s``: when the lease ends, however it does, the model stays in L1 before others for so long.
         ``selection``: only that of it is attached, and brought; or that is brought first.
         """
-        self._require_running()
+        self.require_running()
         parsed, keep_alive_s = parse_ref(ref), check_keep_alive(keep_alive_s)
         watch = AttachWatch(self._parts.services, parsed.name, counts=not resume)
         may_load = not (resume or only_if_resident)
@@ -230,6 +244,10 @@ class ModelCache:
         lease = self._parts.leases.by_token(token)
         lease.peer = peer
         return self._attachments[lease.lease_id].open_descriptors(file_indices)
+
+    def leased_name(self, token: str) -> str:
+        """The model of the lease whose token this is. Raises PermissionDeniedError."""
+        return self._parts.leases.by_token(token).name
 
     def list_models(self) -> tuple[ModelSummary, ...]:
         """Every known model, by name."""
@@ -299,6 +317,7 @@ class ModelCache:
         self._parts.timed_pulls.forget(name.name)
         self._parts.cold_starts.forget(name.name)
         self._parts.evictor.forget(self._parts.services.registry.require(name))
+        self._parts.visibility.refresh()
         await self._parts.services.registry.durable()
         await self._parts.services.storage.collect()
         return freed
@@ -314,10 +333,10 @@ class ModelCache:
         """Without a pause between the look at who holds it and its going."""
         freed, manifests = Freed(), self._unused(ref, level)
         for each in (Level.L1, Level.L2) if level is None else (level,):
-            freed = _plus(freed, each, self._parts.evictor.evict(manifests, each, "operator"))
+            freed = freed.plus(each, self._parts.evictor.evict(manifests, each, "operator"))
         if level is not Level.L2:
             for part in self._parts_of(ref):
-                freed = _plus(freed, Level.L1, self._parts.loader.drop_part(part))
+                freed = freed.plus(Level.L1, self._parts.loader.drop_part(part))
         return freed
 
     def _known_of(self, model: Model, ref: Ref) -> list[Manifest]:
@@ -377,16 +396,18 @@ class ModelCache:
         async for progress in self._parts.verifier.verify(manifests, repair=repair):
             yield progress
 
-    async def find_artifact(self, key: Mapping[str, str], *, local_only: bool) -> ArtifactFound:
+    async def find_artifact(
+        self, key: Mapping[str, str], *, local_only: bool, sees: Callable[[str], bool] = lambda _name: True
+    ) -> ArtifactFound:
         """The compile artifact of exactly this key, or those nearest to it; see Artifacts."""
-        self._require_running()
-        return await self._parts.artifacts.find(key, local_only=local_only)
+        self.require_running()
+        return await self._parts.artifacts.find(key, local_only=local_only, sees=sees)
 
     async def put_artifact(
         self, offer: ArtifactOffer, data: AsyncIterator[bytes]
     ) -> tuple[PutOutcome, Artifact | None]:
         """Saves a compile artifact; what became of that, and what is current now."""
-        self._require_running()
+        self.require_running()
         return await self._parts.artifacts.put(offer, data)
 
     async def list_artifacts(self, *, remote: bool) -> tuple[Artifact, ...]:
@@ -412,9 +433,9 @@ class ModelCache:
         """What is being brought to a level now, or made durable there."""
         return tuple(load.progress() for load in self._parts.loader.loads.values())
 
-    def overview(self, limits: Limits) -> Overview:
-        """What is where, what moves and who holds what, in one look."""
-        return self._parts.overviews.now(self.stats(), limits)
+    def overview(self, limits: Limits, sees: Callable[[str], bool] | None = None) -> Overview:
+        """What is where, what moves and who holds what, in one look; ``sees``: of these models alone."""
+        return self._parts.overviews.now(self.stats(), limits, sees)
 
     def trace(self) -> Iterator[Attached]:
         """The attaches that this host remembers, oldest first."""
@@ -476,7 +497,8 @@ class ModelCache:
         for attachment in self._attachments.values():
             attachment.tell(damage)
 
-    def _require_running(self) -> None:
+    def require_running(self) -> None:
+        """Raises UnavailableError while it starts or stops."""
         if self._draining:
             raise UnavailableError("the daemon is stopping", hint="try again when it is back")
         if not self.ready:
@@ -486,9 +508,3 @@ class ModelCache:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-def _plus(freed: Freed, level: Level, size_bytes: int) -> Freed:
-    if level is Level.L1:
-        return Freed(freed.l1_bytes + size_bytes, freed.l2_bytes)
-    return Freed(freed.l1_bytes, freed.l2_bytes + size_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from heapq import nsmallest
 from itertools import islice
 
@@ -55,10 +55,12 @@ class Overviews:
         self._counted: dict[Level, tuple[Counter[Holding], int]] = {}
         self._count_again_s = float("-inf")
 
-    def now(self, stats: Stats, limits: Limits) -> Overview:
-        """What there is at this moment; of lists no more than ``limits`` say."""
-        models = [item for item in self._services.registry.models.values() if not artifact_digest(item.name)]
-        moves = list(self._moves())
+    def now(self, stats: Stats, limits: Limits, sees: Callable[[str], bool] | None = None) -> Overview:
+        """What there is at this moment; of lists no more than ``limits`` say. ``sees``: of these models alone."""
+        known = [item for item in self._services.registry.models.values() if not artifact_digest(item.name)]
+        models = [item for item in known if sees is None or sees(item.name)]
+        moves = [move for move in self._moves() if sees is None or sees(move.name)]
+        events = [item for item in self._services.events.decisions if sees is None or (item.name and sees(item.name))]
         return Overview(
             time_s=self._services.clock.wall_s(),
             stats=stats,
@@ -67,10 +69,10 @@ class Overviews:
             model_count=len(models),
             moves=tuple(moves[: limits.moves]),
             move_count=len(moves),
-            leases=self._lease_infos(limits.leases),
-            events=self._services.events.decisions[: -limits.events - 1 : -1],
-            cold_starts=self._cold_starts.latest(limits.cold_starts),
-            problems=(*self._degraded(), *islice(self._failed(models), _PROBLEMS)),
+            leases=self._lease_infos(limits.leases, sees),
+            events=tuple(events[: -limits.events - 1 : -1]),
+            cold_starts=self._cold_starts.latest(limits.cold_starts, sees),
+            problems=(*(self._degraded() if sees is None else ()), *islice(self._failed(models), _PROBLEMS)),
         )
 
     # Models and leases.
@@ -91,8 +93,9 @@ class Overviews:
         present = registry.present(manifest)
         return 2 if present.l1_bytes else 3 if present.l2_bytes else 4
 
-    def _lease_infos(self, limit: int) -> tuple[LeaseInfo, ...]:
-        return tuple(lease.info() for lease in nsmallest(limit, self._leases, key=_lease_order))
+    def _lease_infos(self, limit: int, sees: Callable[[str], bool] | None) -> tuple[LeaseInfo, ...]:
+        leases = (lease for lease in self._leases if sees is None or sees(lease.name))
+        return tuple(lease.info() for lease in nsmallest(limit, leases, key=_lease_order))
 
     # What is wrong.
 

@@ -91,9 +91,10 @@ class Persist:
                 self.error = error
         if self.error is None:
             self._services.landed(record, Level.L2)
-            self._services.degraded.pop("l2", None)
+            self._services.l2_written(record.digest)
             return True
         self.abandon()
+        self._services.unwritten.add(record.digest)
         self._services.degraded["l2"] = f"L2 could not be written: {self.error.message}"
         self._services.events.emit(
             "l2.write_failed",

@@ -333,7 +333,7 @@ class Pulls:
             level=level,
             files=files,
             source=resolved.source,
-            origin_options=dict(model.catalog.origin if model.catalog else model.record.origin_options),
+            origin_options=self._resolver.own_options(resolved.spec),
             notes=resolved.notes,
         )
 
@@ -370,7 +370,7 @@ class Pulls:
         if not manifest.source:
             return None
         model = self._services.registry.models[manifest.name]
-        return OriginSource(self._resolver.spec(model, manifest.source), _object(entry))
+        return OriginSource(self._resolver.spec(model, manifest.source, manifest.origin_options), _object(entry))
 
     def _known_file(
         self, name: str, path: str, blob: Blob, level: Level, origin: OriginSource | None, checked_by: CheckedBy | None

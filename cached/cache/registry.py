@@ -8,11 +8,13 @@ from typing import Any
 
 import structlog
 
+from cached.access import AccessList
+from cached.cache.absent import not_known
 from cached.cache.index_writer import IndexWriter
 from cached.cache.model import Blob, Model, Presence, Present
 from cached.catalog_file import Catalog, CatalogModel
 from cached.errors import LevelError, NotFoundError, QuarantinedError
-from cached.index import Index, ModelRecord
+from cached.index import AccessRecord, Index, ModelRecord
 from cached.manifest import BlobRecord, Manifest
 from cached.refs import Ref
 from cached.schedule import Schedule, parse_schedule
@@ -72,6 +74,9 @@ class Registry:
                 _log.warning("index.revision_forgotten", model=manifest.name, revision=manifest.revision)
                 self._write(lambda gone=manifest: self._index.delete_manifest(gone.name, gone.revision))  # type: ignore[misc]
 
+        for name in self._index.access().keys() - self.models.keys():
+            self._write(lambda name=name: self._index.delete_access(name))  # type: ignore[misc]
+
     def write_behind(self) -> None:
         """From now on nothing waits for the disk: who promises that something outlives us asks ``durable``."""
         self._writer.start()
@@ -102,12 +107,34 @@ class Registry:
                 self._adapters.setdefault(entry.base, set()).add(name)
         for model in self.models.values():
             self._apply(model, catalog.models.get(model.name))
+        self._set_access(catalog)
 
     def _apply(self, model: Model, entry: CatalogModel | None) -> None:
         """What the catalog says of a model, and how that relates it to others."""
         model.catalog = entry
         model.schedule = parse_schedule(entry.hot, self._time_zone) if entry else Schedule()
         model.base_model = self.models.get(model.base)
+
+    def _set_access(self, catalog: Catalog) -> None:
+        """Who may know of the catalog's models: its own list, else its tenant's, else its base's.
+
+        One that leaves the catalog, or that a catalog which cannot be read named, keeps the list that it had.
+        """
+        before = self._index.access()
+        for name in {*before, *catalog.models}:
+            found = _access_of(self.models[name], catalog) if name in catalog.models else before[name]
+            if found != before.get(name):
+                self._write(lambda name=name, found=found: self._put_access(name, found))  # type: ignore[misc]
+
+    def _put_access(self, name: str, access: AccessList | None) -> None:
+        if access is None:
+            self._index.delete_access(name)
+        else:
+            self._index.put_access(AccessRecord(name, access))
+
+    def access(self) -> dict[str, AccessList]:
+        """Who may know of which model, of those that have a list."""
+        return self._index.access()
 
     def set_in_window(self, model: Model, in_window: bool) -> None:  # noqa: FBT001 what it is set to
         """A hot window of a model began or ended."""
@@ -126,11 +153,7 @@ class Registry:
         """The model of a reference, or NotFoundError."""
         model = self.models.get(ref.name)
         if model is None:
-            raise NotFoundError(
-                f"no model {ref.name!r} is known here",
-                hint="`cached ls` lists the known ones; `cached pull NAME --source URI` brings a new one",
-                ref=str(ref),
-            )
+            raise not_known(ref)
         return model
 
     def manifest_of(self, model: Model, ref: Ref) -> Manifest | None:
@@ -232,6 +255,8 @@ class Registry:
         del self.models[model.name]
         if model.catalog is not None:
             self._apply(self._model(model.name), model.catalog)
+        else:
+            self._write(lambda: self._index.delete_access(model.name))
         self._rejoin(model.name)
 
     def found(self, digest: str, level: Level) -> None:
@@ -409,3 +434,11 @@ class Registry:
         if why:
             _log.error("index.write_failed", cause=why)
         self._on_fault(why)
+
+
+def _access_of(model: Model, catalog: Catalog) -> AccessList | None:
+    own = model.catalog.access if model.catalog else None
+    if own is not None:
+        return own
+    base = model.base_model
+    return catalog.access.get(model.tenant) or (_access_of(base, catalog) if base is not None else None)

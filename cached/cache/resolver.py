@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from cached.cache.absent import no_source
 from cached.cache.artifact_key import Destination, choose, parse_archive
 from cached.cache.asking import Asking, asked
 from cached.cache.model import Model
@@ -93,11 +94,7 @@ class Resolver:
         if artifact_digest(ref.name):
             return self._artifact(ref, source or ref.uri, model)
         if not (source or ref.uri or (model and model.source)):
-            raise NoSourceError(
-                f"nothing says where to get {ref.name} from",
-                hint=f"add it to the catalog, or: cached pull {ref.name} --source s3://BUCKET/PREFIX",
-                ref=str(ref),
-            )
+            raise no_source(ref)
         catalogued = model is not None and model.catalog is not None
         if catalogued and source and model is not None and source != model.source:
             raise InvalidRequestError(
@@ -128,17 +125,27 @@ class Resolver:
         """An origin that no model is from, with the options of the configuration."""
         return OriginSpec(uri, self._options(uri))
 
-    def spec(self, model: Model, source: str) -> OriginSpec:
+    def spec(self, model: Model, source: str, remembered: Mapping[str, str] | None = None) -> OriginSpec:
         """Where a model comes from: ``source``, else what the catalog or its record says.
 
+        ``remembered``: the options that a revision of ``source`` came with, for a model that the catalog names no more.
         The links in front of what the catalog names are those that it names now, whenever the model came.
         """
         *front, uri = uris_of(source or model.source)
         catalog = model.catalog
-        options = self._options(uri) | dict(catalog.origin if catalog else model.record.origin_options)
+        if catalog is not None:
+            own = catalog.origin
+        else:
+            own = model.record.origin_options if remembered is None else remembered
+        options = self._options(uri) | dict(own)
         if catalog is not None and uri == catalog.source:
             return OriginSpec(uri, options, tuple(self._link(item.source, item.origin) for item in catalog.front))
         return OriginSpec(uri, options, tuple(self._link(item, {}) for item in front))
+
+    def own_options(self, spec: OriginSpec) -> dict[str, str]:
+        """Those of its options that are not the configuration's."""
+        defaults = self._options(spec.uri)
+        return {name: value for name, value in spec.options.items() if defaults.get(name) != value}
 
     def _link(self, uri: str, options: Mapping[str, str]) -> OriginSpec:
         check_scheme(uri)

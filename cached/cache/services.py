@@ -54,6 +54,8 @@ class Services:
     journal_dir: Path
     degraded: dict[str, str] = field(default_factory=dict)
     """What does not work as it should → why, for health; empty when all is well."""
+    unwritten: set[str] = field(default_factory=set)
+    """Digests of blobs that L2 failed to take; it is degraded until each of them is there after all, or left L1."""
     writes: dict[str, Written] = field(default_factory=dict)
     """Ingest id → how far it is, of what is copied from L1 to L2 without a load."""
 
@@ -69,6 +71,16 @@ class Services:
         self.events.emit(
             "load.failed", f"{model.name}: {error.message}", name=model.name, reason=error.reason, **fields
         )
+
+    def l2_written(self, digest: str) -> None:
+        """L2 took a blob. It is well again once nothing that it failed to take is in L1 alone."""
+        self.unwritten.discard(digest)
+        for other in list(self.unwritten):
+            blob = self.registry.blobs.get(other)
+            if blob is None or blob.l2 or not blob.at(Level.L1):
+                self.unwritten.discard(other)
+        if not self.unwritten:
+            self.degraded.pop("l2", None)
 
     def journal_digest(self, ingest_id: str) -> str:
         """The blob that an interrupted pull's ingest became before its revision could be recorded, or empty."""

@@ -21,9 +21,13 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Globals:
-    """Options before the verb. ``socket`` is empty unless ``--socket`` was given."""
+    """Options before the verb. Each is empty unless it was given."""
 
     socket: str = ""
+    address: str = ""
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
 
 
 pass_globals = click.make_pass_decorator(Globals)
@@ -31,9 +35,26 @@ pass_globals = click.make_pass_decorator(Globals)
 
 @contextmanager
 def connected(options: Globals) -> Iterator[Connection]:
-    """A connection to the daemon of ``--socket``, CACHED_SOCKET, this host or this user. Nothing is sent yet."""
-    with Connection(_target(options)) as connection:
+    """A connection to the daemon of ``--socket``, ``--address``, their variables, this host or this user.
+
+    Nothing is sent yet.
+    """
+    with _connection(options) as connection:
         yield connection
+
+
+def _connection(options: Globals) -> Connection:
+    env = process_environment()
+    address = options.address or env.get("CACHED_ADDRESS", "")
+    if not address or (options.socket and not options.address):
+        return Connection(_target(options))
+    if options.socket:
+        raise click.UsageError("--socket is a daemon on this host, --address one elsewhere: give one of them.")
+    from cached_client.network import NetworkConnection, TlsFiles
+
+    names = ("ca", "cert", "key")
+    given = [getattr(options, f"tls_{name}") or env.get(f"CACHED_TLS_{name.upper()}", "") for name in names]
+    return NetworkConnection(address, TlsFiles(*given))
 
 
 def _target(options: Globals) -> str | None:

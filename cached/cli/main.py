@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from cached import __version__
-from cached.cli import artifact, coldstart, convert, models, ops, path, pull, push, run, serve, simulate
+from cached.cli import artifact, catalog, coldstart, convert, models, ops, path, pull, push, run, serve, simulate
 from cached.cli.bench import bench
 from cached.cli.connect import Globals
 from cached.cli.doctor import doctor
@@ -24,9 +24,13 @@ from cached_client.errors import CacheError
 @click.option(
     "--socket", default="", metavar="PATH", help="The daemon's socket.  [CACHED_SOCKET, else the usual places]"
 )
+@click.option("--address", default="", metavar="HOST:PORT", help="A daemon elsewhere, by mutual TLS.  [CACHED_ADDRESS]")
+@click.option("--tls-ca", default="", metavar="FILE", help="Authorities of that daemon's certificate.  [CACHED_TLS_CA]")
+@click.option("--tls-cert", default="", metavar="FILE", help="Your certificate.  [CACHED_TLS_CERT]")
+@click.option("--tls-key", default="", metavar="FILE", help="Your private key.  [CACHED_TLS_KEY]")
 @click.version_option(__version__, prog_name="cached")
 @click.pass_context
-def cli(context: click.Context, socket: str) -> None:
+def cli(context: click.Context, /, **options: str) -> None:
     """The host's cache of model weights: pulled once, every byte verified, shared by all workers.
 
     A REF is NAME, NAME@REVISION, or a URI such as s3://bucket/prefix.
@@ -43,7 +47,7 @@ def cli(context: click.Context, socket: str) -> None:
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 timed out, 5 no room, 6 damaged content.
     Completion: eval "$(_CACHED_COMPLETE=bash_source cached)"   (also zsh_source; fish_source)
     """  # noqa: D301 click reads the control character
-    context.obj = Globals(socket=socket)
+    context.obj = Globals(**options)
 
 
 for _command in (
@@ -72,7 +76,7 @@ for _command in (
     doctor,
     bench,
     ops.config,
-    ops.catalog,
+    catalog.catalog,
     ops.version,
     install_service,
     uninstall_service,

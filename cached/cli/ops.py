@@ -9,7 +9,6 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import click
 
 from cached import __version__
-from cached.catalog_file import load_catalog
 from cached.cli.connect import Globals, connected, pass_globals
 from cached.cli.failures import FAILED
 from cached.cli.output import (
@@ -287,42 +285,6 @@ def config_example() -> None:
     Example: cached config example > /etc/cached/config.toml
     """
     click.echo(example_toml(), nl=False)
-
-
-@click.group()
-def catalog() -> None:
-    """Check a catalog."""
-
-
-@catalog.command("validate")
-@click.argument("file", type=click.Path(path_type=Path))
-@output_option
-def catalog_validate(file: Path, output: str) -> None:
-    """Check a catalog file, and name everything that is wrong in it. Needs no daemon.
-
-    Example: cached catalog validate /etc/cached/catalog.json
-    """
-    models = load_catalog(file).models.values()
-    if output == "json":
-        print_json([_catalog_data(model) for model in models])
-        return
-    rows = [
-        (
-            model.name,
-            model.tier or "-",
-            format_size(model.size_bytes) if model.size_bytes else "-",
-            f"{len(model.sha256)} files" if model.sha256 else "-",
-            model.source,
-        )
-        for model in models
-    ]
-    print_table(("MODEL", "TIER", "SIZE", "SHA-256", "SOURCE"), rows, right=("SIZE",))
-    click.echo(f"\n{file} is valid: {len(rows)} model{'' if len(rows) == 1 else 's'}")
-
-
-def _catalog_data(model: object) -> dict[str, object]:
-    values = {item.name: getattr(model, item.name) for item in fields(model)}  # type: ignore[arg-type]
-    return {key: dict(value) if hasattr(value, "items") else value for key, value in values.items()}
 
 
 @click.command()

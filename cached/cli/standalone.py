@@ -20,6 +20,7 @@ from cached.config import Config, load_config, process_environment
 from cached.errors import TimeoutExpiredError
 from cached.refs import parse_ref
 from cached.seed import Thoroughness
+from cached.signatures import check_of
 from cached.standalone import Pulled, SeedFolder, SeedPull, Wanted, open_tools
 from cached.units import format_duration, format_size
 
@@ -47,7 +48,8 @@ def pull_standalone(options: Standalone, output: str) -> int:
     config = load_config(options.file, process_environment(), {}).config
     logs.configure("error", "console")
     path = options.catalog or (Path(config.daemon.catalog) if config.daemon.catalog else None)
-    models = load_catalog(path).models if path else {}
+    keys = config.catalog.public_keys
+    models = load_catalog(path, check_of(keys, path)).models if path else {}
     with meter(quiet=output == "json") as bar:
         stopped, pulled = asyncio.run(_run(options, config, dict(models), bar))
     if pulled is None:

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import structlog
 
+from cached.access import AccessList
 from cached.errors import IntegrityError
 from cached.index.records import (
+    ACCESS,
     BLOBS,
     COLD_STARTS,
     KINDS,
@@ -21,6 +23,7 @@ from cached.index.records import (
     POLICY,
     TIMED,
     VERIFIED,
+    AccessRecord,
     ColdStartsRecord,
     Kind,
     ModelRecord,
@@ -167,6 +170,19 @@ class Index:
     def delete_verified(self, digest: str) -> None:
         """The blob is not known any more."""
         self._delete(VERIFIED, digest)
+
+    def put_access(self, record: AccessRecord) -> None:
+        """Adds or replaces. Raises LevelError when not durable."""
+        self._put(ACCESS, record)
+
+    def access(self) -> dict[str, AccessList]:
+        """Who may know of which model, of those that have a list."""
+        found: list[AccessRecord] = self._all(ACCESS)
+        return {record.name: record.access for record in found}
+
+    def delete_access(self, name: str) -> None:
+        """The model has no list any more."""
+        self._delete(ACCESS, name)
 
     @contextmanager
     def transact(self) -> Iterator[None]:

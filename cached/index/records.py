@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from cached.access import AccessList
 from cached.errors import InvalidRequestError
 from cached.manifest import BlobRecord, Manifest, PlainReader
 from cached.refs import check_name, parse_ref
@@ -128,6 +129,17 @@ class VerifiedRecord:
     digest: str
     l1_time_s: float = 0.0
     l2_time_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRecord:
+    """Who may know of a model, as the catalog said last: it counts on when the catalog is gone, or names it no more."""
+
+    name: str
+    access: AccessList
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -359,6 +371,19 @@ def _verified_from_dict(data: object) -> VerifiedRecord:
     return record
 
 
+def _access_to_dict(record: AccessRecord) -> dict[str, Any]:
+    return {"name": record.name, "uids": sorted(record.access.uids), "gids": sorted(record.access.gids)}
+
+
+def _access_from_dict(data: object) -> AccessRecord:
+    match data:
+        case {"name": str(name), "uids": list(uids), "gids": list(gids), **rest} if not rest and all(
+            type(item) is int for item in (*uids, *gids)
+        ):
+            return AccessRecord(name, AccessList(frozenset(uids), frozenset(gids)))
+    raise ValueError("not an access record")
+
+
 MODELS: Kind[ModelRecord] = Kind("model", lambda record: record.name, _model_to_dict, _model_from_dict)
 MANIFESTS: Kind[Manifest] = Kind(
     "manifest", lambda manifest: f"{manifest.name}/{manifest.revision}", Manifest.to_dict, Manifest.from_dict
@@ -378,4 +403,5 @@ COLD_STARTS: Kind[ColdStartsRecord] = Kind(
     "coldstarts", lambda record: record.name, _cold_starts_to_dict, _cold_starts_from_dict
 )
 VERIFIED: Kind[VerifiedRecord] = Kind("verified", lambda record: record.digest, _verified_to_dict, _verified_from_dict)
-KINDS: tuple[Kind[Any], ...] = (MODELS, MANIFESTS, BLOBS, PENDING, PARTS, POLICY, TIMED, COLD_STARTS, VERIFIED)
+ACCESS: Kind[AccessRecord] = Kind("access", lambda record: record.name, _access_to_dict, _access_from_dict)
+KINDS: tuple[Kind[Any], ...] = (MODELS, MANIFESTS, BLOBS, PENDING, PARTS, POLICY, TIMED, COLD_STARTS, VERIFIED, ACCESS)

@@ -121,6 +121,11 @@ class ShmLevel:
         return bool(self._withdrawn)
 
     @property
+    def withdrawn_sizes(self) -> dict[str, int]:
+        """Bytes of the segments that ``collect`` looks at; each withdrawal has an id of its own."""
+        return {segment_id: segment.size_bytes for segment_id, segment in self._withdrawn.items()}
+
+    @property
     def pool_bytes(self) -> int:
         """Bytes kept for the next blob, clean or not; they count as used."""
         return self._pool.bytes

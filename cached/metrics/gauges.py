@@ -74,11 +74,12 @@ class BoundedLabel:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._values: set[str] = set()
+        self._is_withheld: Callable[[str], bool] = lambda _value: False
 
     def of(self, value: str) -> str:
         """What it is called in the metrics."""
         if value not in self._values:
-            if len(self._values) >= self._limit:
+            if len(self._values) >= self._limit or self._is_withheld(value):
                 return OTHER
             self._values.add(value)
         return value
@@ -86,6 +87,11 @@ class BoundedLabel:
     def forget(self, value: str) -> None:
         """It is gone; its place is free."""
         self._values.discard(value)
+
+    def withhold(self, is_withheld: Callable[[str], bool]) -> list[str]:
+        """From now on these are ``other``, too. Returns those of them that were shown, for their series to go."""
+        self._is_withheld = is_withheld
+        return [value for value in self._values if is_withheld(value)]
 
 
 class State(Collector):

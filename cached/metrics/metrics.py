@@ -162,6 +162,11 @@ class Metrics:
         for metric in (self._model_attaches, self._coldstart_seconds, self._coldstart_phase_seconds):
             metric.remove_by_labels({"model": model})
 
+    def withhold_models(self, is_withheld: Callable[[str], bool]) -> None:
+        """Whoever reads the metrics is not to know of these models: they are counted as ``other`` from now on."""
+        for model in self._state.models.withhold(is_withheld):
+            self.forget_model(model)
+
     # Where the rest comes from.
 
     def bind(self, gauges: Callable[[], Gauges], ready: Callable[[], bool]) -> None:

@@ -39,6 +39,8 @@ DEGRADED_REASONS = {
     "artifacts": "a compile artifact cannot be uploaded",
     "slots": "slots of the fleet cannot be asked for: pulls go on without them",
     "node_labels": "the node's labels are not up to date",
+    "catalog": "the catalog was changed to one that cannot be used: the one before stays",
+    "tcp": "the certificates of the TCP listener were changed to ones that cannot be used: those before stay",
     OTHER: "something else; `cached health` says what",
 }
 """What can be degraded: the values of a label, so a fixed set."""

@@ -13,24 +13,25 @@ import contextlib
 import json
 import os
 import socket
-import struct
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
+from cached.access import AccessPolicy, Caller
 from cached.errors import CachedError, InvalidRequestError, PermissionDeniedError, UnavailableError
 from cached.rpc import errors, sockets
-from cached.rpc.engine import Engine
-from cached.rpc.peers import peer_of
+from cached.rpc.callers import caller_of, exceeded
+from cached.rpc.engine import WholeEngine
+from cached.rpc.peers import groups_of, peer_of
+from cached.rpc.seen import Views
 from cached.types import Peer
 
 REQUEST_LIMIT_BYTES = 16 * 1024
 FILES_LIMIT = 64
 """Well below the kernel's 253 descriptors in one message."""
 
-_SO_PEERGROUPS = 59
+_REFUSAL_S = 0.2
 _log = structlog.get_logger(__name__)
 
 
@@ -38,23 +39,9 @@ _log = structlog.get_logger(__name__)
 class Limits:
     """Bounds of the descriptor socket."""
 
-    connections: int = 1024
-    connections_per_uid: int = 64
+    connections: int = 4096
+    connections_per_uid: int = 1024
     idle_timeout_s: float = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class AccessList:
-    """Who may fetch descriptors: these users, and members of these groups; everyone if both are empty."""
-
-    uids: frozenset[int] = field(default_factory=frozenset)
-    gids: frozenset[int] = field(default_factory=frozenset)
-
-    def allows(self, peer: Peer, groups: Sequence[int] = ()) -> bool:
-        """The daemon's own user is always allowed: the files are its own."""
-        if not self.uids and not self.gids:
-            return True
-        return peer.uid in self.uids or peer.uid == os.geteuid() or not self.gids.isdisjoint({peer.gid, *groups})
 
 
 class DescriptorServer:
@@ -62,19 +49,20 @@ class DescriptorServer:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: WholeEngine,
         path: str,
         *,
         mode: int,
         gid: int = -1,
-        access: AccessList | None = None,
+        access: AccessPolicy | None = None,
         limits: Limits | None = None,
     ) -> None:
         self.path = path
         self._engine = engine
         self._mode = mode
         self._gid = gid
-        self._access = access or AccessList()
+        self._access = access or AccessPolicy()
+        self._seen = Views(engine, self._access)
         self._limits = limits or Limits()
         self._per_uid: Counter[int] = Counter()
         self._connections: set[asyncio.Task[None]] = set()
@@ -135,8 +123,8 @@ class DescriptorServer:
 
     async def _converse(self, connection: socket.socket, peer: Peer) -> None:
         try:
-            self._admit(connection, peer)
-            while await self._exchange(connection, peer):
+            caller = await self._admitted(connection, peer)
+            while await self._exchange(connection, peer, caller):
                 pass
         except CachedError as error:
             _log.info("descriptors.refused", reason=error.reason, error=error.message, pid=peer.pid, uid=peer.uid)
@@ -147,17 +135,31 @@ class DescriptorServer:
             _log.exception("descriptors.failed", pid=peer.pid, uid=peer.uid)
             await self._send(connection, _error_packet(errors.internal_error()), [])
 
-    def _admit(self, connection: socket.socket, peer: Peer) -> None:
-        if not self._access.allows(peer, _groups(connection)):
+    async def _admitted(self, connection: socket.socket, peer: Peer) -> Caller:
+        """Of who is refused the request is taken: the kernel would tell of one left unread, and not of the answer."""
+        try:
+            return self._admit(connection, peer)
+        except CachedError:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REFUSAL_S):
+                    await asyncio.get_running_loop().sock_recv(connection, REQUEST_LIMIT_BYTES + 1)
+            raise
+
+    def _admit(self, connection: socket.socket, peer: Peer) -> Caller:
+        caller = caller_of(peer, groups_of(connection))
+        if not self._access.lets_in(caller):
             msg = f"uid {peer.uid}, gid {peer.gid} may not fetch descriptors"
             hint = "add the uid to access.uids or a group of it to access.gids"
             raise PermissionDeniedError(msg, hint=hint, uid=peer.uid, gid=peer.gid)
         limits = self._limits
-        if len(self._connections) > limits.connections or self._per_uid[peer.uid] > limits.connections_per_uid:
-            msg = f"too many connections to the descriptor socket (uid {peer.uid} has {self._per_uid[peer.uid] - 1})"
-            raise UnavailableError(msg, hint="close connections that are idle", uid=peer.uid)
+        if self._per_uid[peer.uid] > limits.connections_per_uid:
+            raise exceeded("descriptor connections", caller, limits.connections_per_uid)
+        if len(self._connections) > limits.connections:
+            msg = f"the descriptor socket has all the {limits.connections} connections that it takes"
+            raise UnavailableError(msg, hint="try again in a moment", uid=peer.uid)
+        return caller
 
-    async def _exchange(self, connection: socket.socket, peer: Peer) -> bool:
+    async def _exchange(self, connection: socket.socket, peer: Peer, caller: Caller) -> bool:
         """One request and its answer; False when the peer is done. A refusal leaves the connection open."""
         async with asyncio.timeout(self._limits.idle_timeout_s):
             packet = await asyncio.get_running_loop().sock_recv(connection, REQUEST_LIMIT_BYTES + 1)
@@ -168,7 +170,7 @@ class DescriptorServer:
             return True
         token, indices = _parse(packet)
         try:
-            descriptors = self._engine.open_descriptors(token, indices, peer)
+            descriptors = self._seen.by(caller).open_descriptors(token, indices, peer)
         except CachedError as error:
             await self._send(connection, _error_packet(error), [])
             return True
@@ -230,15 +232,6 @@ def _parse(packet: bytes) -> tuple[str, list[int]]:
 
 def _error_packet(error: CachedError) -> bytes:
     return json.dumps({"error": error.to_dict()}).encode()
-
-
-def _groups(connection: socket.socket) -> tuple[int, ...]:
-    """The peer's supplementary groups; none where the kernel does not tell."""
-    try:
-        data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
-    except OSError:
-        return ()
-    return struct.unpack(f"{len(data) // 4}I", data[: len(data) // 4 * 4])
 
 
 def _close_after(task: asyncio.Task[None], owned: socket.socket) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -46,6 +46,14 @@ class Attachment(Protocol):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> bool | None: ...
+
+
+class Visible(Protocol):
+    """The models that there are."""
+
+    def is_known(self, name: str) -> bool: ...
+
+    def names(self) -> Iterable[str]: ...
 
 
 class Engine(Protocol):
@@ -123,3 +131,24 @@ class Engine(Protocol):
     def watch(self, *, replay: bool) -> AsyncIterator[Event]: ...
 
     def open_descriptors(self, token: str, file_indices: Sequence[int], peer: Peer) -> list[int]: ...
+
+
+class WholeEngine(Engine, Protocol):
+    """The cache with what it takes to show a caller a part of it. ``sees``: whether the caller may know of a model."""
+
+    @property
+    def visibility(self) -> Visible:
+        """Which models there are, whoever may know."""
+        ...
+
+    def require_running(self) -> None: ...
+
+    def leased_name(self, token: str) -> str: ...
+
+    def loads(self) -> tuple[PullProgress, ...]: ...
+
+    def overview(self, limits: Limits, sees: Callable[[str], bool] | None = None) -> Overview: ...
+
+    async def find_artifact(
+        self, key: Mapping[str, str], *, local_only: bool, sees: Callable[[str], bool] = ...
+    ) -> ArtifactFound: ...

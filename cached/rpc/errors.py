@@ -40,6 +40,8 @@ STATUS: dict[type[errors.CachedError], grpc.StatusCode] = {
     errors.TimeoutExpiredError: _Code.DEADLINE_EXCEEDED,
     errors.UnavailableError: _Code.UNAVAILABLE,
     errors.PermissionDeniedError: _Code.PERMISSION_DENIED,
+    errors.LimitExceededError: _Code.RESOURCE_EXHAUSTED,
+    errors.LocalOnlyError: _Code.FAILED_PRECONDITION,
     errors.AlreadyRunningError: _Code.FAILED_PRECONDITION,
 }
 """Complete: a test compares it with ``cached.errors.all_errors``."""

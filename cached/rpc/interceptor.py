@@ -1,4 +1,4 @@
-"""Around every method of CacheService, once: is the daemon serving, what became of the call, and how errors travel."""
+"""Around every method of CacheService: is the daemon serving, who calls, what became of it, how errors travel."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import grpc
 import grpc.aio
 import structlog
 
+from cached.access import Caller
 from cached.errors import CachedError, UnavailableError
 from cached.metrics import Metrics
 from cached.rpc import errors
+from cached.rpc.callers import calling
+from cached.rpc.limits import CallLimits
 from cached.tracing import Tracer, current_trace_id
 
 _log = structlog.get_logger(__name__)
@@ -113,10 +116,22 @@ class _TakenUp:
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Wraps CacheService only; health and reflection pass as they are."""
+    """Wraps CacheService only; health and reflection pass as they are.
 
-    def __init__(self, gate: Gate, metrics: Metrics, tracer: Tracer) -> None:
+    ``identify`` says whose call it is, or raises what is to be told to who may not make it.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        metrics: Metrics,
+        tracer: Tracer,
+        limits: CallLimits,
+        identify: Callable[[str, _Context], Caller],
+    ) -> None:
+        self._identify = identify
         self._gate = gate
+        self._limits = limits
         self._metrics = metrics
         self._tracer = tracer
 
@@ -179,7 +194,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
         code, started_s = grpc.StatusCode.OK, time.monotonic()
         try:
             self._gate.check(method)
-            return await work()
+            caller = self._identify(method, context)
+            with calling(caller), self._limits.held(caller, method, streams=streams):
+                return await work()
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise

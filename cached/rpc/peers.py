@@ -14,6 +14,7 @@ _ID = re.compile(r"[0-9a-f]{64}")
 _POD = re.compile(r"pod([0-9a-f]{8})[0-9a-f_-]{24,28}")
 _UNIT = re.compile(r"([\w@.:-]+\.service)")
 _LIMIT = 64
+_SO_PEERGROUPS = 59
 
 
 def peer_of(connection: socket.socket) -> Peer:
@@ -24,6 +25,15 @@ def peer_of(connection: socket.socket) -> Peer:
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, gid = _CREDENTIALS.unpack(data)
     return Peer(pid, uid, gid, _read(pid, "comm").strip()[:_LIMIT], container_of(_read(pid, "cgroup")))
+
+
+def groups_of(connection: socket.socket) -> tuple[int, ...]:
+    """The peer's supplementary groups when it connected; none where the kernel does not tell."""
+    for size in (1024, 4 * 65536):
+        with suppress(OSError):
+            data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, size)
+            return struct.unpack(f"{len(data) // 4}I", data[: len(data) // 4 * 4])
+    return ()
 
 
 def _read(pid: int, name: str) -> str:

@@ -1,26 +1,34 @@
-"""The gRPC server on its Unix socket: the cache service, health, and reflection where it is asked for."""
+"""The gRPC server on its Unix socket, and over TCP where that is asked for: cache service, health and reflection."""
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import quote
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cached.access import AccessPolicy
+from cached.config import LimitsConfig
 from cached.errors import ConfigError
 from cached.metrics import Metrics
 from cached.rpc import sockets
-from cached.rpc.engine import Engine
+from cached.rpc.callers import Callers, current_caller
+from cached.rpc.engine import WholeEngine
+from cached.rpc.front import Front, most_connections
 from cached.rpc.interceptor import Gate, Interceptor, Phase
+from cached.rpc.limits import CallLimits
+from cached.rpc.network import Network
+from cached.rpc.seen import Views
 from cached.rpc.service import CacheService
 from cached.tracing import Tracer
+from cached.units import parse_size
 from cached_client._proto import cached_pb2, cached_pb2_grpc
 
 SERVICE = cached_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
 _NEVER_MS = 2**31 - 1
 _OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", 1 << 20),
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.max_concurrent_streams", 1024),
     ("grpc.so_reuseport", 0),
@@ -39,7 +47,7 @@ class RpcServer:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: WholeEngine,
         metrics: Metrics,
         socket: str,
         *,
@@ -47,38 +55,59 @@ class RpcServer:
         gid: int = -1,
         reflect: bool = False,
         tracer: Tracer | None = None,
+        access: AccessPolicy | None = None,
+        limits: LimitsConfig | None = None,
+        network: Network | None = None,
     ) -> None:
-        """``gid`` -1 leaves the group. The caller holds the socket's lock from before ``start`` to after ``stop``."""
+        """``gid`` -1 leaves the group; ``network``: serve there, too.
+
+        The caller holds the socket's lock from before ``start`` to after ``stop``.
+        """
         self.socket = socket
-        self._mode = mode
-        self._gid = gid
+        limits = limits or LimitsConfig()
+        callers = Callers(per_uid=limits.connections_per_uid, in_all=most_connections())
+        self._front = Front(socket, callers, mode=mode, gid=gid)
         self._gate = Gate()
         self._health = health.aio.HealthServicer()
+        tracer, calls = tracer or Tracer(), CallLimits(limits)
+        message_size = ("grpc.max_receive_message_length", parse_size(limits.message_size))
         self._server = grpc.aio.server(
-            interceptors=[Interceptor(self._gate, metrics, tracer or Tracer())],
-            options=_OPTIONS,
+            interceptors=[
+                Interceptor(self._gate, metrics, tracer, calls, lambda _, context: callers.of(context.peer()))
+            ],
+            options=(*_OPTIONS, message_size),
             maximum_concurrent_rpcs=_MAX_CONCURRENT_RPCS,
         )
+        self._servers = [self._server]
+        self._network = network
+        if network is not None:
+            interceptor = Interceptor(self._gate, metrics, tracer, calls, network.admit)
+            self._servers.append(network.make_server(interceptor, message_size))
         metrics.limit_leases(_MAX_CONCURRENT_RPCS)
-        service = CacheService(engine, sockets.descriptor_socket_path(socket))
-        cached_pb2_grpc.add_CacheServiceServicer_to_server(service, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        views = Views(engine, access or AccessPolicy())
+        service = CacheService(lambda: views.by(current_caller()), sockets.descriptor_socket_path(socket))
+        for server in self._servers:
+            cached_pb2_grpc.add_CacheServiceServicer_to_server(service, server)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if reflect:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
 
     async def start(self) -> None:
         """Binds and answers; the cache service refuses until ``serving``. Raises ConfigError when it cannot bind."""
-        sockets.remove_stale(self.socket)
+        self._front.prepare()
         await self._set_health(serving=False)
         try:
-            self._server.add_insecure_port(f"unix:{quote(str(self.socket))}")  # gRPC decodes %20 and its like
+            self._server.add_insecure_port(f"unix:{quote(self._front.inner)}")  # gRPC decodes %20 and its like
         except RuntimeError as error:
-            msg = f"cannot listen on {self.socket}: {error}"
+            msg = f"cannot listen on {self._front.inner}: {error}"
             hint = "check the folder's owner and mode, or set daemon.socket"
             raise ConfigError(msg, hint=hint, key="daemon.socket", value=self.socket) from error
-        await self._server.start()
-        sockets.open_to(self.socket, self._mode, self._gid)
+        if self._network is not None:
+            self._network.bind(self._servers[-1])
+        for server in self._servers:
+            await server.start()
+        await self._front.start()
 
     async def serving(self) -> None:
         """Recovery is done: everything is answered."""
@@ -93,7 +122,8 @@ class RpcServer:
     async def stop(self, grace_s: float) -> None:
         """Ends streams, tells why, and waits ``grace_s`` for what is still running. Removes the socket."""
         self._gate.stop()
-        await self._server.stop(grace_s)
+        await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
+        await self._front.stop()
 
     async def _set_health(self, *, serving: bool) -> None:
         kinds = health_pb2.HealthCheckResponse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from itertools import islice
 from typing import Any
@@ -34,10 +34,17 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class CacheService(cached_pb2_grpc.CacheServiceServicer):
     """The methods of cached.v1. Streams end their work in the engine when they end, however that happens."""
 
-    def __init__(self, engine: Engine, descriptor_socket: str, *, keep_alive_s: float = KEEP_ALIVE_S) -> None:
-        self._engine = engine
+    def __init__(
+        self, engine: Callable[[], Engine], descriptor_socket: str, *, keep_alive_s: float = KEEP_ALIVE_S
+    ) -> None:
+        """``engine``: as whoever makes the current call sees it; raises PermissionDeniedError."""
+        self._engine_seen = engine
         self._descriptor_socket = descriptor_socket
         self._keep_alive_s = keep_alive_s
+
+    @property
+    def _engine(self) -> Engine:
+        return self._engine_seen()
 
     async def Pull(self, request: pb.PullRequest, context: _Context) -> AsyncIterator[pb.PullResponse]:
         """Progress: every new phase, and at most ten times a second within one."""

@@ -61,8 +61,15 @@ class Worker:
     def perform(self, job: Job, control: Control | None = None) -> Result:
         """The job's result; raises its CachedError. Other exceptions are faults of the code below.
 
-        After an abort by ``control`` a Fetch or Hedge raises MoverError, or another error that came of it.
+        After an abort by ``control`` a Fetch or Hedge raises MoverError, or another error that came of it. Where an
+        origin denies what it allowed before, the job is done once more, with the credentials that there are now.
         """
+        try:
+            return self._perform(job, control)
+        except _LapsedError:
+            return self._perform(job, control)
+
+    def _perform(self, job: Job, control: Control | None) -> Result:
         started_s, started_cpu_s = time.perf_counter(), time.thread_time()
         control = control or Control()
         match job:
@@ -240,6 +247,10 @@ def _read(fill: Callable[[int, memoryview], None], offset_bytes: int, length_byt
     return bytes(buffer)
 
 
+class _LapsedError(OriginDeniedError):
+    """Access is denied that was given before: the credentials may have expired since they were read."""
+
+
 class OpenOrigins:
     """Origins by their specification, the least recently used closed when there are too many. Thread-safe."""
 
@@ -250,16 +261,22 @@ class OpenOrigins:
 
     @contextmanager
     def use(self, spec: OriginSpec) -> Iterator[Origin]:
-        """The open origin, kept open while in use. One that denied access is opened anew: credentials change."""
+        """The open origin, kept open while in use. One that denied access is opened anew: credentials change.
+
+        Raises _LapsedError where it denies access that it gave before.
+        """
         key = (spec.uri, tuple(sorted(spec.options.items())))
         shared = self._take(key, spec)
         try:
             yield shared.origin
-        except OriginDeniedError:
+            shared.allowed = True
+        except OriginDeniedError as error:
             with self._lock:
                 if self._open.get(key) is shared:
                     del self._open[key]
                     shared.kept = False
+            if shared.allowed:
+                raise _LapsedError(error.message, hint=error.hint, **error.fields) from error
             raise
         finally:
             self._give_back(shared)
@@ -299,10 +316,11 @@ class OpenOrigins:
 
 @dataclass(slots=True, eq=False)
 class _Shared:
-    """An open origin; ``kept`` while new users may get it."""
+    """An open origin; ``kept`` while new users may get it, ``allowed`` once it has given access."""
 
     origin: Origin
     users: int = 0
+    allowed: bool = False
     kept: bool = True
     closed: bool = False
 

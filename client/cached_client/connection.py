@@ -28,18 +28,19 @@ SYSTEM_SOCKET = "/run/cached/cached.sock"
 _MAX_PATH_BYTES = 107  # sockaddr_un.sun_path less its NUL
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _POLL_S = 0.1
-_CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-    # A local socket says by itself when the other side is gone: no proxy, no keep-alive, quick reconnects.
     ("grpc.enable_http_proxy", 0),
-    ("grpc.keepalive_time_ms", 2**31 - 1),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # Despite its name: how long an attempt to connect may take. A daemon on busy cores needs its time to say hello.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Otherwise a second channel of this process would share, and wait for, the back-off of the first.
     ("grpc.use_local_subchannel_pool", 1),
 ]
+_NO_KEEPALIVE = ("grpc.keepalive_time_ms", 2**31 - 1)
+"""A local socket says by itself when the other side is gone."""
 
 
 def default_target() -> str:
@@ -103,6 +104,9 @@ class Connection:
     def __init__(self, target: str | None = None) -> None:
         """``target``: a path or ``unix:///path``; by default `default_target`. Raises InvalidRequestError."""
         self.path: Path = socket_path(target or default_target())
+        self._prepare()
+
+    def _prepare(self) -> None:
         self._lock = threading.RLock()
         self._channel: grpc.Channel | None = None
         self._stub: cached_pb2_grpc.CacheServiceStub[grpc.Channel] | None = None
@@ -117,8 +121,11 @@ class Connection:
         """The channel, for services other than `stub`, such as grpc.health.v1."""
         with self._lock:
             if self._channel is None:
-                self._channel = grpc.insecure_channel(f"unix://{quote(self.target)}", options=_CHANNEL_OPTIONS)
+                self._channel = self._open()
             return self._channel
+
+    def _open(self) -> grpc.Channel:
+        return grpc.insecure_channel(f"unix://{quote(self.target)}", options=[*CHANNEL_OPTIONS, _NO_KEEPALIVE])
 
     @property
     def stub(self) -> cached_pb2_grpc.CacheServiceStub[grpc.Channel]:

@@ -3,6 +3,9 @@
 A Unix socket of packets (SOCK_SEQPACKET). A request is one packet, ``{"token": …, "files": [index, …]}``; its answer
 is one packet too, ``{"files": [index, …]}`` with a descriptor for each by SCM_RIGHTS in the same order, or
 ``{"error": {"reason", "message", "hint", "fields"}}``. ``{"save": "artifact"}`` is answered with ``{"ticket": …}``.
+
+The daemon serves a bounded number of connections of each user: when hundreds of workers start at once, those that find
+no place ask again a little later, and nobody hears of it.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ from __future__ import annotations
 import array
 import json
 import os
+import random
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +31,8 @@ FILES_PER_REQUEST = 64
 
 _ANSWER_BYTES = 64 * 1024
 _TIMEOUT_S = 30.0
+"""For an answer, and for a place among the connections."""
+_FIRST_WAIT_S, _LAST_WAIT_S = 0.01, 0.5
 
 
 def locate(announced: str, grpc_socket: Path) -> Path:
@@ -44,13 +51,9 @@ class DescriptorClient:
     def __init__(self, path: Path) -> None:
         """Connects. Raises DaemonUnavailableError, or PermissionDeniedError if the socket's mode forbids it."""
         self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.settimeout(_TIMEOUT_S)
-        try:
-            self._socket.connect(os.fspath(path))
-        except OSError as error:
-            self._socket.close()
-            raise self._translated(error) from error
+        self._served = False
+        self._waits = _Waits()
+        self._connect()
 
     def __enter__(self) -> Self:
         return self
@@ -90,12 +93,36 @@ class DescriptorClient:
             )
         return ticket
 
+    def _connect(self) -> None:
+        while True:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._socket.settimeout(_TIMEOUT_S)
+            try:
+                self._socket.connect(os.fspath(self._path))
+            except OSError as error:
+                self._socket.close()
+                # Too many wait to be accepted.
+                if isinstance(error, BlockingIOError) and self._waits.another():
+                    continue
+                raise self._translated(error) from error
+            return
+
     def _asked(self, request: dict[str, object]) -> tuple[bytes, list[int], int]:
-        try:
-            self._socket.send(json.dumps(request).encode(), socket.MSG_NOSIGNAL)
-            return _receive(self._socket)
-        except OSError as error:
-            raise self._translated(error) from error
+        while True:
+            try:
+                self._socket.send(json.dumps(request).encode(), socket.MSG_NOSIGNAL)
+                answer = _receive(self._socket)
+            except OSError as error:
+                # A connection that is refused may be gone before what was sent by it is read.
+                refused = isinstance(error, (ConnectionResetError, BrokenPipeError)) and not self._served
+                if not (refused and self._waits.another()):
+                    raise self._translated(error) from error
+            else:
+                self._served = self._served or not _is_refused_for_now(answer[0])
+                if self._served or not self._waits.another():
+                    return answer
+            self._socket.close()
+            self._connect()
 
     def _exchange(self, token: str, batch: Sequence[int]) -> list[int]:
         packet, descriptors, flags = self._asked({"token": token, "files": list(batch)})
@@ -114,6 +141,27 @@ class DescriptorClient:
                 path=self._path,
             )
         return daemon_unavailable(str(self._path), error.strerror or str(error))
+
+
+class _Waits:
+    """The waits for a place: longer and longer, none like another's, and an end to them."""
+
+    def __init__(self) -> None:
+        self._end_s = time.monotonic() + _TIMEOUT_S
+        self._wait_s = _FIRST_WAIT_S
+
+    def another(self) -> bool:
+        """Waits; False at once when it was long enough."""
+        if time.monotonic() >= self._end_s:
+            return False
+        time.sleep(self._wait_s * random.uniform(0.5, 1.5))  # noqa: S311 not a secret
+        self._wait_s = min(2 * self._wait_s, _LAST_WAIT_S)
+        return True
+
+
+def _is_refused_for_now(packet: bytes) -> bool:
+    refusal = _parse(packet).get("error")
+    return isinstance(refusal, dict) and refusal.get("reason") == "UNAVAILABLE"
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, list[int], int]:

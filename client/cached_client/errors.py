@@ -117,6 +117,12 @@ class PermissionDeniedError(CacheError):
     kind_reason = "PERMISSION_DENIED"
 
 
+class LimitExceededError(CacheError):
+    """More than this user may have at the same time. Fields: ``limit``, ``setting``, ``caller``, ``allowed``."""
+
+    kind_reason = "LIMIT_EXCEEDED"
+
+
 class TimeoutExpiredError(CacheError):
     """A time limit passed. Fields: ``what``, ``timeout_s``. What was waited for goes on in the daemon."""
 
@@ -197,7 +203,8 @@ _KINDS: dict[str, type[CacheError]] = {
     for kind in (
         CacheError, InvalidRequestError, NotFoundError, NoSourceError, NoRoomError, InUseError, IntegrityError,
         QuarantinedError, OriginError, OriginUnavailableError, OriginDeniedError, PermissionDeniedError,
-        TimeoutExpiredError, NotReadyError, DaemonUnavailableError, LeaseLostError, FormatError, UnsupportedDtypeError,
+        LimitExceededError, TimeoutExpiredError, NotReadyError, DaemonUnavailableError, LeaseLostError, FormatError,
+        UnsupportedDtypeError,
     )
 }  # fmt: skip
 _KINDS |= {
@@ -217,16 +224,15 @@ def error_of_reason(
 
 
 def daemon_unavailable(target: str, cause: str) -> DaemonUnavailableError:
-    """The error for a daemon that does not answer at ``target`` (the socket's path)."""
-    return DaemonUnavailableError(
-        f"the cache daemon does not answer on {target}: {cause}",
-        hint="see `systemctl status cached`, or start it with `cached serve`; CACHED_SOCKET names another socket",
-        target=target,
-    )
+    """The error for a daemon that does not answer at ``target`` (the socket's path, or an address)."""
+    hint = "see `systemctl status cached`, or start it with `cached serve`; CACHED_SOCKET names another socket"
+    if not target.startswith("/"):
+        hint = "it must have tcp.listen set, trust your certificate by tcp.client_ca, and show one that --tls-ca trusts"
+    return DaemonUnavailableError(f"the cache daemon does not answer on {target}: {cause}", hint=hint, target=target)
 
 
 def from_rpc_error(error: grpc.RpcError | grpc.Call, target: str) -> CacheError:
-    """Translates what a call raised or ended with. ``target``, the socket's path, is named when nobody answers.
+    """Translates what a call raised or ended with. ``target``, a path or an address, is named when nobody answers.
 
     The daemon's own errors carry google.rpc.ErrorInfo: its reason chooses the kind, and its metadata becomes ``hint``
     and ``fields``. Errors of the transport have only a status code.
@@ -255,7 +261,7 @@ _BROKEN_STATUS = frozenset({"UNAVAILABLE", "CANCELLED", "UNKNOWN"})
 _REASON_OF_STATUS = {
     "INVALID_ARGUMENT": "INVALID_REQUEST",
     "NOT_FOUND": "NOT_FOUND",
-    "RESOURCE_EXHAUSTED": "NO_ROOM",
+    "RESOURCE_EXHAUSTED": "LIMIT_EXCEEDED",  # said by gRPC itself: a message too large, or too many calls in all
     "FAILED_PRECONDITION": "IN_USE",
     "DATA_LOSS": "INTEGRITY",
     "PERMISSION_DENIED": "PERMISSION_DENIED",

@@ -3,10 +3,12 @@
 A file is: 8 bytes, the header's length as a little-endian integer; the header, a JSON object in UTF-8; then the
 tensors' bytes, without gaps, to the end of the file. The format's own checks are those of
 https://github.com/huggingface/safetensors (``safetensors/src/tensor.rs``); this parser refuses all that they refuse,
-and also duplicate names, unknown keys and anything before the opening brace.
+and also what docs/security.md lists: duplicate names, unknown keys, names that are odd, and more of anything than a
+model has.
 
 A header may come from anywhere, so it is read by its own small grammar and not by a general JSON parser: nesting is
-three levels by construction, and memory stays in proportion to the tensors that the header describes.
+three levels by construction, memory stays in proportion to the header and to what it may describe, and what an error
+quotes is short.
 
 Each worker reads the headers anew, and those of a large model list 10,000 tensors and more. The libraries write them
 all alike, so such a list is first read in a few passes of C loops (`_read_plain`), which make every check that the
@@ -33,8 +35,16 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 
+MAX_TENSORS = 500_000
+"""Of one file. The largest models have about 200,000 tensors, over dozens of files."""
+
+MAX_METADATA_ENTRIES = 10_000
+MAX_NAME_CHARACTERS = 1024
+"""Of a tensor. No control characters either: names are printed, logged and compared."""
+
 _MAX_DIMENSIONS = 64  # numpy's limit, the greatest of those who could use such a tensor
-_MAX_U64 = 2**64 - 1
+_MAX_BITS = 2**63 - 1
+_MAX_SHOWN = 100
 _METADATA = "__metadata__"
 _TENSOR_KEYS = ("dtype", "shape", "data_offsets")
 
@@ -45,8 +55,10 @@ _INTEGERS = re.compile(
 )
 _DECODER = JSONDecoder()
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PLAIN_ENTRY = re.compile(
-    r'( ?"([^"\\\x00-\x1f]*)": ?\{"dtype": ?"([A-Z0-9_]+)", ?"shape": ?\[([0-9, ]*)\], ?'
+    rf'( ?"([^"\\\x00-\x1f\x7f-\x9f]{{0,{MAX_NAME_CHARACTERS}}})": ?'
+    r'\{"dtype": ?"([A-Z0-9_]+)", ?"shape": ?\[([0-9, ]*)\], ?'
     rf'"data_offsets": ?\[({_INTEGER}), ?({_INTEGER})\]\}}(?:,|\}} *\Z))'
 )
 """A tensor as libraries write it, and what ends it: a comma, or the header's closing brace and padding.
@@ -135,6 +147,11 @@ def _refuse(path: str, what: str, **fields: str) -> NoReturn:
     )
 
 
+def _shown(text: str) -> str:
+    """As an error quotes it: whatever it is, and however long, one short line."""
+    return repr(text) if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]!r}…"
+
+
 _PLACE = itemgetter(TensorInfo._fields.index("begin"), TensorInfo._fields.index("end"))
 
 
@@ -150,14 +167,16 @@ class _Parser:
         """The whole: ``{"__metadata__": {…}, NAME: {"dtype": …, "shape": […], "data_offsets": […]}, …}``."""
         if not self._text.startswith("{"):
             self._fail("it does not begin with '{'")
+        self._check_count(self._text.count('"data_offsets"'))  # before anything is made of them
         tensors: list[TensorInfo] = []
         metadata: dict[str, str] = {}
         plain = _read_plain(self._text, 1, header_bytes)
         for name in self._members() if plain is None else ():
             if name != _METADATA:
                 tensors.append(self._tensor(name, header_bytes))
+                self._check_count(len(tensors))
                 continue
-            metadata = {key: self._string() for key in self._members()}
+            metadata = self._metadata()
             if not tensors and self._text.startswith(",", self._at):
                 plain = _read_plain(self._text, self._at + 1, header_bytes)
                 if plain is not None:
@@ -169,7 +188,27 @@ class _Parser:
             tensors.sort(key=_PLACE)
         return Header({info.name: info for info in plain or tensors}, metadata, header_bytes)
 
+    def _check_count(self, tensors: int) -> None:
+        if tensors > MAX_TENSORS:
+            self._fail(f"there are more than {MAX_TENSORS} tensors")
+
+    def _metadata(self) -> dict[str, str]:
+        metadata: dict[str, str] = {}
+        for key in self._members():
+            metadata[key] = self._string()
+            if len(metadata) > MAX_METADATA_ENTRIES:
+                self._fail(f"{_METADATA} has more than {MAX_METADATA_ENTRIES} entries", key=_METADATA)
+        return metadata
+
+    def _check_name(self, name: str) -> None:
+        if len(name) > MAX_NAME_CHARACTERS:
+            what = f"the name {_shown(name)} has {len(name)} characters; {MAX_NAME_CHARACTERS} are the most"
+            self._fail(what, tensor=name)
+        if _CONTROL.search(name):
+            self._fail(f"the name {_shown(name)} has control characters", tensor=name)
+
     def _tensor(self, name: str, header_bytes: int) -> TensorInfo:
+        self._check_name(name)
         dtype = ""
         shape: tuple[int, ...] = ()
         offsets: tuple[int, ...] = ()
@@ -182,14 +221,16 @@ class _Parser:
             elif key == "data_offsets":
                 offsets = self._integers(name, key)
             else:
-                self._fail(f"tensor {name!r} has an unknown key {key!r}", tensor=name, key=key)
+                self._fail(f"tensor {_shown(name)} has an unknown key {_shown(key)}", tensor=name, key=key)
             missing.remove(key)
         if missing:
-            self._fail(f"tensor {name!r} lacks {', '.join(sorted(missing))}", tensor=name)
+            self._fail(f"tensor {_shown(name)} lacks {', '.join(sorted(missing))}", tensor=name)
         if dtype not in DTYPES:
-            self._fail(f"tensor {name!r} has the unknown dtype {dtype!r}", tensor=name, key="dtype")
+            self._fail(f"tensor {_shown(name)} has the unknown dtype {_shown(dtype)}", tensor=name, key="dtype")
         if len(offsets) != 2:
-            self._fail(f"tensor {name!r} needs two data_offsets, not {len(offsets)}", tensor=name, key="data_offsets")
+            self._fail(
+                f"tensor {_shown(name)} needs two data_offsets, not {len(offsets)}", tensor=name, key="data_offsets"
+            )
         begin, end = offsets
         self._check_size(name, dtype, shape, end - begin)
         return TensorInfo(name, dtype, shape, header_bytes + begin, header_bytes + end)
@@ -197,12 +238,14 @@ class _Parser:
     def _check_size(self, name: str, dtype: str, shape: tuple[int, ...], size_bytes: int) -> None:
         bits = _size_bits(dtype, shape)
         if bits is None:
-            self._fail(f"the size of tensor {name!r} overflows 64 bits", tensor=name, key="shape")
+            self._fail(f"the size of tensor {_shown(name)} overflows 63 bits", tensor=name, key="shape")
         if bits % 8:
-            self._fail(f"tensor {name!r} of {dtype} {list(shape)} does not fill whole bytes", tensor=name, key="shape")
+            self._fail(
+                f"tensor {_shown(name)} of {dtype} {list(shape)} does not fill whole bytes", tensor=name, key="shape"
+            )
         if bits // 8 != size_bytes:
             self._fail(
-                f"tensor {name!r} of {dtype} {list(shape)} needs {bits // 8} bytes, "
+                f"tensor {_shown(name)} of {dtype} {list(shape)} needs {bits // 8} bytes, "
                 f"but its data_offsets span {size_bytes}",
                 tensor=name,
                 key="data_offsets",
@@ -217,7 +260,7 @@ class _Parser:
         while True:
             key = self._string()
             if key in seen:
-                self._fail(f"the key {key!r} appears twice", key=key)
+                self._fail(f"the key {_shown(key)} appears twice", key=key)
             seen.add(key)
             self._expect(":")
             yield key
@@ -241,7 +284,7 @@ class _Parser:
         match = _INTEGERS.match(self._text, self._at)
         if match is None:
             self._fail(
-                f"{key} of tensor {tensor!r} is not a list of at most {_MAX_DIMENSIONS} non-negative integers",
+                f"{key} of tensor {_shown(tensor)} is not a list of at most {_MAX_DIMENSIONS} non-negative integers",
                 tensor=tensor,
                 key=key,
             )
@@ -269,13 +312,16 @@ class _Parser:
 
 
 def _size_bits(dtype: str, shape: tuple[int, ...]) -> int | None:
-    """Bits of a tensor; None where counting them overflows 64 bits, at any step and whatever follows."""
+    """Bits of a tensor; None where counting them overflows, and an extent of 0 does not hide that.
+
+    numpy and torch count as we do, and make no tensor of such a shape, however empty.
+    """
     bits, elements = DTYPES[dtype].bits, 1
     for extent in shape:
-        elements *= extent
-        if max(extent, elements * bits) > _MAX_U64:
+        elements *= extent or 1
+        if elements * bits > _MAX_BITS:
             return None
-    return elements * bits
+    return 0 if 0 in shape else elements * bits
 
 
 def _read_plain(text: str, at: int, header_bytes: int) -> list[TensorInfo] | None:
@@ -320,7 +366,7 @@ def _check_cover(header: Header, file_size_bytes: int, path: str) -> None:
     for info in header.tensors.values():
         if info.begin != expected:
             what = "overlaps the one before it" if info.begin < expected else "leaves a hole before it"
-            _refuse(path, f"tensor {info.name[:200]!r} {what}", tensor=info.name[:200], key="data_offsets")
+            _refuse(path, f"tensor {_shown(info.name)} {what}", tensor=info.name[:200], key="data_offsets")
         expected = info.end
     if expected != file_size_bytes:
         what = "longer" if file_size_bytes > expected else "shorter"

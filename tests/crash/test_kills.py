@@ -98,8 +98,8 @@ def check_after_crash(site: Site, *, content: bool = False) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60 + 12 * KILLS)
-def test_kills_at_random_instants(site: Site) -> None:
+@pytest.mark.timeout(120 + 30 * KILLS)
+def test_kills_at_random_instants(site: Site, fault_cases: Callable[[int], None]) -> None:
     chance = random.Random(SEED)
     publish(site)
     site.start()
@@ -119,12 +119,13 @@ def test_kills_at_random_instants(site: Site) -> None:
             worker.join()
         site.start()
         check_after_crash(site)
+        fault_cases(kill + 1)
     check_at_rest(site.daemon)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60 + 12 * STEPS)
-def test_kills_at_exact_steps(site: Site) -> None:
+@pytest.mark.timeout(120 + 30 * STEPS)
+def test_kills_at_exact_steps(site: Site, fault_point: Callable[[str], None]) -> None:
     """Before or after a rename, fsync, unlink, write, index write, ...: evenly over a whole life."""
     publish(site)
     total = len(life(site, NEVER))
@@ -134,8 +135,11 @@ def test_kills_at_exact_steps(site: Site) -> None:
     reached = 0
     for number in numbers:
         steps = life(site, number)
-        print(f"killed {'after' if number % 2 == 0 else 'before'} step {number}: {steps[-1]}")
-        reached += len(steps) == number
+        when = f"{'after' if number % 2 == 0 else 'before'} step {number}: {steps[-1].partition(' ')[2]}"
+        print(f"CRASH_STEP={number}  {when}")
+        if len(steps) == number:
+            reached += 1
+            fault_point(when)
     assert reached >= len(numbers) // 2, "most of the chosen steps must be reached"
     site.started_by()
     site.start()

@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 
 from cached.units import CHUNK_BYTES
 from tests.integration.support import MB, ROOT, Site, model_files, sha256
@@ -31,7 +32,7 @@ def killed_at(site: Site, step: int) -> list[str]:
     return trace.read_text().splitlines()
 
 
-def test_killed_at_any_step_it_lays_the_right_files_in_the_end(site):
+def test_killed_at_any_step_it_lays_the_right_files_in_the_end(site: Site, fault_point: Callable[[str], None]) -> None:
     old = model_files(CHUNK_BYTES + MB, seed=1)
     site.add("m", old)
     lay(site, "m", site.folder / "before")
@@ -49,8 +50,9 @@ def test_killed_at_any_step_it_lays_the_right_files_in_the_end(site):
     for step in chosen:
         shutil.rmtree(site.folder / "seed")
         shutil.copytree(site.folder / "before", site.folder / "seed")
-        killed_at(site, step)
+        steps = killed_at(site, step)
         there = laid(site.folder / "seed")
         assert all(data in {old.get(path), new.get(path)} for path, data in there.items()), f"CRASH_STEP={step}"
         lay(site, "m", site.folder / "seed")
         check_laid(site.folder / "seed", new)
+        fault_point(f"standalone, step {step}: {steps[-1].partition(' ')[2]}")

@@ -11,7 +11,7 @@ import yaml
 
 from cached.catalog_file import load_catalog
 from cached.config import Place, load_config
-from cached.settings import resolve_capacity
+from cached.setting_checks import resolve_capacity
 from cached.units import parse_size
 
 FILE = Path(__file__).resolve().parents[2] / "deploy" / "compose" / "compose.yaml"

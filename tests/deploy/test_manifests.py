@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cached.catalog_file import load_catalog
-from cached.settings import resolve_capacity
+from cached.setting_checks import resolve_capacity
 from cached.units import MIB, parse_size
 from deploy.generate import described
 from deploy.tools import CHART

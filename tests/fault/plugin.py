@@ -1,7 +1,8 @@
 """``--fault-report FILE``: runs the tests that cover a row of ``tests/fault/rows.py``, and notes what became of them.
 
 A test is a case for each set of its parameters; one that tries many things within itself says how many by the fixture
-``fault_cases``. What FILE says of tests that were not run this time stays, so that it can be filled in parts.
+``fault_cases``, or names each exact point that it reached by ``fault_point``. What was measured on the way is told by
+``fault_figure``. What FILE says of tests that were not run this time stays, so that it can be filled in parts.
 ``docs/generate.py`` makes a table of it.
 """
 
@@ -19,7 +20,7 @@ import pytest
 
 from tests.fault.rows import covering
 
-_PROPERTY = "fault_cases"
+_CASES, _POINT, _FIGURE = "fault_cases", "fault_point", "fault_figure"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,7 +48,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def fault_cases(record_property: Callable[[str, object], None]) -> Callable[[int], None]:
     """Tells how many cases the test has tried by now; the last word counts."""
-    return lambda count: record_property(_PROPERTY, count)
+    return lambda count: record_property(_CASES, count)
+
+
+@pytest.fixture
+def fault_point(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Names an exact point that was reached, as the test is told to repeat it; each is a case."""
+    return lambda point: record_property(_POINT, point)
+
+
+@pytest.fixture
+def fault_figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Notes in words what was measured where a row names a limit: no test judges by the clock."""
+    return lambda figure: record_property(_FIGURE, figure)
 
 
 class _Report:
@@ -63,16 +76,21 @@ class _Report:
         entry = self._tests.setdefault(
             report.nodeid.partition("[")[0], {"cases": 0, "survived": 0, "failed": 0, "skipped": 0, "why": ""}
         )
-        cases = int(str(dict(report.user_properties).get(_PROPERTY, 1)))
         if report.skipped:
             entry["skipped"] += 1
             entry["why"] = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             return
+        told = report.user_properties
+        points = [str(value) for name, value in told if name == _POINT]
+        cases = int(str(dict(told).get(_CASES, len(points) or 1)))
         entry["cases"] += cases
         if report.passed:
             entry["survived"] += cases
         else:
             entry["failed"] += 1
+        for key, values in (("points", points), ("figures", [str(value) for name, value in told if name == _FIGURE])):
+            if values:
+                entry[key] = sorted({*entry.get(key, []), *values})
 
     def pytest_sessionfinish(self) -> None:
         known = json.loads(self._path.read_text()) if self._path.exists() else {}

@@ -39,7 +39,10 @@ def _cells(row: Row, tests: Mapping[str, Any]) -> list[str]:
     if missing:
         gaps.append(f"{len(missing)} of {len(row.tests)} were not part of the noted run; `make test-faults` runs them.")
     gaps += sorted({f"Skipped: {entry['why']}." for entry in entries if entry["skipped"]})
+    points = {point for entry in entries for point in entry.get("points", ())}
+    done = [row.done, f"{len(points)} distinct points were reached"] if points else [row.done]
+    done += [figure for entry in entries for figure in entry.get("figures", ())]
     return [
-        str(row.number), row.fault, row.done, str(cases) if entries else "not noted",
+        str(row.number), row.fault, "; ".join(done), str(cases) if entries else "not noted",
         f"{survived}, {failed} tests failed" if failed else survived if entries else "", " ".join(gaps),
     ]  # fmt: skip

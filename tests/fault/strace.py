@@ -16,6 +16,8 @@ from tests.integration.harness import wait_for
 
 _CALL = re.compile(r"^(\d+) +(\w+)\((.*)")
 _HEX = re.compile(r"[0-9a-f]{12,}")
+_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"(?:\.\.\.)?')
+_LAST_LENGTH = 160
 
 
 @cache
@@ -88,7 +90,15 @@ class Calls:
                 counts[match[2]][match[1]] += 1
         return Counter({name: max(by_thread.values()) for name, by_thread in counts.items()})
 
-    def last(self) -> str:
-        """The last call that was begun, without process, digests and other names that change."""
+    def last(self, folder: Path) -> str:
+        """The last call that was begun, without process, digests, data, ``folder`` and other names that change."""
         begun = [match for line in self.lines if (match := _CALL.match(line))]
-        return _HEX.sub("…", f"{begun[-1][2]}({begun[-1][3]}") if begun else ""
+        if not begun:
+            return ""
+        arguments = _TEXT.sub(_named, begun[-1][3].replace(f"{folder}/", ""))
+        return _HEX.sub("…", f"{begun[-1][2]}({arguments}")[:_LAST_LENGTH]
+
+
+def _named(text: re.Match[str]) -> str:
+    """A name as it is; data, which strace escapes or cuts, is left out."""
+    return '"…"' if "\\" in text[0] or text[0].endswith("...") else text[0]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
+from pathlib import Path
+
 import pytest
 
+from cached.types import Level
 from tests.fault.strace import require_strace, traced
 from tests.integration.harness import wait_for
+from tests.integration.hosts import Host, MovedClock, pull, shown, until
 from tests.integration.support import MB, Site, model_files, total_bytes
 
 pytestmark = pytest.mark.faults
@@ -45,3 +52,58 @@ def test_a_failed_sync_of_the_index_does_not_stop_the_service(site: Site) -> Non
     site.daemon.restart(kill=True)
     site.pull("m")
     site.check_served("m")
+
+
+async def test_after_one_failed_sync_l2_is_degraded_until_that_blob_is_there_after_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only until L2 takes another one. What is there then was written anew from memory."""
+    host = Host(tmp_path, MovedClock("2026-11-20T07:00"))
+    host.add("m", 3 * MB)
+    host.add("other", 2 * MB)
+    synced: list[int] = []
+    again = threading.Event()
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        if found.st_size == 3 * MB:
+            synced.append(found.st_ino)
+            if len(synced) == 1:
+                raise OSError(errno.EIO, "Input/output error")
+            assert again.wait(60)
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    async with host.run() as cache:
+        await pull(cache, "m")
+        await until(lambda: len(synced) == 2, "another try")
+        await pull(cache, "other")
+        await until(lambda: bool(shown(cache, "other").summary.l2_bytes), "the other model in L2")
+        assert any("L2 could not be written" in problem for problem in cache.stats().degraded)
+        assert not shown(cache, "m").summary.l2_bytes
+        again.set()
+        await until(lambda: bool(shown(cache, "m").summary.l2_bytes), "the model in L2 after all")
+        assert not cache.stats().degraded
+
+
+async def test_a_blob_that_has_left_memory_keeps_l2_from_being_well_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(tmp_path, MovedClock("2026-11-20T07:00"))
+    host.add("m", 3 * MB)
+    host.add("other", 2 * MB)
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size == 3 * MB:
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    async with host.run() as cache:
+        await pull(cache, "m")
+        await until(lambda: bool(cache.stats().degraded), "the failure")
+        await cache.evict("m", Level.L1)
+        await pull(cache, "other")
+        await until(lambda: not cache.stats().degraded, "L2 to be well")

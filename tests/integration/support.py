@@ -102,9 +102,9 @@ def refused(reason: str) -> Iterator[dict[str, str]]:
 class Worker:
     """A worker process; leaving the context kills it, also when it is stopped."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, *arguments: str, module: str = "tests.integration.worker_process") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.worker_process", str(socket)],
+            [sys.executable, "-m", module, str(socket), *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
         )  # fmt: skip
         assert self._process.stdin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save
 
 import cached_client
+from cached_client._proto import cached_pb2 as pb
 from cached_client.safetensors_header import parse_header
 from cached_client.testing import FakeDaemon
 from tests.integration.harness import wait_for
@@ -215,6 +217,21 @@ def test_what_is_not_resident_can_be_refused(site: Site) -> None:
     site.pull("m")
     with site.cache() as cache, cache.attach("m", only_if_resident=True) as model:
         assert model.wait(60).from_level == "l1"
+
+
+def test_a_daemon_that_takes_its_time_to_greet_is_not_taken_for_dead(site: Site) -> None:
+    """On busy cores it does: a new connection is established by the kernel long before the daemon has a word."""
+    site.start()
+    with site.cache() as cache:
+        site.daemon.signal(signal.SIGSTOP)
+        try:
+            answer = cache.connection.stub.List.future(pb.ListRequest())
+            ended = threading.Event()
+            answer.add_done_callback(lambda _: ended.set())
+            assert not ended.wait(1), answer.exception()
+        finally:
+            site.daemon.signal(signal.SIGCONT)
+        assert not answer.result(timeout=60).models
 
 
 def test_a_dozen_threads_share_one_attach(site: Site) -> None:

@@ -105,6 +105,54 @@ def test_refused_credentials_in_the_middle_are_an_error_at_once(site: Site) -> N
     site.check_served("m")
 
 
+def test_what_is_here_is_served_while_credentials_are_refused(site: Site) -> None:
+    for seed, name in enumerate(("memory", "disk", "m"), 1):
+        site.add(name, model_files(MB, seed=seed))
+    site.start()
+    site.pull("memory")
+    site.pull("disk", level="l2")
+    for method in ("GET", "HEAD"):
+        site.proxy.inject("status", times=-1, status=403, method=method, code="ExpiredToken")
+    with refused("ORIGIN_DENIED") as seen:
+        site.pull("m")
+    assert seen["cause"] == "ExpiredToken"
+    assert site.check_served("memory").from_level == "l1"
+    assert site.check_served("disk").from_level == "l2"
+
+
+@pytest.mark.parametrize("now", ["renewed", "revoked"])
+def test_credentials_that_expire_in_the_middle_are_read_once_more(site: Site, tmp_path: Path, now: str) -> None:
+    site.add("m", model_files(SIZE))
+    offset, length = chunk_ranges(SIZE)[1]
+    expired = site.proxy.inject(
+        "status",
+        status=403,
+        code="ExpiredToken",
+        wait=True,
+        path=WEIGHTS,
+        range=f"bytes={offset}-{offset + length - 1}",
+    )
+    environment, kept = site.daemon.environment, tmp_path / "credentials"
+    key, secret = environment.pop("AWS_ACCESS_KEY_ID"), environment.pop("AWS_SECRET_ACCESS_KEY")
+    environment["AWS_SHARED_CREDENTIALS_FILE"] = str(kept)
+    written = "[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n"
+    kept.write_text(written.format(key, secret))
+    site.start()
+    site.begin("m")
+    assert expired.reached.wait(60)
+    if now == "revoked":
+        kept.write_text(written.format(key, "another"))
+    expired.release()
+    wait_for(lambda: not site.daemon.stats().active_load_count, "the pull to end")
+    assert bool(site.daemon.log_events("load.failed")) == (now == "revoked")
+    if now == "revoked":
+        assert "denied" in site.describe("m").last_error
+        kept.write_text(written.format(key, secret))
+        site.pull("m")
+    assert expired.hits == 1
+    site.check_served("m")
+
+
 @pytest.mark.parametrize("server", ["site", "moto_site"])
 def test_an_object_replaced_under_the_pull_restarts_that_blob(request: pytest.FixtureRequest, server: str) -> None:
     site: Site = request.getfixturevalue(server)

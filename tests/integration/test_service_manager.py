@@ -7,11 +7,13 @@ import re
 import signal
 import socket
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.integration.harness import wait_for
 from tests.integration.support import MB, Site, model_files
 from tests.integration.test_restart import HELD, SIZE, WEIGHTS, range_of
 
@@ -134,9 +136,10 @@ def test_an_idle_daemon_tells_nothing_but_that_it_lives(site: Site, manager: Ser
 
 
 def test_a_loop_that_is_held_up_is_silent_and_tells_where(site: Site, manager: ServiceManager) -> None:
-    site.check = False
+    site.add("m", model_files(4 * MB))
     fifo = manager.address.with_name("hold")
     daemon = site.start()
+    site.pull("m")
     manager.hear(lambda message: "WATCHDOG" in message)
     daemon.signal(signal.SIGUSR2)
     with fifo.open("wb"):  # open once the handler has opened it: the loop is held up
@@ -144,12 +147,36 @@ def test_a_loop_that_is_held_up_is_silent_and_tells_where(site: Site, manager: S
         with pytest.raises(TimeoutError):
             manager.receive(2.0)
         assert "State:\tS" in Path(f"/proc/{daemon.pid}/status").read_text()  # waiting, not stopped
-    assert manager.receive() == {"WATCHDOG": "1"}
+    manager.hear(lambda message: message == {"WATCHDOG": "1"})
 
     daemon.signal(signal.SIGUSR2)
     with fifo.open("wb"):
         assert daemon.signal_and_wait(signal.SIGABRT) == -signal.SIGABRT  # what the watchdog sends
     assert "in hold_the_loop" in daemon.log()
+    site.proxy.clear()
+    site.start()
+    assert site.check_served("m").from_level == "l1", "L1 is adopted, as after SIGKILL"
+    assert not site.proxy.requests()
+
+
+def test_an_origin_that_hangs_holds_up_no_sign_of_life(site: Site, manager: ServiceManager) -> None:
+    site.add("m", model_files(4 * MB))
+    site.add("here", model_files(MB, seed=2))
+    daemon = site.start()
+    site.pull("here")
+    held = site.hold("m/" + WEIGHTS, times=-1)
+    site.begin("m")
+    assert held.reached.wait(60)
+    manager.forget()
+    for _ in range(4):
+        manager.hear(lambda message: "WATCHDOG" in message)
+    for page in ("healthz", "readyz"):
+        with urllib.request.urlopen(f"{daemon.http}/{page}", timeout=60) as answer:
+            assert answer.status == 200
+    site.check_served("here")
+    assert site.describe("m").summary.state != "ready", "it hangs all the time"
+    site.proxy.heal()
+    wait_for(lambda: site.summary("m").state == "ready", "the pull to end")
 
 
 def test_a_start_that_fails_says_why(site: Site, manager: ServiceManager) -> None:

@@ -65,6 +65,25 @@ async def test_a_clock_that_jumps_moves_into_and_out_of_windows(host: Host) -> N
         await until(lambda: in_l1(cache, "m"), "the model that was hot")
 
 
+async def test_a_clock_that_jumps_ends_no_lease_and_no_keep_alive(host: Host) -> None:
+    host.add("m", tier="cold")
+    async with host.run() as cache:
+        async with await cache.attach("m", keep_alive_s=300.0):
+            await until(lambda: in_l1(cache, "m"), "the model")
+            for text in ("2026-11-20T06:00", "2026-11-20T08:00", "2016-11-20T07:00", "2036-11-20T07:00"):
+                host.clock.jump_to(text)
+                await ticks(cache)
+                assert cache.stats().lease_count == 1
+                with pytest.raises(InUseError):
+                    await cache.evict("m", Level.L1)
+        for text in ("2046-11-20T07:00", "2026-11-20T07:00"):
+            host.clock.jump_to(text)
+            await ticks(cache)
+            assert in_l1(cache, "m")
+        host.clock.pass_by(310)
+        await until(lambda: not shown(cache, "m").summary.l1_bytes, "the model to leave")
+
+
 async def test_within_a_window_a_start_and_a_changed_catalog_count_at_once(host: Host) -> None:
     host.clock.go_to("2026-11-20T09:00")
     host.add("m", hot=["08:00-20:00 Europe/Berlin"])

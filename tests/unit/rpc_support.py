@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,6 +191,26 @@ class FakeEngine:
         self._called("detach", lease_id, token)
         self.attach_events.put_nowait(None)
 
+    @property
+    def visibility(self) -> FakeEngine:
+        return self
+
+    def is_known(self, name: str) -> bool:
+        return name in self.names()
+
+    def names(self) -> tuple[str, ...]:
+        return ("tiny", "other")
+
+    def require_running(self) -> None:
+        self._called("require_running")
+
+    def leased_name(self, token: str) -> str:
+        self._called("leased_name", token)
+        return "tiny"
+
+    def loads(self) -> tuple[PullProgress, ...]:
+        return ()
+
     def list_models(self) -> tuple[ModelSummary, ...]:
         self._called("list_models")
         return (SUMMARY,)
@@ -236,7 +256,7 @@ class FakeEngine:
         self._called("stats")
         return STATS
 
-    def overview(self, limits: Limits) -> Overview:
+    def overview(self, limits: Limits, sees: Callable[[str], bool] | None = None) -> Overview:
         self._called("overview", limits)
         return OVERVIEW
 

@@ -79,7 +79,7 @@ def test_every_reader_speaks_json():
         return any("--output" in option.opts for option in group.params)
 
     assert {" ".join(words) for words in verbs() if not reads(words)} == {
-        "serve", "run", "path", "config example", "install-service", "uninstall-service",
+        "serve", "run", "path", "config example", "install-service", "uninstall-service", "catalog keygen", "catalog sign",
     }  # fmt: skip
 
 

@@ -141,3 +141,34 @@ def test_the_announced_path_counts_where_it_exists(tmp_path: Path) -> None:
     here.touch()
     assert locate(str(here), Path("/elsewhere/cached.sock")) == here
     assert locate("/not/in/this/container/d.sock", tmp_path / "cached.sock") == tmp_path / "d.sock"
+
+
+def test_who_finds_no_place_asks_again_on_another_connection(tmp_path: Path) -> None:
+    full = {"reason": "UNAVAILABLE", "message": "too many connections", "hint": "", "fields": {"uid": "0"}}
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+
+    def serve():
+        told, _ = listener.accept()
+        with told:
+            told.recv(1 << 16)
+            told.send(json.dumps({"error": full}).encode())
+        reset, _ = listener.accept()
+        with reset:
+            reset.recv(1, socket.MSG_PEEK)  # what was not read resets it
+        served, _ = listener.accept()
+        with served:
+            send(served, json.loads(served.recv(1 << 16)))
+            served.recv(1)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    before = psutil.Process().num_fds()
+    with DescriptorClient(tmp_path / "s") as client:
+        ((_, descriptor),) = client.fetch("t", [7])
+        assert os.pread(descriptor, 9, 0) == b"7"
+        os.close(descriptor)
+    thread.join(20)
+    listener.close()
+    assert psutil.Process().num_fds() < before + 1

@@ -17,7 +17,7 @@ from cached_client.connection import Connection
 from cached_client.errors import CacheError, error_of_reason, from_rpc_error
 from cached_client.testing import FakeDaemon
 
-PLAIN = {"INTERNAL", "LEVEL_FAILED", "MOVER_FAILED", "ALREADY_RUNNING"}
+PLAIN = {"INTERNAL", "LEVEL_FAILED", "MOVER_FAILED", "ALREADY_RUNNING", "LOCAL_ONLY"}
 """Reasons that a worker cannot treat in any particular way."""
 
 
@@ -95,7 +95,7 @@ class Refusal(grpc.RpcError, grpc.Call):
     [
         (grpc.StatusCode.UNAVAILABLE, errors.DaemonUnavailableError),
         (grpc.StatusCode.CANCELLED, errors.DaemonUnavailableError),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.NoRoomError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.LimitExceededError),
         (grpc.StatusCode.PERMISSION_DENIED, errors.PermissionDeniedError),
         (grpc.StatusCode.DATA_LOSS, errors.IntegrityError),
         (grpc.StatusCode.UNIMPLEMENTED, CacheError),

@@ -55,14 +55,17 @@ def test_every_setting_can_be_given_in_each_way(tmp_path):
         "hf.endpoint": "https://hub.example", "http.listen": "[::1]:80",
         "access.socket_mode": "0600", "policy.time_zone": "Europe/Berlin", "policy.predict": "on",
         "artifacts.destination": "s3://b/artifacts", "telemetry.otlp_endpoint": "http://127.0.0.1:4317",
-        "fleet.label_prefix": "models.example.com",
+        "fleet.label_prefix": "models.example.com", "limits.message_size": "2MiB",
+        "tcp.listen": "[::]:9471",
     }  # fmt: skip
     kinds = {
         "true or false": True, "whole number": 7, "number": 7.5, "list of whole numbers": (3, 4), "text": "1GiB",
         "list of texts": ("/a/path", "/another"),
     }  # fmt: skip
     for setting in describe_settings():
-        is_path = setting.key.endswith((".socket", "_dir", ".catalog", ".path", "_bundle", "_file"))
+        is_path = setting.key.endswith(
+            (".socket", "_dir", ".catalog", ".path", "_bundle", "_file", ".cert", ".key", "_ca")
+        )
         value = values.get(setting.key, "/a/path" if is_path else kinds[setting.type])
         section, name = setting.key.split(".")
         in_file = load(f"[{section}]\n{name} = {toml_text(value)}\n", folder=tmp_path)

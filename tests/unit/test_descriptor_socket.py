@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from cached.rpc.descriptors import FILES_LIMIT, REQUEST_LIMIT_BYTES, AccessList, DescriptorServer, Limits
+from cached.access import AccessList, AccessPolicy, Caller
+from cached.rpc.callers import caller_of
+from cached.rpc.descriptors import FILES_LIMIT, REQUEST_LIMIT_BYTES, DescriptorServer, Limits
 from cached.rpc.peers import container_of
 from cached.rpc.sockets import descriptor_socket_path
 from cached.types import Peer
@@ -177,8 +179,8 @@ async def test_descriptors_that_a_peer_sends_are_not_kept(tmp_path: Path) -> Non
 
 
 async def test_who_is_not_on_the_access_list_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 4242)
-    access = AccessList(uids=frozenset({999999}))
+    monkeypatch.setattr("cached.rpc.descriptors.caller_of", lambda peer, groups: Caller("uid 70001", 70001))
+    access = AccessPolicy(AccessList(uids=frozenset({999999})))
     async with serving(tmp_path, access=access) as it:
         worker = it.worker()
         answer, _ = await worker.answer()
@@ -190,7 +192,7 @@ async def test_who_is_not_on_the_access_list_is_refused(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("access", "groups", "allowed"),
     [
-        (AccessList(), (), True),
+        (AccessList(), (), False),
         (AccessList(uids=frozenset({70001})), (), True),
         (AccessList(uids=frozenset({70009})), (), False),
         (AccessList(gids=frozenset({70002})), (), True),
@@ -201,7 +203,7 @@ async def test_who_is_not_on_the_access_list_is_refused(tmp_path: Path, monkeypa
 def test_access_goes_by_user_group_or_supplementary_group(
     access: AccessList, groups: tuple[int, ...], allowed: bool
 ) -> None:
-    assert access.allows(Peer(1, 70001, 70002), groups) is allowed
+    assert access.allows(caller_of(Peer(1, 70001, 70002), groups)) is allowed
 
 
 async def test_one_user_cannot_take_all_connections(tmp_path: Path) -> None:
@@ -211,7 +213,8 @@ async def test_one_user_cannot_take_all_connections(tmp_path: Path) -> None:
             _, descriptors = await worker.ask({"token": "secret", "files": [0]})
             os.close(descriptors[0])
         answer, _ = await it.worker().answer()
-        assert answer["error"]["reason"] == "UNAVAILABLE"
+        assert answer["error"]["reason"] == "LIMIT_EXCEEDED"
+        assert answer["error"]["fields"]["setting"] == "limits.descriptor_connections_per_uid"
         first.socket.close()
         while True:  # the server has to see that it went
             answer, descriptors = await it.worker().ask({"token": "secret", "files": [0]})

@@ -173,7 +173,7 @@ async def test_a_stream_is_told_that_the_daemon_stops(tmp_path: Path) -> None:
 
 async def test_an_idle_attach_is_kept_alive(tmp_path: Path) -> None:
     engine = FakeEngine()
-    service = CacheService(engine, "", keep_alive_s=0.01)
+    service = CacheService(lambda: engine, "", keep_alive_s=0.01)
     engine.attach_events.put_nowait(OPENED)
     stream = service.Attach(pb.AttachRequest(ref="tiny"), cast("Any", None))
     async with aclosing(cast("Any", stream)):

@@ -20,7 +20,8 @@ from cached.cli.doctor.checks import Context, Finding, User, advice, group_name,
 from cached.cli.doctor.daemons import TIMEOUT_S, flags, listener, sockets_in_use
 from cached.errors import ConfigError
 from cached.rpc.sockets import descriptor_socket_path
-from cached.settings import resolve_capacity
+from cached.setting_checks import resolve_capacity
+from cached.signatures import KEYS_SETTING, check_of
 from cached.units import format_size
 from cached_client._proto import cached_pb2 as pb
 from cached_client.errors import CacheError
@@ -182,9 +183,10 @@ def catalog(context: Context) -> Iterator[Finding]:
         return
     try:
         closed = obstacle(context.service, file, os.R_OK)
-        found = load_catalog(Path(file))
+        found = load_catalog(Path(file), check_of(context.config.catalog.public_keys, Path(file)))
     except ConfigError as error:
-        yield problem(error.message, f"cached catalog validate {file}")
+        is_signature = error.fields["key"] == KEYS_SETTING
+        yield problem(error.message, error.hint if is_signature else f"cached catalog validate {file}")
         return
     except OSError as error:
         yield problem(f"{file}: {error.strerror}", "daemon.catalog = the right path")

@@ -13,7 +13,7 @@ from cached.cli.doctor.daemon import nearest
 from cached.cli.measure import disk
 from cached.cli.measure.facts import Mount, block_device, chosen, mount_of, number, pcie_link, read
 from cached.cli.measure.scratch import left_behind
-from cached.settings import resolve_capacity
+from cached.setting_checks import resolve_capacity
 from cached.units import GIB, MIB, format_size
 
 _MEASURED_BYTES = 256 * MIB

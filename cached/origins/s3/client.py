@@ -30,9 +30,13 @@ _ALL_CONNECTIONS = 1024
 
 
 class Connection:
-    """A client for reading, made once, and what errors say of it. Making it may read files, but connects to nothing."""
+    """A client for reading, made once, and what errors say of it. Making it may read files, but connects to nothing.
+
+    ``denied``: a server has refused its credentials.
+    """
 
     def __init__(self, options: S3Options) -> None:
+        self.denied = False
         self._options = options
         self._pool_classes = pool_classes(Addresses(), AWSHTTPConnection, AWSHTTPSConnection)
         try:

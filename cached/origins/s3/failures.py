@@ -149,6 +149,7 @@ class Failures:
         )  # fmt: skip
 
     def _denied(self, message: str, path: str, code: str) -> CachedError:
+        self._connection.denied = True
         source = self._connection.credential_source()
         hint = (
             "set this host's clock: it differs from the server's"

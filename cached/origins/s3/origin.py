@@ -20,7 +20,7 @@ from cached.origins.net.reading import range_read, read_nothing
 from cached.origins.s3.client import Connection
 from cached.origins.s3.failures import Failures
 from cached.origins.s3.options import parse_location, parse_options
-from cached.origins.s3.ranged import RangedGets
+from cached.origins.s3.shared import CONNECTIONS, SharedConnection
 from cached.origins.s3.versions import (
     checksum,
     checksum_names,
@@ -37,6 +37,8 @@ _MAX_PARTS = 10_000  # S3's own limit; a server that pages for ever is not follo
 class S3Origin:
     """See Origin and WritableOrigin. The client is made at first use; one origin may be used by any number of threads.
 
+    Origins of the same options share it.
+
     Options: those of S3Options, as text. Credentials are found by boto3 in the usual AWS places.
     """
 
@@ -44,8 +46,7 @@ class S3Origin:
         self._location = parse_location(spec.uri)
         self._options = parse_options(spec)
         self._lock = threading.Lock()
-        self._connection: Connection | None = None
-        self._ranged: RangedGets | None = None
+        self._shared: SharedConnection | None = None
         self._upload_client: Any = None
         self._one_object: bool | None = False if self._location.only_prefix else None
 
@@ -85,7 +86,7 @@ class S3Origin:
         self, item: OriginObject, offset_bytes: int, length_bytes: int, abort: Abort | None = None
     ) -> Iterator[ReadInto]:
         """See Origin. A range without bytes costs a HEAD."""
-        connection, failures = self._connected()
+        shared, failures = self._taken(), self._connected()[1]
         if not length_bytes:
             self._check_version(item)
             yield read_nothing
@@ -99,7 +100,7 @@ class S3Origin:
 
         def begin(body: Body) -> None:
             with failures.typed(item.path, expected_version=item.version):
-                answer = self._ranged_gets(connection).get(request)
+                answer = shared.ranged_gets(self._location.bucket).get(request)
             body.begin(answer.raw)
             if not same_version(item.version, answer.fields):
                 raise failures.changed(item.path, item.version, marker(answer.fields))
@@ -131,24 +132,22 @@ class S3Origin:
     def close(self) -> None:
         """See Origin. A later call connects anew."""
         with self._lock:
-            connection, self._connection, self._ranged = self._connection, None, None
+            shared, self._shared = self._shared, None
             upload_client, self._upload_client = self._upload_client, None
-        if connection is not None:
-            connection.client.close()
+        if shared is not None:
+            CONNECTIONS.give_back(shared)
         if upload_client is not None:
             upload_client.close()
 
     def _connected(self) -> tuple[Connection, Failures]:
-        with self._lock:
-            if self._connection is None:
-                self._connection = Connection(self._options)
-            return self._connection, Failures(self._location, self._connection)
+        connection = self._taken().connection
+        return connection, Failures(self._location, connection)
 
-    def _ranged_gets(self, connection: Connection) -> RangedGets:
+    def _taken(self) -> SharedConnection:
         with self._lock:
-            if self._ranged is None:
-                self._ranged = RangedGets(connection)
-            return self._ranged
+            if self._shared is None:
+                self._shared = CONNECTIONS.take(self._options)
+            return self._shared
 
     def _check_version(self, item: OriginObject) -> None:
         fields = self._head(self._key(item.path), item.path)

@@ -1,0 +1,222 @@
+"""The daemon's socket: accepts, asks the kernel who it is, and passes the bytes on to gRPC's own listener.
+
+gRPC does not tell who is behind a Unix socket, and takes no connection that somebody else accepted. So the daemon
+accepts, and connects for each to a socket that only its own user can reach, from an end that has a name of its own:
+gRPC tells that name with every call, and `Callers` whose it is. Nothing a client sends takes part in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+import stat
+from typing import cast
+
+import structlog
+
+from cached.errors import ConfigError, LimitExceededError
+from cached.rpc import sockets
+from cached.rpc.callers import Callers, caller_of
+from cached.rpc.peers import groups_of, peer_of
+
+_BACKLOG = 1024
+_RETRY_S = 0.01
+_ACCEPT_AGAIN_S = 0.5
+_FLUSH_S = 0.5
+_KEPT_FILES = 1024
+"""For everything else: segments, files of L2, descriptors on their way, origins."""
+_FILES_A_CONNECTION = 3
+_log = structlog.get_logger(__name__)
+
+
+def inner_path(path: str) -> str:
+    """GRPC's own socket that belongs to a daemon's: ``/run/cached/cached.sock`` → ``/run/cached/.cached/rpc``."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name.removesuffix('.sock')}", "rpc")
+
+
+def most_connections() -> int:
+    """How many the limit of open files is for."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(64, (files - _KEPT_FILES) // _FILES_A_CONNECTION)
+
+
+class Front:
+    """Accepts from ``start`` to ``stop``. The caller holds the socket's lock."""
+
+    def __init__(self, path: str, callers: Callers, *, mode: int, gid: int = -1) -> None:
+        self.path = path
+        self.inner = inner_path(path)
+        self._callers = callers
+        self._mode = mode
+        self._gid = gid
+        self._acceptor: asyncio.Task[None] | None = None
+        self._listener: socket.socket | None = None
+        self._links: set[asyncio.Task[None]] = set()
+
+    def prepare(self) -> None:
+        """Makes the folder of gRPC's own socket: nobody else can enter it. Raises ConfigError."""
+        folder = os.path.dirname(self.inner)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder, 0o700)
+            found = os.lstat(folder)
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                raise ConfigError(
+                    f"{folder} is not a folder of the daemon's user", hint="remove it, or set daemon.socket",
+                    key="daemon.socket", value=self.path,
+                )  # fmt: skip
+            os.chmod(folder, 0o700)
+            sockets.remove_stale(self.inner)
+        except OSError as error:
+            msg = f"cannot make {folder}: {error.strerror}"
+            raise ConfigError(msg, hint="set daemon.socket", key="daemon.socket", value=self.path) from error
+
+    async def start(self) -> None:
+        """Binds, once gRPC listens. Raises ConfigError."""
+        sockets.remove_stale(self.path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            listener.bind(self.path)
+            sockets.open_to(self.path, self._mode, self._gid)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            msg = f"cannot listen on {self.path}: {error.strerror}"
+            hint = "check the folder's owner and mode, or set daemon.socket"
+            raise ConfigError(msg, hint=hint, key="daemon.socket", value=self.path) from error
+        except BaseException:
+            listener.close()
+            raise
+        self._listener = listener
+        self._acceptor = asyncio.create_task(self._accept(listener), name="front")
+
+    async def stop(self) -> None:
+        """Ends all connections and removes the socket; idempotent. gRPC has said what it had to say."""
+        if self._acceptor is None or self._listener is None:
+            return
+        tasks = [self._acceptor, *self._links]
+        self._acceptor = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._listener.close()
+        for path in (self.path, self.inner):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.dirname(self.inner))
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                # Out of descriptors, usually: those who wait are served when some are back.
+                _log.warning("front.accept_failed", error=str(error))
+                await asyncio.sleep(_ACCEPT_AGAIN_S)
+                continue
+            task = asyncio.create_task(self._link(connection))
+            self._links.add(task)
+            task.add_done_callback(self._links.discard)
+            task.add_done_callback(lambda _, owned=connection: owned.close())  # type: ignore[misc]
+
+    async def _link(self, connection: socket.socket) -> None:
+        """One connection, to its end."""
+        try:
+            caller = caller_of(peer_of(connection), groups_of(connection))
+            name = self._callers.come(caller)
+        except LimitExceededError as error:
+            _log.warning("front.refused", error=error.message, fields=error.fields)
+            return
+        except OSError as error:  # gone already
+            _log.debug("front.gone", error=str(error))
+            return
+        try:
+            await self._splice(connection, name)
+        except OSError as error:
+            _log.debug("front.ended", error=str(error), caller=caller.name)
+        finally:
+            self._callers.gone(name)
+
+    async def _splice(self, connection: socket.socket, name: str) -> None:
+        loop = asyncio.get_running_loop()
+        outer, inner = _End(), _End()
+        outer.other, inner.other = inner, outer
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as link:
+            link.bind(f"\0{name}")
+            await _connect(link, self.inner)
+            try:
+                await loop.create_unix_connection(lambda: inner, sock=link)
+                await loop.connect_accepted_socket(lambda: outer, connection)
+                await asyncio.wait({outer.lost, inner.lost}, return_when=asyncio.FIRST_COMPLETED)
+                # What the one had sent before it ended still goes to the other.
+                for end in (outer, inner):
+                    end.close()
+                await asyncio.wait({outer.lost, inner.lost}, timeout=_FLUSH_S)
+            finally:
+                for end in (outer, inner):
+                    end.abort()
+
+
+class _End(asyncio.Protocol):
+    """One end of a connection. What comes goes to the other one, no faster than that takes it."""
+
+    def __init__(self) -> None:
+        self.other: _End = self
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.transport: asyncio.Transport | None = None
+        self._early: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        for data in self._early:
+            self.transport.write(data)
+        self._early.clear()
+
+    def data_received(self, data: bytes) -> None:
+        self.other.send(data)
+
+    def send(self, data: bytes) -> None:
+        """To whoever is at this end."""
+        if self.transport is None:
+            self._early.append(data)
+        else:
+            self.transport.write(data)
+
+    def pause_writing(self) -> None:
+        if self.other.transport is not None:
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.other.transport is not None:
+            self.other.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def close(self) -> None:
+        """Once what is under way was sent."""
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """At once."""
+        if self.transport is not None:
+            self.transport.abort()
+
+
+async def _connect(link: socket.socket, path: str) -> None:
+    """To a listener of our own; while its queue is full a Unix socket answers EAGAIN, and cannot be waited for."""
+    while True:
+        try:
+            link.connect(path)
+        except BlockingIOError:
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return

@@ -42,14 +42,6 @@ _EVICTS_LEASED = """
 from cached import leases
 leases.LeaseTable.holders = lambda self, name, revision: []
 """
-_EVICTS_PINNED = """
-from cached.policy import snapshot
-snapshot.RevisionFacts.protected = property(lambda self: self.leased or self.busy)
-"""
-_OVERFULL = """
-from cached import ledger
-ledger.Ledger._require_room = lambda self, size_bytes: None
-"""
 
 
 def run(*command: str) -> str:
@@ -85,8 +77,6 @@ def test_the_same_seed_is_the_same_history(mode):
         pytest.param(_UNVERIFIED, True, id="no checksum of what is in place"),
         pytest.param(_UNSYNCED, True, id="no fsync"),
         pytest.param(_EVICTS_LEASED, False, id="leases are ignored"),
-        pytest.param(_EVICTS_PINNED, False, id="pinned and hot models are victims"),
-        pytest.param(_OVERFULL, False, id="more than there is room for"),
     ],
 )
 def test_an_engine_that_breaks_a_promise_is_noticed(sabotage, unbounded):

@@ -38,6 +38,7 @@ from cached_client import errors as client_errors
 from cached_client.coldstart import PHASES
 from cached_client.integrations.vllm.options import LoaderOptions
 from tests.fault.report import faults_text
+from tests.simulator.report import histories_text
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -348,6 +349,7 @@ PARTS = (
     Part("policy.md", "policy-reasons", policy_reasons_text),
     Part("policy.md", "policy-verdicts", policy_verdicts_text),
     Part("reliability.md", "faults", faults_text),
+    Part("reliability.md", "histories", histories_text),
     Part("scale.md", "fleet", fleet_text),
     Part("reference.md", "settings", settings_text),
     Part("reference.md", "cli", cli_text),

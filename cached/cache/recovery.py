@@ -131,9 +131,9 @@ class Recovery:
         mover could look at yet: whoever attaches next has them confirmed.
         """
         registry, held = self._services.registry, set(self._loader.held_digests())
-        for manifest in registry.manifests():
-            if registry.resident(manifest, Level.L1):
-                held |= manifest.blobs.keys()
+        for whole in registry.manifests():
+            if registry.resident(whole, Level.L1):
+                held |= whole.blobs.keys()
         for pull in registry.index.pending():
             held |= self._landed(set(pull.ingests))
             model = registry.models.get(pull.name)

@@ -63,8 +63,8 @@ def _outcomes(batches: list[range], options: argparse.Namespace) -> Iterator[lis
     running: dict[int, tuple[range, IO[str]]] = {}
     while batches or running:
         while batches and len(running) < options.processes:
-            seeds, told = batches.pop(0), tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed when it is read
-            running[_start(seeds, told, options)] = seeds, told
+            batch, output = batches.pop(0), tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed when it is read
+            running[_start(batch, output, options)] = batch, output
         child, status = os.wait()
         seeds, told = running.pop(child)
         yield _outcome(seeds, told, os.waitstatus_to_exitcode(status))
@@ -77,7 +77,7 @@ def _start(seeds: range, told: IO[str], options: argparse.Namespace) -> int:
     if child:
         return child
     gc.disable()  # what killed daemons left must not be finished
-    sys.stdout = told
+    sys.stdout = told  # type: ignore[assignment]
     try:
         failed = [seed for seed in seeds if _tell(seed, options)]
         print("failed:", *failed)

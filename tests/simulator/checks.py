@@ -30,7 +30,7 @@ class Checks:
     def accounts(self) -> None:
         """At any step: accounts are the sums of their entries, and what a level has never grows beyond what it may.
 
-        It may have more after its capacity was lowered, and where a daemon starts on what another left; then it shrinks.
+        It may have more once its capacity was lowered, and where a daemon starts on what another left. Then it shrinks.
         """
         for level in self._storage.levels:
             ledger = self._storage.ledger(level)
@@ -40,7 +40,7 @@ class Checks:
                     f"{level}: used and reserved are {ledger.used_bytes}, {ledger.reserved_bytes}: {counted}"
                 )
             full_bytes, capacity_bytes = sum(counted), ledger.capacity_bytes
-            before_bytes, before_capacity_bytes = self._full.get(level, (0, 0))
+            before_bytes, before_capacity_bytes = self._full.get(level, (sum(counted), 0))
             if full_bytes > max(capacity_bytes, before_bytes) and capacity_bytes >= before_capacity_bytes:
                 raise Violation(f"{level} grew from {before_bytes} to {full_bytes} bytes, of {capacity_bytes}")
             self._full[level] = full_bytes, capacity_bytes

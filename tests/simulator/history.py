@@ -118,7 +118,8 @@ class History:
 
     def _config(self, world: World) -> Config:
         folder, config = world.folder, _defaults()
-        l1, l2 = f"{self._rng.choice((100, 150, 300))}KiB", f"{self._rng.choice((100, 200, 400))}KiB"
+        # All models are some 80 KiB, the largest at most 50.
+        l1, l2 = f"{self._rng.choice((60, 80, 120, 300))}KiB", f"{self._rng.choice((60, 100, 200, 400))}KiB"
         return replace(
             config,
             daemon=replace(
@@ -126,7 +127,7 @@ class History:
                 state_dir=str(world.state),
                 models_dir=str(folder / "models"),
                 restart_grace_s=self._rng.choice((0.0, 0.0, 5.0)),
-            ),  # fmt: skip
+            ),
             l1=replace(config.l1, path=str(world.l1), capacity=l1),
             l2=replace(config.l2, path=str(world.l2), capacity=l2),
         )

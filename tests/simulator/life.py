@@ -56,12 +56,13 @@ class Life:
         self._held = self.checks.held
         self._to_be_back: set[str] = set()
         """Workers of these revisions must get their leases back, unless somebody evicts the model."""
-        loop.on_step = self.checks.accounts
+        self._loop = loop
 
     async def live(self) -> None:
         """From its start to an orderly end, if nobody kills it."""
         committed = self._world.committed()
         await self.cache.start()
+        self._loop.on_step = self.checks.accounts
         lost = committed - self._world.blobs(self._world.l2).keys()
         if lost and not self._world.faults.hit.keys() & {"fsync_eio", "fsync_lies"}:
             raise Violation(f"the start lost committed blobs: {sorted(lost)}")
@@ -81,11 +82,12 @@ class Life:
         """Revisions that workers hold, and that this daemon found recorded and whole in L1."""
         if self._world.damaged or not self._config.daemon.restart_grace_s:
             return set()
-        in_l1, recorded = set(self._world.blobs(self._world.l1)), " ".join(self._world.durable)
+        in_l1 = set(self._world.blobs(self._world.l1))
         return {
             holder.revision
             for holder in self._world.holders
-            if holder.complete and holder.is_whole and f"{holder.name}/{holder.revision}" in recorded
+            if holder.complete and holder.is_whole
+            and f"manifest/{holder.name}/{holder.revision}" in self._world.durable
             and in_l1.issuperset(holder.digests.values())
         }  # fmt: skip
 

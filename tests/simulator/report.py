@@ -68,7 +68,7 @@ def histories_text() -> str:
     noted = json.loads(RESULTS.read_text())
     machine = noted["machine"]
     lines = [
-        f"Run on {machine['cpus']} CPUs that others used as well, Linux {machine['kernel']}, Python {machine['python']}.",
+        f"Noted on {machine['cpus']} CPUs, Linux {machine['kernel']}, Python {machine['python']}.",
         "",
         "| faults | histories | failed | histories a minute | processes | seeds | commit | date |",
         "|---|---|---|---|---|---|---|---|",

@@ -30,7 +30,7 @@ _storage._LARGEST_GROWN_BYTES //= SCALE
 _ranges.STEP_BYTES = CHUNK_BYTES
 _model_cache._PROGRESS_S = 1.0
 """Nobody looks at bars here."""
-_pool.MoverPool.__init__.__kwdefaults__["job_timeout_s"] = 60.0
+_pool.MoverPool.__init__.__kwdefaults__["job_timeout_s"] = 60.0  # type: ignore[index]
 """Of a chunk of 4 KiB, an honest mover takes 30 s at most; until a hang is noticed, nothing happens but ticks."""
 _ranges.CACHED_BYTES = CHUNK_BYTES // 4
 

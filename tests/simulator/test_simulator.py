@@ -71,7 +71,14 @@ def test_the_same_seed_is_the_same_history(mode):
     assert found[0][1] == found[1][1]
 
 
-@pytest.mark.parametrize(("sabotage", "unbounded"), [(_UNVERIFIED, True), (_UNSYNCED, True), (_EVICTS_LEASED, False)])
+@pytest.mark.parametrize(
+    ("sabotage", "unbounded"),
+    [
+        pytest.param(_UNVERIFIED, True, id="no checksum of what is in place"),
+        pytest.param(_UNSYNCED, True, id="no fsync"),
+        pytest.param(_EVICTS_LEASED, False, id="leases are ignored"),
+    ],
+)
 def test_an_engine_that_breaks_a_promise_is_noticed(sabotage, unbounded):
     told = run("-c", _BROKEN.format(sabotage=sabotage, unbounded=unbounded))
     assert "Violation" in told, told

@@ -35,7 +35,9 @@ _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.keepalive_time_ms", 2**31 - 1),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # In fact the least time that one attempt to connect has: a daemon on a busy host may need it to say hello. One that
+    # is not there refuses at once.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Otherwise a second channel of this process would share, and wait for, the back-off of the first.
     ("grpc.use_local_subchannel_pool", 1),

@@ -33,8 +33,9 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    # Despite its name: how long an attempt to connect may take. A daemon on busy cores needs its time to say hello.
-    ("grpc.min_reconnect_backoff_ms", 5000),
+    # In fact the least time that one attempt to connect has: a daemon on a busy host may need it to say hello. One that
+    # is not there refuses at once.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Otherwise a second channel of this process would share, and wait for, the back-off of the first.
     ("grpc.use_local_subchannel_pool", 1),

@@ -59,9 +59,10 @@ def _make(folder: Path, number: int, rng: random.Random) -> ChurnModel:
     for shard, size_bytes in enumerate(sizes):
         path = f"model-{shard + 1:05}-of-{len(sizes):05}.safetensors" if len(sizes) > 1 else "model.safetensors"
         tensors[path] = [f"layers.{shard}.{part}.weight" for part in range(_TENSORS)]
-        base = shard == 0 and member % 2 == 1
-        source, size_bytes = (shared, _size(random.Random(family))) if base else (rng, size_bytes)
-        contents[path] = _safetensors(tensors[path], size_bytes, source)
+        if shard == 0 and member % 2:
+            contents[path] = _safetensors(tensors[path], _size(random.Random(family)), random.Random(f"base {family}"))
+        else:
+            contents[path] = _safetensors(tensors[path], size_bytes, rng)
     folder.mkdir(parents=True)
     for path, data in contents.items():
         (folder / path).write_bytes(data)

@@ -87,7 +87,12 @@ def _text(result: PartResult) -> str:
         parts += [f"**{figures.title}.**", table(figures.heads, rows)]
     words = {True: "yes", False: "no", None: "not judged"}
     rows = [
-        [item.text, f"{short(item.figure)} {item.unit}".strip(), f"≤ {short(item.bound)} {item.unit}".strip(), words[item.reached]]
+        [
+            item.text,
+            f"{short(item.figure)} {item.unit}".strip(),
+            f"≤ {short(item.bound)} {item.unit}".strip(),
+            words[item.reached],
+        ]
         for item in result.requirements
     ]
     return "\n\n".join([*parts, "**Judged.**", table(("", "found", "bound", "held"), rows)])

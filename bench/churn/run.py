@@ -68,7 +68,9 @@ def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Outcome:
     """Whatever is wrong is among the outcome's problems; raises only where it could not be tried."""
     outcome = Outcome(plan)
     models = make_models(folder / "sources", plan.models, plan.seed)
-    blobs = {digest: (folder / "sources" / model.name / path) for model in models for path, digest in model.digests.items()}
+    blobs = {
+        digest: (folder / "sources" / model.name / path) for model in models for path, digest in model.digests.items()
+    }
     outcome.model_bytes = sum(path.stat().st_size for path in blobs.values())
     say(f"{plan.models} models, {outcome.model_bytes / 1e6:.0f} MB in {len(blobs)} blobs")
     save(models, folder / "models.json")
@@ -207,13 +209,22 @@ class _Run:
                 self._say(f"unexpected: {what}: {text}")
         if self._outcome.samples:
             last = self._outcome.samples[-1]
-            self._say(
-                f"{last['at_s']:6.0f} s  {last['done']:8.0f} done  leases {last['leases']:4.0f}  RSS {last['rss_mb']:6.1f} MB"
-                f"  anonymous {last['anonymous_mb']:6.1f}  blocks {last.get('python_blocks', 0):8.0f}"
-                f"  tasks {last.get('tasks', 0):5.0f}  descriptors {last['descriptors']:4.0f}  threads {last['threads']:3.0f}"
-                f"  L1 {last['l1_used_mb']:4.0f} L2 {last['l2_used_mb']:4.0f} MB  segments {last['segments']:4.0f}"
-                f"  errors {sum(crew.tally.errors.values())}"
-            )
+            shown = {
+                "done": "done",
+                "leases": "leases",
+                "rss_mb": "RSS",
+                "anonymous_mb": "anonymous",
+                "python_blocks": "blocks",
+                "tasks": "tasks",
+                "descriptors": "descriptors",
+                "threads": "threads",
+                "mover_anonymous_mb": "mover",
+                "l1_used_mb": "L1",
+                "l2_used_mb": "L2",
+                "segments": "segments",
+            }
+            figures = "  ".join(f"{title} {last.get(name, 0):.0f}" for name, title in shown.items())
+            self._say(f"{last['at_s']:6.0f} s  {figures}  refused {sum(crew.tally.errors.values())}")
 
     def _rest(self) -> None:
         """Everything was given back: the promises hold, and an orderly stop leaves nothing."""
@@ -232,7 +243,6 @@ class _Run:
             check_stopped(daemon, pid)
         except AssertionError as error:
             self._outcome.problems.append(f"afterwards: {error}")
-
 
     def _give_up_parts(self) -> None:
         """What was brought of models of which only a part was wanted may stay for the next who wants it."""

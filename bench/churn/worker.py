@@ -1,10 +1,11 @@
-"""A worker process of the churn: holds its share of the leases and exchanges them, as fast as it can, until told to end.
+"""A worker process of the churn: holds its share of the leases, and exchanges them as fast as it can until told to end.
 
 ``python -m bench.churn.worker ORDER.json``. See ``bench.churn.told`` for how it tells and ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -175,10 +176,8 @@ class Churner(threading.Thread):
 
     def _no_patience(self) -> None:
         """Gives up, mostly before the daemon has answered."""
-        try:
+        with contextlib.suppress(cached_client.TimeoutExpiredError):
             self._cache.attach(self._chosen().name, timeout_s=_SHORT_S, wait=True).close()
-        except cached_client.TimeoutExpiredError:
-            pass
         self._told.did("attach given up")
 
 

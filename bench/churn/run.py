@@ -25,7 +25,9 @@ from tests.integration.harness import DaemonProcess, wait_for
 from tests.invariants import check_at_rest, check_stopped
 
 _PART_L1, _PART_L2 = 0.45, 0.6
-"""Budgets, of what all models need."""
+"""Budgets, of what all models need; of few models so much that the largest fits."""
+
+_LEAST_BYTES = 60_000_000
 
 _CATALOG_OUT = 5
 """Models that are missing from every other catalog."""
@@ -95,8 +97,8 @@ class _Run:
             "churn",
             models=self._catalog,
             settings={
-                "l1": {"capacity": f"{int(_PART_L1 * outcome.model_bytes)}B", "pool_bytes": "auto"},
-                "l2": {"capacity": f"{int(_PART_L2 * outcome.model_bytes)}B"},
+                "l1": {"capacity": f"{max(_LEAST_BYTES, int(_PART_L1 * outcome.model_bytes))}B", "pool_bytes": "auto"},
+                "l2": {"capacity": f"{max(_LEAST_BYTES, int(_PART_L2 * outcome.model_bytes))}B"},
                 "transfer": {"movers": 2, "idle_timeout_s": 10.0},
                 "http": {"listen": "127.0.0.1:0"},
                 "daemon": {"log_level": "info"},
@@ -110,6 +112,7 @@ class _Run:
         """Warm up, churn, rest."""
         self._warm_up()
         self._outcome.before = self._sampler.take()
+        self._began_s = self._sampler.began_s = time.monotonic()
         crew = Crew(
             self._folder / "crew", self._daemon.socket, self._folder / "models.json", workers=self._plan.workers,
             leases=self._plan.leases, threads=self._plan.threads,
@@ -245,10 +248,17 @@ class _Run:
             self._outcome.problems.append(f"afterwards: {error}")
 
     def _give_up_parts(self) -> None:
-        """What was brought of models of which only a part was wanted may stay for the next who wants it."""
+        """What was brought of models of which only a part was wanted may stay for the next who wants it.
+
+        An operator whose call a kill of the daemon cut off may have left a model hot or pinned.
+        """
         with self._daemon.stub() as stub:
             wait_for(lambda: not stub.Stats(pb.StatsRequest()).active_load_count, "no load is under way")
             for model in stub.List(pb.ListRequest()).models:
+                if model.pinned:
+                    stub.Unpin(pb.UnpinRequest(ref=model.name))
+                if model.tier == pb.TIER_HOT:
+                    stub.SetTier(pb.SetTierRequest(ref=model.name, tier=pb.TIER_AUTO))
                 stub.Evict(pb.EvictRequest(ref=model.name, level=pb.LEVEL_L1))
 
 

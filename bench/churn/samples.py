@@ -25,13 +25,13 @@ class Sampler:
     def __init__(self, daemon: DaemonProcess, heap_file: Path, began_s: float) -> None:
         self._daemon = daemon
         self._heap_file = heap_file
-        self._began_s = began_s
+        self.began_s = began_s
         self._answers = 0
 
     def take(self) -> Sample:
         """Raises OSError, AssertionError or grpc.RpcError while the daemon is not there."""
         pid = self._daemon.pid
-        sample: Sample = {"at_s": time.monotonic() - self._began_s, **_of_process(pid)}
+        sample: Sample = {"at_s": time.monotonic() - self.began_s, **_of_process(pid)}
         movers = []
         for child in children(pid):
             with suppress(OSError):  # it may end meanwhile

@@ -101,7 +101,7 @@ def test_the_document_shows_what_was_written(tmp_path: Path) -> None:
     "plan",
     [
         pytest.param(
-            Plan(duration_s=6, models=12, leases=30, workers=2, threads=2, sample_s=1, worker_kill_s=2, mover_kill_s=2,
+            Plan(duration_s=8, models=12, leases=12, workers=2, threads=1, sample_s=1, worker_kill_s=4, mover_kill_s=2,
                  worker_stop_s=0, catalog_s=1),
             id="seconds", marks=pytest.mark.slow,
         ),
@@ -116,10 +116,9 @@ def test_nothing_is_wrong_and_nothing_is_left_after_everything_at_once(plan: Pla
     outcome = run(plan, tmp_path, print)
     assert not outcome.problems
     assert not outcome.tally.unexpected(plan.daemon_kill_s > 0)
-    counts = outcome.tally.counts
-    for what in ("attach", "attach a part", "release", "pull", "evict", "file read and checked"):
-        assert counts[what], f"nothing was done of: {what}"
-    for what in ("workers killed", "movers killed", "catalogs loaded"):
+    for what in ("attach", "pull", "file read and checked"):
+        assert outcome.tally.counts[what], f"nothing was done of: {what}"
+    for what in ("workers killed", "catalogs loaded", *(["daemons killed"] if plan.daemon_kill_s else [])):
         assert outcome.happened[what], f"no {what}"
     before, after = outcome.before, outcome.after
     assert after["leases"] == after["loads"] == after["movers"] == 0

@@ -126,6 +126,7 @@ class Member:
             self._process.stdin.close()
 
     def _wait(self) -> None:
+        self.ask_to_end()
         self._process.wait()
         self._reader.join()
         self.leases = 0

@@ -156,7 +156,7 @@ def _requirements(outcome: Outcome) -> Iterator[Requirement]:
     yield Requirement("wrong bytes, processes that fell, and what was left over", len(outcome.problems), 0, False)
     yield Requirement("errors of an unexpected kind", _unexpected_count(outcome), 0, False)
     over = max((max(item["l1_over_mb"], item["l2_over_mb"]) for item in outcome.samples), default=None)
-    yield Requirement("used and reserved beyond a level's capacity", over, 0, False, "MB")
+    yield Requirement("used and reserved beyond a level's capacity and allowance", over, 0, False, "MB")
     for name, (title, unit, bound) in GROWTH.items():
         figure = _judged(outcome, trend(outcome.samples, name))
         yield Requirement(f"growth in an hour, {title}", figure, bound, False, unit)

@@ -138,3 +138,20 @@ def test_a_second_copy_that_somebody_maps_is_withdrawn_and_not_expected_to_be_fr
     level.remove(digest)
     assert list(level.leaving_sizes.values()) == [MIB]
     level.collect()
+
+
+def test_what_is_held_beside_the_budget_adds_up_and_stays_within_its_allowance(storage: Storage) -> None:
+    storage.refresh_capacities()
+    allowed_bytes = storage.transient_room_bytes(Level.L1)
+    assert allowed_bytes == CAPACITY_BYTES // 4
+    storage.hold_beside("m", "r", 6 * MIB)
+    storage.hold_beside("m", "r", 36)  # the rest of it
+    assert storage.transient_bytes == 6 * MIB + 36
+    assert storage.transient_room_bytes(Level.L1) == allowed_bytes - 6 * MIB - 36
+    ledger = storage.ledger(Level.L1)
+    ledger.reserve("r", CAPACITY_BYTES + 6 * MIB)
+    storage.count_again("m", "r")
+    assert storage.transient_bytes == 0
+    assert storage.transient_room_bytes(Level.L1) == allowed_bytes - 6 * MIB, "it is beside the budget as before"
+    ledger.release("r")
+    assert storage.transient_room_bytes(Level.L1) == allowed_bytes

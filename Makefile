@@ -232,6 +232,10 @@ test-faults: $(STAMP) ## The whole fault suite (long); `make docs` makes the tab
 	CRASH_KILLS=40 CRASH_STEPS=60 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not gpu and not systemd and not vllm" \
 		--fault-report tests/fault/results.json $(PYTEST_ARGS)
 
+.PHONY: churn
+churn: $(STAMP) ## An hour of 1,000 leases and 200 models with everything at once; fails on growth (CHURN_ARGS= adds arguments)
+	$(BIN)/python -m bench.churn --out bench/results/churn $(CHURN_ARGS)
+
 .PHONY: test-systemd
 test-systemd: $(STAMP) ## The unit under a real systemd, in a container of this host (opt-in; needs root and systemd-nspawn)
 	$(BIN)/python -m pytest -m systemd tests/systemd $(PYTEST_ARGS)

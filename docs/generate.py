@@ -20,6 +20,7 @@ from pathlib import Path
 
 import click
 
+from bench.churn.report import churn_text
 from bench.compile_starts import starts_text
 from bench.fleet import fleet_text
 from bench.headline import headline_text
@@ -348,6 +349,7 @@ PARTS = (
     Part("policy.md", "policy-numbers", policy_numbers_text),
     Part("policy.md", "policy-reasons", policy_reasons_text),
     Part("policy.md", "policy-verdicts", policy_verdicts_text),
+    Part("reliability.md", "churn", churn_text),
     Part("reliability.md", "faults", faults_text),
     Part("reliability.md", "histories", histories_text),
     Part("scale.md", "fleet", fleet_text),

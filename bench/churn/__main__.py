@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default="hour", help="name of the result (default: hour)")
     parser.add_argument("--dir", help="where the temporary folder is made (default: the system's)")
     parser.add_argument("--keep", action="store_true", help="leave the temporary folder, with all logs")
-    parser.add_argument("--out", type=Path, help=f"folder for the JSON (default: none; the kept ones are in {FOLDER.name}/churn)")
+    parser.add_argument(
+        "--out", type=Path, help=f"folder for the JSON (default: none; the kept ones are in {FOLDER.name}/churn)"
+    )
     return parser
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 _ROOT = Path(__file__).resolve().parents[2]
 _END_S = 120.0
@@ -27,6 +27,7 @@ REFUSALS = frozenset({"NO_ROOM", "IN_USE", "NOT_FOUND", "NO_SOURCE", "TIMED_OUT"
 
 RESTART_REFUSALS = frozenset({"UNAVAILABLE", "DAEMON_UNAVAILABLE", "LEASE_LOST"})
 """Those that are right while a daemon is killed and started again."""
+
 
 @dataclass
 class Tally:
@@ -52,7 +53,7 @@ class Tally:
                 times.extend([now_s] * len(values))
                 all_values.extend(values)
 
-    def unexpected(self, restarts: bool) -> dict[str, str]:  # noqa: FBT001 - the one thing that it depends on
+    def unexpected(self, restarts: bool) -> dict[str, str]:
         """Operations with the reasons for which they may not be refused, and an example of each."""
         right = REFUSALS | (RESTART_REFUSALS if restarts else set())
         with self.lock:
@@ -76,7 +77,9 @@ class Member:
         order_file = folder / f"{module}.json"
         order_file.write_text(json.dumps(order), encoding="utf-8")
         self._log = folder / f"{module}.log"
-        environment = {key: os.environ[key] for key in _KEPT if key in os.environ} | {"PYTHONPATH": os.pathsep.join(map(str, (_ROOT, _ROOT / "client")))}
+        environment = {key: os.environ[key] for key in _KEPT if key in os.environ} | {
+            "PYTHONPATH": os.pathsep.join(map(str, (_ROOT, _ROOT / "client")))
+        }
         with self._log.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", f"bench.churn.{module}", str(order_file)], cwd=_ROOT, env=environment,
@@ -123,6 +126,7 @@ class Member:
             self._process.stdin.close()
 
     def _wait(self) -> None:
+        self.ask_to_end()
         self._process.wait()
         self._reader.join()
         self.leases = 0
@@ -149,7 +153,7 @@ class Crew:
         self.operators: list[Member] = []
         self._stopped: dict[int, float] = {}
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Self:
         try:
             self.workers = [self._worker(number) for number in range(len(self._shares))]
             self.operators = [Member("operator", {**self._order, "threads": 3}, self.tally, self._folder / "operator")]

@@ -21,12 +21,11 @@ _TENSORS = 6
 
 @dataclass(frozen=True, slots=True)
 class ChurnModel:
-    """A model as workers know it: the SHA-256 that each file must have, and its shards with their tensors."""
+    """A model as workers know it: the SHA-256 that each file must have, and each tensor of each shard."""
 
     name: str
     digests: dict[str, str]
-    tensors: dict[str, list[str]] = field(default_factory=dict)
-    size_bytes: int = 0
+    tensors: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def make_models(folder: Path, count: int, seed: int) -> list[ChurnModel]:
@@ -55,18 +54,19 @@ def _make(folder: Path, number: int, rng: random.Random) -> ChurnModel:
     sizes = [_size(rng) for _ in range(rng.randint(1, 3))]
     if number % _LARGE_EVERY == 0:
         sizes[-1] = _LARGE_BYTES
-    tensors: dict[str, list[str]] = {}
+    tensors: dict[str, dict[str, str]] = {}
     for shard, size_bytes in enumerate(sizes):
         path = f"model-{shard + 1:05}-of-{len(sizes):05}.safetensors" if len(sizes) > 1 else "model.safetensors"
-        tensors[path] = [f"layers.{shard}.{part}.weight" for part in range(_TENSORS)]
-        base = shard == 0 and member % 2 == 1
-        source, size_bytes = (shared, _size(random.Random(family))) if base else (rng, size_bytes)
-        contents[path] = _safetensors(tensors[path], size_bytes, source)
+        names = [f"layers.{shard}.{part}.weight" for part in range(_TENSORS)]
+        if shard == 0 and member % 2:
+            base = random.Random(f"base {family}")
+            contents[path], tensors[path] = _safetensors(names, _size(base), base)
+        else:
+            contents[path], tensors[path] = _safetensors(names, size_bytes, rng)
     folder.mkdir(parents=True)
     for path, data in contents.items():
         (folder / path).write_bytes(data)
-    digests = {path: hashlib.sha256(data).hexdigest() for path, data in contents.items()}
-    return ChurnModel(folder.name, digests, tensors, sum(map(len, contents.values())))
+    return ChurnModel(folder.name, {path: _sha256(data) for path, data in contents.items()}, tensors)
 
 
 def _size(rng: random.Random) -> int:
@@ -78,7 +78,8 @@ def _json_of(size_bytes: int, rng: random.Random) -> bytes:
     return json.dumps({"vocabulary": rng.randbytes(size_bytes // 2).hex()}).encode()
 
 
-def _safetensors(names: list[str], size_bytes: int, rng: random.Random) -> bytes:
+def _safetensors(names: list[str], size_bytes: int, rng: random.Random) -> tuple[bytes, dict[str, str]]:
+    """The file, and the SHA-256 of each tensor."""
     step = size_bytes // len(names)
     header = {
         name: {"dtype": "U8", "shape": [step], "data_offsets": [at * step, (at + 1) * step]}
@@ -86,4 +87,10 @@ def _safetensors(names: list[str], size_bytes: int, rng: random.Random) -> bytes
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + rng.randbytes(step * len(names))
+    tensors = {name: rng.randbytes(step) for name in names}
+    data = len(text).to_bytes(8, "little") + text + b"".join(tensors.values())
+    return data, {name: _sha256(tensor) for name, tensor in tensors.items()}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

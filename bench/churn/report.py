@@ -87,7 +87,12 @@ def _text(result: PartResult) -> str:
         parts += [f"**{figures.title}.**", table(figures.heads, rows)]
     words = {True: "yes", False: "no", None: "not judged"}
     rows = [
-        [item.text, f"{short(item.figure)} {item.unit}".strip(), f"≤ {short(item.bound)} {item.unit}".strip(), words[item.reached]]
+        [
+            item.text,
+            f"{short(item.figure)} {item.unit}".strip(),
+            f"≤ {short(item.bound)} {item.unit}".strip(),
+            words[item.reached],
+        ]
         for item in result.requirements
     ]
     return "\n\n".join([*parts, "**Judged.**", table(("", "found", "bound", "held"), rows)])
@@ -151,7 +156,7 @@ def _requirements(outcome: Outcome) -> Iterator[Requirement]:
     yield Requirement("wrong bytes, processes that fell, and what was left over", len(outcome.problems), 0, False)
     yield Requirement("errors of an unexpected kind", _unexpected_count(outcome), 0, False)
     over = max((max(item["l1_over_mb"], item["l2_over_mb"]) for item in outcome.samples), default=None)
-    yield Requirement("used and reserved beyond a level's capacity", over, 0, False, "MB")
+    yield Requirement("used and reserved beyond a level's capacity and allowance", over, 0, False, "MB")
     for name, (title, unit, bound) in GROWTH.items():
         figure = _judged(outcome, trend(outcome.samples, name))
         yield Requirement(f"growth in an hour, {title}", figure, bound, False, unit)

@@ -25,7 +25,9 @@ from tests.integration.harness import DaemonProcess, wait_for
 from tests.invariants import check_at_rest, check_stopped
 
 _PART_L1, _PART_L2 = 0.45, 0.6
-"""Budgets, of what all models need."""
+"""Budgets, of what all models need; of few models so much that the largest fits."""
+
+_LEAST_BYTES = 60_000_000
 
 _CATALOG_OUT = 5
 """Models that are missing from every other catalog."""
@@ -68,7 +70,9 @@ def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Outcome:
     """Whatever is wrong is among the outcome's problems; raises only where it could not be tried."""
     outcome = Outcome(plan)
     models = make_models(folder / "sources", plan.models, plan.seed)
-    blobs = {digest: (folder / "sources" / model.name / path) for model in models for path, digest in model.digests.items()}
+    blobs = {
+        digest: (folder / "sources" / model.name / path) for model in models for path, digest in model.digests.items()
+    }
     outcome.model_bytes = sum(path.stat().st_size for path in blobs.values())
     say(f"{plan.models} models, {outcome.model_bytes / 1e6:.0f} MB in {len(blobs)} blobs")
     save(models, folder / "models.json")
@@ -93,8 +97,8 @@ class _Run:
             "churn",
             models=self._catalog,
             settings={
-                "l1": {"capacity": f"{int(_PART_L1 * outcome.model_bytes)}B", "pool_bytes": "auto"},
-                "l2": {"capacity": f"{int(_PART_L2 * outcome.model_bytes)}B"},
+                "l1": {"capacity": f"{max(_LEAST_BYTES, int(_PART_L1 * outcome.model_bytes))}B", "pool_bytes": "auto"},
+                "l2": {"capacity": f"{max(_LEAST_BYTES, int(_PART_L2 * outcome.model_bytes))}B"},
                 "transfer": {"movers": 2, "idle_timeout_s": 10.0},
                 "http": {"listen": "127.0.0.1:0"},
                 "daemon": {"log_level": "info"},
@@ -108,6 +112,7 @@ class _Run:
         """Warm up, churn, rest."""
         self._warm_up()
         self._outcome.before = self._sampler.take()
+        self._began_s = self._sampler.began_s = time.monotonic()
         crew = Crew(
             self._folder / "crew", self._daemon.socket, self._folder / "models.json", workers=self._plan.workers,
             leases=self._plan.leases, threads=self._plan.threads,
@@ -207,13 +212,22 @@ class _Run:
                 self._say(f"unexpected: {what}: {text}")
         if self._outcome.samples:
             last = self._outcome.samples[-1]
-            self._say(
-                f"{last['at_s']:6.0f} s  {last['done']:8.0f} done  leases {last['leases']:4.0f}  RSS {last['rss_mb']:6.1f} MB"
-                f"  anonymous {last['anonymous_mb']:6.1f}  blocks {last.get('python_blocks', 0):8.0f}"
-                f"  tasks {last.get('tasks', 0):5.0f}  descriptors {last['descriptors']:4.0f}  threads {last['threads']:3.0f}"
-                f"  L1 {last['l1_used_mb']:4.0f} L2 {last['l2_used_mb']:4.0f} MB  segments {last['segments']:4.0f}"
-                f"  errors {sum(crew.tally.errors.values())}"
-            )
+            shown = {
+                "done": "done",
+                "leases": "leases",
+                "rss_mb": "RSS",
+                "anonymous_mb": "anonymous",
+                "python_blocks": "blocks",
+                "tasks": "tasks",
+                "descriptors": "descriptors",
+                "threads": "threads",
+                "mover_anonymous_mb": "mover",
+                "l1_used_mb": "L1",
+                "l2_used_mb": "L2",
+                "segments": "segments",
+            }
+            figures = "  ".join(f"{title} {last.get(name, 0):.0f}" for name, title in shown.items())
+            self._say(f"{last['at_s']:6.0f} s  {figures}  refused {sum(crew.tally.errors.values())}")
 
     def _rest(self) -> None:
         """Everything was given back: the promises hold, and an orderly stop leaves nothing."""
@@ -233,12 +247,18 @@ class _Run:
         except AssertionError as error:
             self._outcome.problems.append(f"afterwards: {error}")
 
-
     def _give_up_parts(self) -> None:
-        """What was brought of models of which only a part was wanted may stay for the next who wants it."""
+        """What was brought of models of which only a part was wanted may stay for the next who wants it.
+
+        An operator whose call a kill of the daemon cut off may have left a model hot or pinned.
+        """
         with self._daemon.stub() as stub:
             wait_for(lambda: not stub.Stats(pb.StatsRequest()).active_load_count, "no load is under way")
             for model in stub.List(pb.ListRequest()).models:
+                if model.pinned:
+                    stub.Unpin(pb.UnpinRequest(ref=model.name))
+                if model.tier == pb.TIER_HOT:
+                    stub.SetTier(pb.SetTierRequest(ref=model.name, tier=pb.TIER_AUTO))
                 stub.Evict(pb.EvictRequest(ref=model.name, level=pb.LEVEL_L1))
 
 

@@ -19,19 +19,23 @@ Sample = dict[str, float]
 """Name of a quantity → its value; ``at_s`` is the time since the churn began."""
 
 
+TRANSIENT_SHARE = 0.25
+"""The default of ``l1.transient_capacity``: what L1 may hold beside its budget."""
+
+
 class Sampler:
     """Of one daemon. ``heap_file`` is where ``bench.churn.observed`` writes."""
 
     def __init__(self, daemon: DaemonProcess, heap_file: Path, began_s: float) -> None:
         self._daemon = daemon
         self._heap_file = heap_file
-        self._began_s = began_s
+        self.began_s = began_s
         self._answers = 0
 
     def take(self) -> Sample:
         """Raises OSError, AssertionError or grpc.RpcError while the daemon is not there."""
         pid = self._daemon.pid
-        sample: Sample = {"at_s": time.monotonic() - self._began_s, **_of_process(pid)}
+        sample: Sample = {"at_s": time.monotonic() - self.began_s, **_of_process(pid)}
         movers = []
         for child in children(pid):
             with suppress(OSError):  # it may end meanwhile
@@ -51,7 +55,7 @@ class Sampler:
             name = pb.Level.Name(level.level).removeprefix("LEVEL_").lower()
             sample[f"{name}_used_mb"] = level.used_bytes / 1e6
             sample[f"{name}_reserved_mb"] = level.reserved_bytes / 1e6
-            sample[f"{name}_over_mb"] = max(0, level.used_bytes + level.reserved_bytes - level.capacity_bytes) / 1e6
+            sample[f"{name}_over_mb"] = _excess_bytes(level) / 1e6
         return sample
 
     def _heap(self, pid: int) -> Sample:
@@ -135,3 +139,11 @@ def trend(samples: list[Sample], name: str) -> Trend | None:
         mean + slope * (first_s - mean_s), mean + slope * (last_s - mean_s), min(values), max(values),
         (last_s - first_s) / 3600,
     )  # fmt: skip
+
+
+def _excess_bytes(level: pb.LevelStats) -> int:
+    """Used and reserved bytes beyond what the level may have, in L1 with its allowance beside the budget."""
+    budget_bytes = level.capacity_bytes - level.transient_bytes
+    allowance_bytes = int(TRANSIENT_SHARE * budget_bytes) if level.level == pb.LEVEL_L1 else 0
+    may_bytes = max(level.capacity_bytes, budget_bytes + allowance_bytes)
+    return max(0, level.used_bytes + level.reserved_bytes - may_bytes)

@@ -1,7 +1,7 @@
 """How the processes of the churn tell what they do, and end.
 
-Every second a line of JSON on standard output: what was done since the last. A line on standard input, or its end, makes
-them give everything back and exit: with 1 if a thread of theirs had ended before.
+Every second a line of JSON on standard output: what was done since the last. A line on standard input, or its end,
+makes them give everything back and exit: with 1 if a thread of theirs had ended before.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""A worker process of the churn: holds its share of the leases and exchanges them, as fast as it can, until told to end.
+"""A worker process of the churn: holds its share of the leases, and exchanges them as fast as it can until told to end.
 
 ``python -m bench.churn.worker ORDER.json``. See ``bench.churn.told`` for how it tells and ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -111,20 +112,21 @@ class Churner(threading.Thread):
 
     def _attach_part(self, chosen: ChurnModel) -> None:
         path, tensors = self._rng.choice(list(chosen.tensors.items()))
-        only, first = [self._rng.choice(tensors)], None
-        if self._rng.random() < 0.3:
-            only, first = None, only
-        files = [] if first else ["config.json", path][: self._rng.randint(0, 2)]
+        wanted = [self._rng.choice(list(tensors))]
+        rest_follows = self._rng.random() < 0.3
+        files = [] if rest_follows else ["config.json", path][: self._rng.randint(0, 2)]
         began_s = time.perf_counter()
         model = self._cache.attach(
-            chosen.name, timeout_s=_TIMEOUT_S, wait=True, only=only, first=first, files=files, client_name="churn"
-        )
+            chosen.name, timeout_s=_TIMEOUT_S, wait=True, only=None if rest_follows else wanted,
+            first=wanted if rest_follows else None, files=files, client_name="churn",
+        )  # fmt: skip
         self._told.did("attach a part", time.perf_counter() - began_s)
         self._held.append((chosen, model))
         for file in files:
             self._compare(chosen, model, file)
-        if only:
-            model.raw(only[0], _TIMEOUT_S)[-1]
+        self._told.did("tensor read and checked")
+        if hashlib.sha256(model.raw(wanted[0], _TIMEOUT_S)).hexdigest() != tensors[wanted[0]]:
+            self._told.is_wrong(f"{wanted[0]} of {chosen.name}@{model.revision}, attached alone, has other bytes")
 
     def _look_again(self) -> None:
         """At what has been held for a while: evictions of others must not have touched it."""
@@ -175,10 +177,8 @@ class Churner(threading.Thread):
 
     def _no_patience(self) -> None:
         """Gives up, mostly before the daemon has answered."""
-        try:
+        with contextlib.suppress(cached_client.TimeoutExpiredError):
             self._cache.attach(self._chosen().name, timeout_s=_SHORT_S, wait=True).close()
-        except cached_client.TimeoutExpiredError:
-            pass
         self._told.did("attach given up")
 
 

@@ -118,8 +118,11 @@ class Contents:
         if selection is None or selection.held:
             return Content(manifest)
         chosen = await self._pulls.choose(manifest, selection)
-        if not self._services.registry.whole_at(manifest, Level.L1):  # it left meanwhile
-            return await self.find(Ref(manifest.name, manifest.revision), "", may_load=True, selection=selection)
+        registry, ref = self._services.registry, Ref(manifest.name, manifest.revision)
+        model = registry.find(ref)
+        known = registry.manifest_of(model, ref) if model else None
+        if known is None or not registry.whole_at(known, Level.L1):  # it left, or was removed, meanwhile
+            return await self.find(ref, "", may_load=True, selection=selection)
         return Content(manifest, None if selection.rest_follows else chosen)
 
     async def _part_of(self, load: Load, selection: Selection | None) -> Content:

@@ -130,25 +130,24 @@ class Evictor:
         registry = self._services.registry
         return level in registry.tenants.get(registry.known(name).tenant, {})
 
-    async def _until_free(self, level: Level, sizes: Mapping[str, int], *, last_hope: bool = False) -> None:
+    async def _until_free(self, level: Level, sizes: Mapping[str, int], *, all_of_it: bool = True) -> None:
         """Waits a moment for movers and workers to let go of what was evicted, and for the disk.
 
-        What somebody maps for longer is waited for once, and not by every load from then on; nor is there a wait
-        that cannot be enough. But for ``last_hope``: without that memory there is no room at all.
+        Nobody waits where that cannot be enough (``all_of_it``), nor for what somebody maps for longer than a moment:
+        others have waited for that, and while they do no load begins.
         """
         if level is Level.L2:
             await self._services.storage.freed()
         storage, clock = self._services.storage, self._services.clock
         deadline_s = clock.monotonic_s() + _UNMAP_WAIT_S
-        while level is Level.L1 and storage.missing_bytes(level, sizes) > 0:
+        while level is Level.L1 and (missing_bytes := storage.missing_bytes(level, sizes)) > 0:
             await storage.collect()
-            withdrawn = storage.l1.withdrawn_sizes
-            hoped_bytes = sum(size for segment, size in withdrawn.items() if segment not in self._lingering)
-            enough = hoped_bytes >= storage.missing_bytes(level, sizes) > 0
-            if not (withdrawn if last_hope else enough):
+            leaving = storage.l1.leaving_sizes
+            hoped_bytes = sum(size for segment, size in leaving.items() if segment not in self._lingering)
+            if not hoped_bytes or (all_of_it and hoped_bytes < missing_bytes):
                 return
             if clock.monotonic_s() > deadline_s:
-                self._lingering = frozenset(withdrawn)
+                self._lingering = frozenset(leaving)
                 return
             await clock.sleep(_UNMAP_POLL_S)
 
@@ -157,7 +156,7 @@ class Evictor:
         clock, level = self._services.clock, wanted.level
         planned = self._plan(wanted)
         if level is Level.L1 and planned.shortfall is not None and planned.shortfall.withdrawn_would_do:
-            await self._until_free(level, wanted.sizes, last_hope=True)
+            await self._until_free(level, wanted.sizes, all_of_it=False)
             planned = self._plan(wanted)
         self._check(planned, level)
         left_s = self._grace_until_s - clock.monotonic_s()

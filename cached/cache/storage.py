@@ -135,17 +135,17 @@ class Storage:
         return self.transient_bytes + self._leaving_bytes
 
     def transient_room_bytes(self, level: Level) -> int:
-        """How much more may be held beside the budget: as configured, and as the host has it."""
+        """How much more may be held beside the budget, or over it: as configured, and as the host has it."""
         if level is not Level.L1:
             return 0
         budget_bytes = self.budget_bytes(Level.L1)
         allowed_bytes = resolve_capacity(self._config.l1.transient_capacity, budget_bytes)
         spare_bytes = self._host_bytes - budget_bytes if self.pressure.share == 1.0 else 0
-        return max(0, min(allowed_bytes, spare_bytes) - self._beside_bytes)
+        return max(0, min(allowed_bytes, spare_bytes) - self._beside_bytes - self._ledgers[Level.L1].excess_bytes)
 
     def hold_beside(self, name: str, revision: str, size_bytes: int) -> None:
-        """So many bytes of L1 that are about to be opened, or are there, do not count against the budget."""
-        self._beside[name, revision] = size_bytes
+        """So many more bytes of L1, about to be opened, do not count against the budget."""
+        self._beside[name, revision] = self._beside.get((name, revision), 0) + size_bytes
         self._set_capacities()
 
     @property

@@ -70,6 +70,7 @@ class ShmLevel:
         self._prefix = f"cached.{instance}."
         self._lengths: dict[str, int] = {}
         self._withdrawn: dict[str, Segment] = {}
+        self._copies: set[str] = set()
         self._leaving: dict[str, Segment] = {}
         self._pool = Pool()
 
@@ -121,9 +122,16 @@ class ShmLevel:
         return bool(self._withdrawn)
 
     @property
-    def withdrawn_sizes(self) -> dict[str, int]:
-        """Bytes of the segments that ``collect`` looks at; each withdrawal has an id of its own."""
-        return {segment_id: segment.size_bytes for segment_id, segment in self._withdrawn.items()}
+    def leaving_sizes(self) -> dict[str, int]:
+        """Bytes of the withdrawn segments that may be free in a moment, by an id that each withdrawal has of its own.
+
+        Without those that are second copies of a blob: whoever maps one has just got it, and goes on using it.
+        """
+        return {
+            segment_id: segment.size_bytes
+            for segment_id, segment in self._withdrawn.items()
+            if segment_id not in self._copies
+        }
 
     @property
     def pool_bytes(self) -> int:
@@ -206,7 +214,9 @@ class ShmLevel:
             existing = stat_ref(Level.L1, target)
             if existing.size_bytes == ref.size_bytes:
                 moved(source, target)
-                self.discard(ingest_id)
+                self._lengths.pop(ingest_id, None)
+                self._copies &= self._withdrawn.keys()
+                self._copies.add(self._withdraw(source))
                 return existing
             self._withdraw(target)
         spare = self._path("spare", ingest_id)
@@ -332,7 +342,8 @@ class ShmLevel:
         finally:
             self._leaving.pop(segment.segment_id, None)
 
-    def _withdraw(self, path: str, *, sparse: bool = False) -> None:
+    def _withdraw(self, path: str, *, sparse: bool = False) -> str:
+        """Its id from now on."""
         ref = stat_ref(Level.L1, path)
         segment_id = secrets.token_hex(8)
         target = self._path("withdrawn", segment_id)
@@ -341,6 +352,7 @@ class ShmLevel:
             moved = FileRef(target, ref.inode, ref.size_bytes, memory=True)
             self._withdrawn[segment_id] = _by_pages(segment_id, moved) if sparse else Segment(segment_id, moved)
             os.chmod(target, _PRIVATE)
+        return segment_id
 
     def _reuse(self, path: str, ingest_id: str, size_bytes: int) -> FileRef | None:
         if os.path.lexists(path):

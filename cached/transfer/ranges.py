@@ -39,17 +39,32 @@ _Call = Callable[[int, list[memoryview], int], int]
 
 
 class Slabs:
-    """Private buffers, one a thread, of CHUNK_BYTES each; they live as long as their thread."""
+    """Private buffers of CHUNK_BYTES each, as many as are used at the same time: a thread has one for its job.
+
+    Were it a thread's for ever, each of dozens would have touched all of its own in the end. Thread-safe.
+    """
 
     def __init__(self) -> None:
         self._local = threading.local()
+        self._free: list[memoryview] = []
 
     def view(self) -> memoryview:
-        """This thread's buffer, with whatever it held last."""
+        """This thread's buffer until ``give_back``, with whatever it held last, whosever it was."""
         view: memoryview | None = getattr(self._local, "view", None)
         if view is None:
-            view = self._local.view = huge_buffer(CHUNK_BYTES)
+            try:
+                view = self._free.pop()  # the one that was used last, and is the likeliest to have all its pages
+            except IndexError:
+                view = huge_buffer(CHUNK_BYTES)
+            self._local.view = view
         return view
+
+    def give_back(self) -> None:
+        """The thread's job is done."""
+        view: memoryview | None = getattr(self._local, "view", None)
+        if view is not None:
+            self._local.view = None
+            self._free.append(view)
 
 
 class LocalFile:

@@ -64,14 +64,16 @@ class Worker:
         After an abort by ``control`` a Fetch or Hedge raises MoverError, or another error that came of it. Where an
         origin denies what it allowed before, the job is done once more, with the credentials that there are now.
         """
+        control = control or Control()
         try:
             return self._perform(job, control)
         except _LapsedError:
             return self._perform(job, control)
+        finally:
+            self._slabs.give_back()
 
-    def _perform(self, job: Job, control: Control | None) -> Result:
+    def _perform(self, job: Job, control: Control) -> Result:
         started_s, started_cpu_s = time.perf_counter(), time.thread_time()
-        control = control or Control()
         match job:
             case ListObjects() | StatObjects() | Prepare() | ReadTexts():
                 return self._ask(job)

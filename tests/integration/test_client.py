@@ -225,7 +225,7 @@ def test_a_daemon_that_takes_its_time_to_greet_is_not_taken_for_dead(site: Site)
     with site.cache() as cache:
         site.daemon.signal(signal.SIGSTOP)
         try:
-            answer = cache.connection.stub.List.future(pb.ListRequest())
+            answer = cache.connection.stub.List.future(pb.ListRequest())  # type: ignore[attr-defined]
             ended = threading.Event()
             answer.add_done_callback(lambda _: ended.set())
             assert not ended.wait(1), answer.exception()

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cached.cache.evictor import _UNMAP_POLL_S, _UNMAP_WAIT_S
+from cached.cache.load import Chosen, Load
+from cached.manifest import Manifest
 from cached.overview import Limits, MovePhase
-from cached.types import Level
+from cached.refs import Ref
+from cached.types import Level, Selection
 from tests.integration.hosts import Host, MovedClock, in_l1, pull, until
 from tests.integration.support import MB
 
@@ -83,3 +86,22 @@ async def test_an_overview_is_given_while_a_load_waits_for_its_turn(tmp_path: Pa
             assert (move.name, move.phase) == ("m", MovePhase.WAITING)
         await waiting
         assert in_l1(cache, "m")
+
+
+async def test_a_model_that_is_removed_while_a_part_of_it_is_chosen_is_brought_again(tmp_path: Path) -> None:
+    host = Host(tmp_path, MovedClock("2026-11-21 12:00"))
+    host.add("m")
+    async with host.run() as cache:
+        await pull(cache, "m")
+        pulls, contents = cache._parts.pulls, cache._parts.contents
+        choose = pulls.choose
+
+        async def removed_meanwhile(manifest: Manifest, selection: Selection) -> Chosen:
+            chosen = await choose(manifest, selection)
+            await cache.remove("m")
+            return chosen
+
+        pulls.choose = removed_meanwhile  # type: ignore[method-assign]
+        found = await contents.find(Ref("m"), "", may_load=True, selection=Selection(("t0*",)))
+        assert isinstance(found.source, Load)
+        await found.source.until_ready()

@@ -121,3 +121,37 @@ async def test_what_an_earlier_daemon_left_of_a_part_counts_for_its_pages(storag
     later.keep_ingest(Level.L1, "a", 300 * MIB, sparse=True)
     assert later.kept_bytes(Level.L1, "a") == MIB // 2
     later.check()
+
+
+def test_a_second_copy_that_somebody_maps_is_withdrawn_and_not_expected_to_be_free_soon(storage: Storage) -> None:
+    level, digest = storage.l1, "0" * 64
+    for ingest_id in ("a", "b"):
+        level.create(ingest_id, MIB)
+    with open(level.ingest("b").path, "rb"):
+        level.commit("a", digest)
+        level.commit("b", digest)
+        level.collect()
+        assert level.withdrawn_bytes == MIB
+        assert not level.leaving_sizes
+    level.collect()
+    assert not level.withdrawn_bytes
+    level.remove(digest)
+    assert list(level.leaving_sizes.values()) == [MIB]
+    level.collect()
+
+
+def test_what_is_held_beside_the_budget_adds_up_and_stays_within_its_allowance(storage: Storage) -> None:
+    storage.refresh_capacities()
+    allowed_bytes = storage.transient_room_bytes(Level.L1)
+    assert allowed_bytes == CAPACITY_BYTES // 4
+    storage.hold_beside("m", "r", 6 * MIB)
+    storage.hold_beside("m", "r", 36)  # the rest of it
+    assert storage.transient_bytes == 6 * MIB + 36
+    assert storage.transient_room_bytes(Level.L1) == allowed_bytes - 6 * MIB - 36
+    ledger = storage.ledger(Level.L1)
+    ledger.reserve("r", CAPACITY_BYTES + 6 * MIB)
+    storage.count_again("m", "r")
+    assert storage.transient_bytes == 0
+    assert storage.transient_room_bytes(Level.L1) == allowed_bytes - 6 * MIB, "it is beside the budget as before"
+    ledger.release("r")
+    assert storage.transient_room_bytes(Level.L1) == allowed_bytes

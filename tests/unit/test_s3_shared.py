@@ -31,7 +31,13 @@ def closed(monkeypatch):
 
     def make(self, attempts):
         client = made(self, attempts)
-        monkeypatch.setattr(client, "close", lambda close=client.close: (found.append(client), close()))
+        closing = client.close
+
+        def close() -> None:
+            found.append(client)
+            closing()
+
+        monkeypatch.setattr(client, "close", close)
         return client
 
     monkeypatch.setattr(Connection, "_make", make)
@@ -73,7 +79,12 @@ def test_after_a_refusal_nobody_else_gets_the_client_and_those_who_have_it_keep_
 def test_two_hundred_models_of_a_store_need_one_client(credentials, closed, monkeypatch):
     made = []
     make = Connection._make
-    monkeypatch.setattr(Connection, "_make", lambda self, attempts: (made.append(self), make(self, attempts))[1])
+
+    def counted(self, attempts):
+        made.append(self)
+        return make(self, attempts)
+
+    monkeypatch.setattr(Connection, "_make", counted)
     origins = OpenOrigins()
     for number in range(200):
         with origins.use(OriginSpec(f"s3://bucket/m{number}", {"endpoint_url": "http://127.0.0.1:1"})) as origin:

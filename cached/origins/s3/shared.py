@@ -9,7 +9,6 @@ from cached.origins.s3.client import Connection
 from cached.origins.s3.options import S3Options
 from cached.origins.s3.ranged import RangedGets
 
-
 _Key = tuple[S3Options, frozenset[tuple[str, str]]]
 
 
@@ -46,7 +45,8 @@ class SharedConnections:
 
     def take(self, options: S3Options) -> SharedConnection:
         """To be given back. Raises InvalidRequestError as `Connection` does."""
-        key = options, frozenset(item for item in os.environ.items() if item[0].startswith("AWS_"))
+        aws = (item for item in os.environ.items() if item[0].startswith("AWS_"))  # noqa: TID251 - botocore reads these
+        key = options, frozenset(aws)
         with self._lock:
             shared = self._open.get(key)
             if shared is None or shared.connection.denied:

@@ -6,7 +6,7 @@ import asyncio
 import grp
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,7 @@ from cached.transfer.pool import MoverPool
 from cached.transfer.process import StartMover, start_mover
 
 _MAX_AUTO_MOVERS = 4
+_MOVERS_END_S = 5.0
 _MIN_START, _MAX_START = 4, 32
 """Ranges in flight from an origin that nothing is known of yet; see transfer.width."""
 
@@ -93,6 +94,18 @@ class Parts:
     visibility: Visibility
     trace: TraceLog
     node_labels: NodeLabels | None
+
+    def endings(self) -> dict[str, Callable[[], Awaitable[object]]]:
+        """What is ended at the end, in this order, once nothing begins any more."""
+        return {
+            "trace": self.trace.write,
+            "pulls": self.pulls.stop,
+            "origins": self.services.chains.close,
+            # Loads end when the movers do: what a mover still writes must not outlive the record of it.
+            "loads": lambda: asyncio.gather(self.loader.stop(), self.pool.close(_MOVERS_END_S)),
+            "segments": self.services.storage.collect,
+            "pool": self.services.storage.give_back_pool,
+        }
 
 
 def instance_of(state_dir: str) -> str:

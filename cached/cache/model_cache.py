@@ -53,7 +53,6 @@ from cached.types import (
 )
 
 _PROGRESS_S = 0.1
-_MOVERS_END_S = 5.0
 
 
 class ModelCache:
@@ -111,22 +110,10 @@ class ModelCache:
         for attachment in list(self._attachments.values()):
             attachment.close()
         await self._background.stop()
-        parts, services = self._parts, self._parts.services
-        await run_each(
-            services.failures,
-            {
-                "trace": parts.trace.write,
-                "pulls": parts.pulls.stop,
-                "origins": services.chains.close,
-                # Loads end when the movers do: what a mover still writes must not outlive the record of it.
-                "loads": lambda: asyncio.gather(parts.loader.stop(), parts.pool.close(_MOVERS_END_S)),
-                "segments": services.storage.collect,
-                "pool": services.storage.give_back_pool,
-            },
-        )
-        services.history.write()
-        parts.cold_starts.write()
-        await services.registry.close()
+        await run_each(self._parts.services.failures, self._parts.endings())
+        self._parts.services.history.write()
+        self._parts.cold_starts.write()
+        await self._parts.services.registry.close()
 
     def set_catalog(self, catalog: Catalog) -> None:
         """Replaces the catalog; the upkeep brings hot models that are not in L1."""

@@ -20,7 +20,10 @@ gc.disable()
 class Scripted(history.Life):
     def __init__(self, world, config, loop, *others, **options):
         loop.kill_at = None
-        config = replace(config, daemon=replace(config.daemon, restart_grace_s=5.0))
+        config = replace(
+            config, daemon=replace(config.daemon, restart_grace_s=5.0),
+            l1=replace(config.l1, capacity="300KiB"), l2=replace(config.l2, capacity="400KiB"),
+        )
         super().__init__(world, config, loop, *others, **options)
         world.lives = world.__dict__.get("lives", 0) + 1
 

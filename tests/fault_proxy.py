@@ -148,6 +148,7 @@ class CountingProxy:
             self._requests.clear()
 
     def close(self) -> None:
+        """Refuses connections from now on; idempotent."""
         self.heal()
         self._server.shutdown()
         self._thread.join()

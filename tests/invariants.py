@@ -62,7 +62,7 @@ def check_stopped(daemon: DaemonProcess, pid: int) -> None:
 def _problems(daemon: DaemonProcess, leases: int | None, *, kept_ingests: bool) -> list[str]:
     try:
         return list(_look(daemon, leases, kept_ingests=kept_ingests))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ProcessLookupError) as error:
         return [f"something went away while it was looked at: {error}"]
 
 

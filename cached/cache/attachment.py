@@ -111,8 +111,8 @@ class Attachment:
         if not self._closed:
             self._closed = True
             self._wake.set()
-            self._watch.ended()
             self._on_close(self)
+            self._watch.ended()
 
     def tell(self, damage: Damage) -> None:
         """Tells the holder about damage in L1, under every path by which it has the blob; nothing if it has it not."""

@@ -461,10 +461,11 @@ class ModelCache:
         lease = attachment.lease
         self._attachments.pop(lease.lease_id, None)
         self._parts.leases.close(lease.lease_id)
-        self._parts.trace.closed(lease)
         model = self._parts.services.registry.models.get(lease.name)
         if model is not None:
-            model.lease_count -= 1
+            model.lease_count -= 1  # before anything that could fail: what is counted for ever is never evicted
+        self._parts.trace.closed(lease)
+        if model is not None:
             self._used(model, attaches=0)
             if artifact_digest(lease.name) and (manifest := model.manifests.get(lease.revision)) is not None:
                 self._parts.artifacts.released(manifest)

@@ -2,8 +2,8 @@
 
 A test is a case for each set of its parameters; one that tries many things within itself says how many by the fixture
 ``fault_cases``, or names each exact point that it reached by ``fault_point``. What was measured on the way is told by
-``fault_figure``. What FILE says of tests that were not run this time stays, so that it can be filled in parts.
-``docs/generate.py`` makes a table of it.
+``fault_figure``. What FILE says of tests that were not run this time stays, so that it can be filled in parts, one set
+of parameters at a time if need be. ``docs/generate.py`` makes a table of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def fault_figure(record_property: Callable[[str, object], None]) -> Callable[[st
 
 
 class _Report:
-    """Sums up by test, whatever its parameters."""
+    """What became of each test, with its parameters."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -73,12 +73,9 @@ class _Report:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.passed:
             return
-        entry = self._tests.setdefault(
-            report.nodeid.partition("[")[0], {"cases": 0, "survived": 0, "failed": 0, "skipped": 0, "why": ""}
-        )
+        entry = self._tests.setdefault(report.nodeid, {"cases": 0, "survived": 0, "failed": 0})
         if report.skipped:
-            entry["skipped"] += 1
-            entry["why"] = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            entry["skipped"] = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             return
         told = report.user_properties
         points = [str(value) for name, value in told if name == _POINT]
@@ -90,7 +87,7 @@ class _Report:
             entry["failed"] += 1
         for key, values in (("points", points), ("figures", [str(value) for name, value in told if name == _FIGURE])):
             if values:
-                entry[key] = sorted({*entry.get(key, []), *values})
+                entry[key] = values
 
     def pytest_sessionfinish(self) -> None:
         known = json.loads(self._path.read_text()) if self._path.exists() else {}
@@ -102,6 +99,12 @@ class _Report:
                 "kernel": platform.release(),
                 "python": platform.python_version(),
             },
-            "tests": dict(sorted(tests.items())),
         }
-        self._path.write_text(json.dumps(told, indent=1) + "\n")
+        self._path.write_text(_lines(told, tests))
+
+
+def _lines(told: Mapping[str, Any], tests: Mapping[str, Any]) -> str:
+    """JSON with a line for each test."""
+    head = json.dumps(told, indent=1)[:-2]
+    rows = [f"  {json.dumps(name)}: {json.dumps(entry, ensure_ascii=False)}" for name, entry in sorted(tests.items())]
+    return f'{head},\n "tests": {{\n' + ",\n".join(rows) + "\n }\n}\n"

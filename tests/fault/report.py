@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.fault.rows import ROWS, Row
+from tests.fault.rows import ROWS, Row, covering
 
 RESULTS = Path(__file__).resolve().parent / "results.json"
 
@@ -27,10 +27,8 @@ def faults_text() -> str:
 
 
 def _cells(row: Row, tests: Mapping[str, Any]) -> list[str]:
-    entries = [
-        entry for name, entry in tests.items() if name in row.tests or name.partition("::")[0] in row.tests
-    ]  # fmt: skip
-    noted = {part for name in tests for part in (name, name.partition("::")[0])}
+    entries = [entry for name, entry in tests.items() if row.number in covering(name)]
+    noted = {part for name in tests for part in (name.partition("[")[0], name.partition("::")[0])}
     missing = [name for name in row.tests if name not in noted]
     cases = sum(entry["cases"] for entry in entries)
     failed = sum(entry["failed"] for entry in entries)
@@ -38,7 +36,7 @@ def _cells(row: Row, tests: Mapping[str, Any]) -> list[str]:
     gaps = [row.gap] if row.gap else []
     if missing:
         gaps.append(f"{len(missing)} of {len(row.tests)} were not part of the noted run; `make test-faults` runs them.")
-    gaps += sorted({f"Skipped: {entry['why']}." for entry in entries if entry["skipped"]})
+    gaps += sorted({f"Skipped: {why.removeprefix('Skipped: ')}." for entry in entries if (why := entry.get("skipped"))})
     points = {point for entry in entries for point in entry.get("points", ())}
     done = [row.done, f"{len(points)} distinct points were reached"] if points else [row.done]
     done += [figure for entry in entries for figure in entry.get("figures", ())]

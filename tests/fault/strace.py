@@ -72,7 +72,7 @@ def _is_traced(pid: int, tracer: int) -> bool:
     try:
         threads = list(Path(f"/proc/{pid}/task").iterdir())
         return all(f"TracerPid:\t{tracer}\n" in (thread / "status").read_text() for thread in threads)
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False  # a thread ended meanwhile
 
 

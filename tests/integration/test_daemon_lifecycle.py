@@ -7,9 +7,10 @@ import signal
 import socket
 import stat
 import tempfile
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,18 @@ def test_its_pages(daemon: DaemonProcess) -> None:
 
 
 @pytest.mark.parametrize("shared", ["state_dir", "socket"])
-def test_a_second_daemon_refuses_and_names_the_first(daemon: DaemonProcess, tmp_path: Path, shared: str) -> None:
+def test_a_second_daemon_refuses_and_names_the_first(
+    daemon: DaemonProcess, tmp_path: Path, shared: str, fault_figure: Callable[[str], None]
+) -> None:
     value = str(daemon.state_dir if shared == "state_dir" else daemon.socket)
     second = DaemonProcess(tmp_path / "two", settings={"daemon": {shared: value}})
     try:
+        began_s = time.monotonic()
         second.start(wait=False)
         assert second.wait() != 0
+        fault_figure(
+            f"a second daemon on the same {shared} had ended {time.monotonic() - began_s:.2f} s after its start"
+        )
         assert f"pid {daemon.pid}" in second.log()
         assert value in second.log()
     finally:

@@ -124,14 +124,8 @@ def test_what_is_here_is_served_while_credentials_are_refused(site: Site) -> Non
 def test_credentials_that_expire_in_the_middle_are_read_once_more(site: Site, tmp_path: Path, now: str) -> None:
     site.add("m", model_files(SIZE))
     offset, length = chunk_ranges(SIZE)[1]
-    expired = site.proxy.inject(
-        "status",
-        status=403,
-        code="ExpiredToken",
-        wait=True,
-        path=WEIGHTS,
-        range=f"bytes={offset}-{offset + length - 1}",
-    )
+    second = f"bytes={offset}-{offset + length - 1}"
+    expired = site.proxy.inject("status", status=403, code="ExpiredToken", wait=True, path=WEIGHTS, range=second)
     environment, kept = site.daemon.environment, tmp_path / "credentials"
     key, secret = environment.pop("AWS_ACCESS_KEY_ID"), environment.pop("AWS_SECRET_ACCESS_KEY")
     environment["AWS_SHARED_CREDENTIALS_FILE"] = str(kept)

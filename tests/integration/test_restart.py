@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,31 @@ def test_a_worker_keeps_its_tensors_and_its_lease_over_a_kill(site: Site) -> Non
     wait_for(lambda: not site.leases(), "the lease to end")
 
 
+@pytest.mark.faults
+def test_nothing_is_evicted_before_workers_could_take_up_their_leases(site: Site) -> None:
+    site.add("held", model_files(30 * MB))
+    site.add("m", model_files(30 * MB, seed=2))
+    site.settings |= {"l1": {"capacity": "50MB"}, "daemon": {"restart_grace_s": 20.0}}
+    site.start()
+    worker = site.worker()
+    worker.ask("attach", ref="held")
+    check_at_rest(site.daemon, leases=1, content=False)
+    worker.signal(signal.SIGSTOP)
+    site.daemon.kill()
+    site.start()
+    with ThreadPoolExecutor(1) as pool:
+        check_at_rest(site.daemon, content=False)  # it is adopted
+        asked = pool.submit(site.pull, "m")
+        wait_for(lambda: site.proxy.gets("m/") or site.proxy.requests("HEAD", "m/"), "the pull to begin")
+        assert not site.leases()
+        worker.signal(signal.SIGCONT)
+        with refused("NO_ROOM") as seen:
+            asked.result()
+    assert "held (leased" in seen["holders"]
+    assert worker.ask("lease_lost") == ""
+    worker.ask("detach")
+
+
 def test_a_worker_that_waits_for_a_pull_gets_it_from_the_next_daemon(site: Site) -> None:
     files = site.add("m", model_files(SIZE))
     held = site.hold(WEIGHTS, range=range_of(HELD))
@@ -279,13 +305,10 @@ def test_everything_here_is_served_when_the_origin_is_gone(site: Site) -> None:
     site.pull("disk", level="l2")
     check_at_rest(site.daemon, content=False)
     site.daemon.kill()
-    site.proxy.clear()
-    site.proxy.inject("status", times=-1, status=503, method="GET")
-    site.proxy.inject("status", times=-1, status=503, method="HEAD")
+    site.proxy.close()
     site.start()
     assert site.check_served("memory").from_level == "l1"
     assert site.check_served("disk").from_level == "l2"
-    assert not site.proxy.requests()
 
 
 def test_l2_is_written_again_from_memory_when_it_was_lost(site: Site) -> None:

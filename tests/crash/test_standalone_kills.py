@@ -12,6 +12,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import pytest
+
 from cached.units import CHUNK_BYTES
 from tests.integration.support import MB, ROOT, Site, model_files, sha256
 from tests.integration.test_standalone import check_laid, command, laid, lay
@@ -32,6 +34,7 @@ def killed_at(site: Site, step: int) -> list[str]:
     return trace.read_text().splitlines()
 
 
+@pytest.mark.timeout(120 + 30 * STEPS)
 def test_killed_at_any_step_it_lays_the_right_files_in_the_end(site: Site, fault_point: Callable[[str], None]) -> None:
     old = model_files(CHUNK_BYTES + MB, seed=1)
     site.add("m", old)

@@ -39,7 +39,7 @@ ROWS: tuple[Row, ...] = (
         "code, and at random instants; each time the next daemon is checked whole",
         (
             f"{_FAULT}kill_points.py",
-            f"{_FAULT}kill_movers.py",
+            f"{_FAULT}kill_movers.py::test_killed_with_the_daemon",
             "tests/crash/test_kills.py",
             "tests/crash/test_standalone_kills.py",
         ),

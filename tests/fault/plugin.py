@@ -54,6 +54,7 @@ def fault_cases(record_property: Callable[[str, object], None]) -> Callable[[int
 @pytest.fixture
 def fault_point(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Names an exact point that was reached, as the test is told to repeat it; each is a case."""
+    record_property(_CASES, 0)
     return lambda point: record_property(_POINT, point)
 
 
@@ -79,7 +80,7 @@ class _Report:
             return
         told = report.user_properties
         points = [str(value) for name, value in told if name == _POINT]
-        cases = int(str(dict(told).get(_CASES, len(points) or 1)))
+        cases = len(points) or int(str(dict(told).get(_CASES, 1)))
         entry["cases"] += cases
         if report.passed:
             entry["survived"] += cases

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.harness import wait_for
+from tests.integration.support import ROOT
 
 _CALL = re.compile(r"^(\d+) +(\w+)\((.*)")
 _HEX = re.compile(r"[0-9a-f]{12,}")
@@ -95,7 +96,7 @@ class Calls:
         begun = [match for line in self.lines if (match := _CALL.match(line))]
         if not begun:
             return ""
-        arguments = _TEXT.sub(_named, begun[-1][3].replace(f"{folder}/", ""))
+        arguments = _TEXT.sub(_named, begun[-1][3].replace(f"{folder}/", "").replace(f"{ROOT}/", ""))
         return _HEX.sub("…", f"{begun[-1][2]}({arguments}")[:_LAST_LENGTH]
 
 

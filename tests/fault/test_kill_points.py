@@ -244,7 +244,7 @@ def test_killed_while_it_recovers(site: Site, call: str, fault_point: Callable[[
         site.started_by()
         check_next(site)
         fault_point(f"start {call}:{number} {what}")
-    assert reached or call in {"fchmod", "symlink"}, "a start makes such calls"
+    assert reached or call in {"fchmod", "fsync", "symlink"}, "a start makes such calls"
 
 
 def killed_at_start(site: Site, call: str, number: int) -> str:

@@ -16,6 +16,7 @@ from tests.integration.harness import wait_for
 from tests.integration.support import ROOT
 
 _CALL = re.compile(r"^(\d+) +(\w+)\((.*)")
+_CGROUP = re.compile(r"(/sys/fs/cgroup)/[^\"]*/")
 _HEX = re.compile(r"[0-9a-f]{12,}")
 _TEXT = re.compile(r'"(?:[^"\\]|\\.)*"(?:\.\.\.)?')
 _LAST_LENGTH = 160
@@ -61,6 +62,11 @@ def traced(pid: int, log: Path, *, calls: Sequence[str], inject: str = "") -> It
         tracer.wait()
 
 
+def wait_until_written(tracer: subprocess.Popen[bytes]) -> None:
+    """After the death of what it traced: until its log has the call that was killed at."""
+    wait_for(lambda: tracer.poll() is not None, "strace to write down where it killed")
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs. One that is traced may have died long before its parent hears of it."""
     try:
@@ -101,5 +107,5 @@ class Calls:
 
 
 def _named(text: re.Match[str]) -> str:
-    """A name as it is; data, which strace escapes or cuts, is left out."""
-    return '"…"' if "\\" in text[0] or text[0].endswith("...") else text[0]
+    """A name as it is, without the host's cgroup; data, which strace escapes or cuts, is left out."""
+    return '"…"' if "\\" in text[0] or text[0].endswith("...") else _CGROUP.sub(r"\1/…/", text[0])

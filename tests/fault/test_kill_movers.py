@@ -18,7 +18,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from tests.fault.strace import Calls, is_alive, traced
+from tests.fault.strace import Calls, is_alive, traced, wait_until_written
 from tests.fault.test_kill_points import (
     LIFE,
     LIFE_S,
@@ -71,7 +71,7 @@ def test_killed_alone_nobody_notices(site: Site, call: str, fault_point: Callabl
             for _, act in LIFE:
                 act(site)  # none is refused
             if not is_alive(mover):
-                wait_for(lambda tracer=tracer: tracer.poll() is not None, "strace to write down where it killed")
+                wait_until_written(tracer)
         what = "" if is_alive(mover) else Calls(log).last(site.folder)
         print(f"FAULT_POINT={call}:{number}  {what or 'not reached'}")
         if what:

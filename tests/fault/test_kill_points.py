@@ -21,7 +21,7 @@ import pytest
 from cached.units import CHUNK_BYTES
 from cached_client import CacheError, DaemonUnavailableError
 from tests.crash.test_kills import ask, attach_part
-from tests.fault.strace import Calls, is_alive, require_strace, traced
+from tests.fault.strace import Calls, is_alive, require_strace, traced, wait_until_written
 from tests.integration.harness import wait_for
 from tests.integration.support import MB, Site, model_files
 from tests.invariants import check_at_rest, wrong_blobs
@@ -142,7 +142,7 @@ def die(site: Site, lives: Executor, call: str, number: int) -> tuple[str, Futur
         if Calls(log).reached()[call] >= number:
             wait_for(lambda: not is_alive(pid), "the daemon to die")
         if not is_alive(pid):
-            wait_for(lambda: tracer.poll() is not None, "strace to write down the call that it killed at")
+            wait_until_written(tracer)
     # Work in the background may have brought it to that call after the life, and until strace let go of it.
     if answers(site):
         return "", life, leaving

@@ -36,7 +36,7 @@ class NetworkConnection(Connection):
             raise InvalidRequestError(
                 f"{address!r} is not an address", hint="write HOST:PORT, such as gpu-7.example:9471", value=address
             )
-        self.path = Path()
+        self.path: Path = Path()
         self._address = address
         self._credentials = grpc.ssl_channel_credentials(
             _content("certificate authorities", files.ca),

@@ -92,6 +92,12 @@ def optional_ref_argument(function: _F) -> _F:
     return click.argument("ref", required=False, callback=_checked_ref)(function)
 
 
+def wait_option(function: _F) -> _F:
+    """``--wait 30s``; the command gets ``wait_s``, 0 without it."""
+    text = "Wait until the daemon serves, at most this long, such as 30s. Without it: ask once."
+    return click.option("--wait", "wait_s", metavar="DURATION", default="0s", callback=_seconds, help=text)(function)
+
+
 def timeout_option(function: _F) -> _F:
     """``--timeout 30s``; the command gets ``timeout`` in seconds or None."""
     text = "Give up waiting after this long, such as 90s or 10m (exit code 4). What was begun goes on in the daemon."

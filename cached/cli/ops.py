@@ -8,6 +8,7 @@ import platform
 import queue
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import click
 
 from cached import __version__
-from cached.cli.connect import Globals, connected, pass_globals
+from cached.cli.connect import Globals, connected, pass_globals, wait_option
 from cached.cli.failures import FAILED
 from cached.cli.output import (
     clean,
@@ -34,10 +35,11 @@ from cached.units import format_duration, format_rate, format_size
 from cached_client._proto import cached_pb2 as pb
 from cached_client._version import __version__ as client_version
 from cached_client.connection import Connection
-from cached_client.errors import CacheError
+from cached_client.errors import CacheError, DaemonUnavailableError
 
 _SERVICE = "cached.v1.CacheService"
 _HEALTH_TIMEOUT_S = 10.0
+_HEALTH_PAUSE_S = 0.2
 _VERSION_TIMEOUT_S = 2.0
 _REPLAY_PAUSE_S = 0.5
 """Remembered events come in one go: a pause this long is their end."""
@@ -215,24 +217,15 @@ def _print_event(event: pb.Event, output: str) -> None:
 
 
 @click.command()
+@wait_option
 @output_option
 @pass_globals
-def health(options: Globals, output: str) -> int:
+def health(options: Globals, wait_s: float, output: str) -> int:
     """Ask whether the daemon serves, and what is degraded. Exit code 1 if it does not serve.
 
-    Example: cached health
+    Example: cached health --wait 30s
     """
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-    degraded: list[str] = []
-    with connected(options) as cache:
-        stub: Any = health_pb2_grpc.HealthStub(cache.channel)
-        request = health_pb2.HealthCheckRequest(service=_SERVICE)
-        answer = cache.call(stub.Check, request, timeout_s=_HEALTH_TIMEOUT_S)
-        serving = answer.status == health_pb2.HealthCheckResponse.SERVING
-        if serving:
-            degraded = list(cache.call(cache.stub.Stats, pb.StatsRequest(), timeout_s=_HEALTH_TIMEOUT_S).degraded)
-        target = cache.target
+    serving, degraded, target = _health_within(options, wait_s)
     if output == "json":
         print_json({"serving": serving, "degraded": degraded, "socket": target})
     else:
@@ -241,6 +234,35 @@ def health(options: Globals, output: str) -> int:
         for reason in degraded:
             click.echo(f"  {clean(reason)}")
     return 0 if serving else FAILED
+
+
+def _health_within(options: Globals, wait_s: float) -> tuple[bool, list[str], str]:
+    """Asks until the daemon serves, or the time is over: then the last answer counts, and the last error."""
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        last = time.monotonic() >= deadline_s
+        try:
+            found = _health(options)
+            if found[0] or last:
+                return found
+        except DaemonUnavailableError:
+            if last:
+                raise
+        time.sleep(_HEALTH_PAUSE_S)
+
+
+def _health(options: Globals) -> tuple[bool, list[str], str]:
+    """Whether it serves, what is degraded, and where it answered."""
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with connected(options) as cache:
+        stub: Any = health_pb2_grpc.HealthStub(cache.channel)
+        request = health_pb2.HealthCheckRequest(service=_SERVICE)
+        answer = cache.call(stub.Check, request, timeout_s=_HEALTH_TIMEOUT_S)
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            return False, [], cache.target
+        stats = cache.call(cache.stub.Stats, pb.StatsRequest(), timeout_s=_HEALTH_TIMEOUT_S)
+        return True, list(stats.degraded), cache.target
 
 
 @click.group()

@@ -41,6 +41,7 @@ from cached.types import (
 
 _log = structlog.get_logger(__name__)
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_REFUSED = frozenset({"rpc.refused", "descriptors.refused"})
 _UNTOLD = "it has to do with other models: an operator can see the reason"
 
 
@@ -226,11 +227,11 @@ class Seen:
         )
 
     async def watch(self, *, replay: bool) -> AsyncIterator[Event]:
-        """Events about what the caller may see."""
+        """Events about what the caller may see; not what was refused, which would tell hidden names from absent ones."""
         events = self._engine.watch(replay=replay)
         async with aclosing(events):  # type: ignore[type-var]
             async for event in events:
-                if event.name and self._sees(event.name):
+                if event.name and self._sees(event.name) and event.kind not in _REFUSED:
                     yield self._event(event)
 
     def _summary(self, summary: ModelSummary) -> ModelSummary:

@@ -24,6 +24,7 @@ SECRET, ABSENT = "kestrel-70b", "kestrel-71b"
 """Ben may not know of the first, and nobody knows the second."""
 TEAM = 61100
 KEY = {"engine": "vllm", "model": SECRET}
+_TRACE_ID = re.compile(r"trace_id\x12 [0-9a-f]{32}")
 _IDS = re.compile(r'"(leaseId|token|timeS|sinceTimeS|uptimeS|instance)": ("[^"]*"|[0-9.e+]+)')
 
 
@@ -70,7 +71,8 @@ def told(user: Worker, name: str, method: str, request: dict[str, Any]) -> str:
     filled = json.loads(json.dumps(request).replace("NAME", name))
     answer = user.ask("call", method=method, **filled)
     if "grpc-status-details-bin" in answer:
-        answer["grpc-status-details-bin"] = bytes.fromhex(answer["grpc-status-details-bin"]).decode("latin-1")
+        details = bytes.fromhex(answer["grpc-status-details-bin"]).decode("latin-1")
+        answer["grpc-status-details-bin"] = _TRACE_ID.sub("trace_id", details)
     return _IDS.sub("", json.dumps(answer)).replace(name, "NAME")
 
 
@@ -140,6 +142,15 @@ def test_events_are_told_to_those_who_may_know(host: Host) -> None:
         kinds = user.ask("call", method="Watch", replay=True, limit=2)["answers"]
         assert (name in json.dumps(kinds)) is seen
     host.ben.ask("release")
+
+
+def test_what_was_refused_is_no_news_that_would_tell_hidden_from_absent(host: Host) -> None:
+    for name in (SECRET, ABSENT):
+        told(host.ben, name, "Attach", {"ref": "NAME"})
+        host.daemon.wait_event("rpc.refused", lambda item, name=name: item["model"] == name)
+    news = host.ben.ask("call", method="Watch", replay=True)["answers"]
+    assert ABSENT not in json.dumps(news)
+    assert SECRET not in json.dumps(news)
 
 
 def test_the_page_the_metrics_and_the_directory_view_keep_it_to_themselves(host: Host) -> None:

@@ -351,7 +351,7 @@ class ModelCache:
         """The revisions that a reference means, if nobody holds them."""
         registry = self._parts.services.registry
         model = registry.require(ref)
-        unfinished = [*self._parts_of(ref), *self._pending_of(ref)]
+        unfinished: list[PartRecord | PendingPull] = [*self._parts_of(ref), *self._pending_of(ref)]
         manifests = self._known_of(model, ref) if unfinished else self._revisions(model, ref)
         if model.pinned:
             raise InUseError(f"{ref} is pinned", hint=f"first: cached unpin {model.name}", ref=str(ref), holders="pin")

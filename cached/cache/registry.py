@@ -196,7 +196,7 @@ class Registry:
 
     def _unfinished(self) -> set[str]:
         """Models of which bytes may be here that are of no recorded revision."""
-        return {item.name for item in (*self._index.parts(), *self._index.pending())}
+        return {part.name for part in self._index.parts()} | {pull.name for pull in self._index.pending()}
 
     def update(self, model: Model, **changes: Any) -> None:
         """Changes fields of the model's record, in memory and in the index."""

@@ -283,19 +283,8 @@ class Evictor:
             self._services.hide(manifest.name, manifest.revision)
 
     def forget(self, model: Model) -> None:
-        """Drops a model that was evicted from every level, with what is left of its unfinished pulls."""
+        """Drops a model that was evicted from every level."""
         services = self._services
-        for pull in services.registry.index.pending():
-            if pull.name == model.name:
-                for ingest_id in pull.ingests:
-                    for level in services.storage.levels:
-                        services.storage.discard(level, ingest_id)
-                    (services.journal_dir / ingest_id).unlink(missing_ok=True)
-                services.registry.write(
-                    lambda gone=pull: services.registry.index.delete_pending(gone.name, gone.revision)  # type: ignore[misc]
-                )
-        for part in services.registry.index.parts(model.name):
-            self.loads.drop_part(part)
         revisions = list(model.manifests)
         services.registry.forget_model(model)
         for revision in revisions:  # what others have, too, is still here

@@ -15,7 +15,7 @@ from cached.cache.flight import BlobOrder, Flight
 from cached.cache.load import Load, LoadPlan
 from cached.cache.services import Services
 from cached.errors import CachedError, IntegrityError, NoRoomError, UnavailableError
-from cached.index import PartRecord
+from cached.index import PartRecord, PendingPull
 from cached.levels.base import FileRef
 from cached.manifest import Manifest
 from cached.policy import Otherwise
@@ -421,6 +421,29 @@ class Loader:
         self.sweep()
         return before_bytes - services.part_bytes(part)
 
+    def give_up(self, pulls: Collection[PendingPull], level: Level) -> int:
+        """Takes out of a level what pulls that failed left there, and nobody else wants; the bytes that left it.
+
+        Pulls to this level are forgotten; one to another goes on with what it has there. None may be under way.
+        """
+        services, freed_bytes, gone = self._services, 0, set[str]()
+        for pull in pulls:
+            if pull.level is level:
+                services.registry.write(
+                    lambda gone=pull: services.registry.index.delete_pending(gone.name, gone.revision)  # type: ignore[misc]
+                )
+        kept = services.storage.kept_ingests(level) if services.storage.has(level) else []
+        left = {ingest_id for pull in pulls for ingest_id in pull.ingests}
+        for ingest_id in left.intersection(kept) - self._wanted(but=pulls):
+            freed_bytes += services.storage.kept_bytes(level, ingest_id)
+            services.storage.discard(level, ingest_id)
+            kept_bytes = sum(services.storage.kept_bytes(other, ingest_id) for other in services.storage.levels)
+            if not kept_bytes and not services.journal_digest(ingest_id):
+                gone.add(ingest_id)
+        self.sweep()
+        services.remove_journals(keep=self._wanted() - gone)
+        return freed_bytes
+
     def sweep(self) -> None:
         """Drops ingests and journals that no pending pull would take up again."""
         services = self._services
@@ -431,10 +454,11 @@ class Loader:
                 services.storage.discard(level, ingest_id)
         services.remove_journals(keep=wanted)
 
-    def _wanted(self) -> set[str]:
-        """The ingests that somebody would take up again, or maps."""
+    def _wanted(self, *, but: Collection[PendingPull] = ()) -> set[str]:
+        """The ingests that somebody would take up again, or maps; ``but``: not counting these pulls."""
         services = self._services
-        wanted = {ingest for pull in services.registry.index.pending() for ingest in pull.ingests}
+        pulls = (pull for pull in services.registry.index.pending() if pull not in but)
+        wanted = {ingest for pull in pulls for ingest in pull.ingests}
         wanted |= {ingest_id for _, ingest_id in self._flights}
         return wanted | self._evictor.leased_parts() | services.part_ingests()
 

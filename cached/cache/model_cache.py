@@ -23,7 +23,7 @@ from cached.catalog_file import Catalog
 from cached.clock import Clock, SystemClock
 from cached.config import Config
 from cached.errors import CachedError, InUseError, NotFoundError, UnavailableError
-from cached.index import PartRecord
+from cached.index import PartRecord, PendingPull
 from cached.leases import check_keep_alive
 from cached.manifest import Manifest
 from cached.metrics import Gauges, Metrics
@@ -324,11 +324,14 @@ class ModelCache:
     def _evict(self, ref: Ref, level: Level | None) -> Freed:
         """Without a pause between the look at who holds it and its going."""
         freed, manifests = Freed(), self._unused(ref, level)
-        for each in (Level.L1, Level.L2) if level is None else (level,):
+        levels = (Level.L1, Level.L2) if level is None else (level,)
+        for each in levels:
             freed = freed.plus(each, self._parts.evictor.evict(manifests, each, "operator"))
         if level is not Level.L2:
             for part in self._parts_of(ref):
                 freed = freed.plus(Level.L1, self._parts.loader.drop_part(part))
+        for each in levels:  # parts go first: what they share with a pull that failed is that pull's as long as it is
+            freed = freed.plus(each, self._parts.loader.give_up(self._pending_of(ref), each))
         return freed
 
     def _known_of(self, model: Model, ref: Ref) -> list[Manifest]:
@@ -339,11 +342,17 @@ class ModelCache:
         parts = self._parts.services.registry.index.parts(ref.name)
         return [part for part in parts if part.revision.startswith(ref.revision)]
 
+    def _pending_of(self, ref: Ref) -> list[PendingPull]:
+        """The pulls of a model, or of the revision that is named, that failed and would go on after a restart."""
+        pulls = self._parts.services.registry.index.pending()
+        return [pull for pull in pulls if pull.name == ref.name and pull.revision.startswith(ref.revision)]
+
     def _unused(self, ref: Ref, level: Level | None) -> list[Manifest]:
         """The revisions that a reference means, if nobody holds them."""
         registry = self._parts.services.registry
         model = registry.require(ref)
-        manifests = self._revisions(model, ref) if not self._parts_of(ref) else self._known_of(model, ref)
+        unfinished: list[PartRecord | PendingPull] = [*self._parts_of(ref), *self._pending_of(ref)]
+        manifests = self._known_of(model, ref) if unfinished else self._revisions(model, ref)
         if model.pinned:
             raise InUseError(f"{ref} is pinned", hint=f"first: cached unpin {model.name}", ref=str(ref), holders="pin")
         if model.tier[0] is Tier.HOT and level is not Level.L2:
@@ -354,8 +363,7 @@ class ModelCache:
                 holders="tier hot",
             )
         held = dict.fromkeys(
-            [(item.name, item.revision) for item in manifests]
-            + [(part.name, part.revision) for part in self._parts_of(ref)]
+            [(item.name, item.revision) for item in manifests] + [(item.name, item.revision) for item in unfinished]
         )
         holders = [holder for name, revision in held for holder in self._parts.leases.holders(name, revision)]
         holders += [f"a load to {load.plan.level}" for load in self._parts.loader.active(model.name)]

@@ -317,7 +317,7 @@ class Pulls:
 
     def _part_file(self, model: Model, part: PartRecord, file: PartFile) -> LoadFile:
         blob = self._services.registry.blobs.get(file.digest)
-        source = self._resolver.spec(model, part.source) if part.source else None
+        source = self._resolver.spec(model, part.source, part.origin_options or None) if part.source else None
         item = OriginObject(path=file.path, size_bytes=file.size_bytes, version=file.version)
         origin = OriginSource(source, item) if source is not None else None
         if blob is not None:
@@ -416,7 +416,8 @@ class Pulls:
         if model.catalog is None and plan.source:
             registry.update(model, source=plan.source, origin_options=plan.origin_options)
         self._drop_old_parts(plan)
-        part = PartRecord(plan.name, plan.revision, plan.source, tuple(map(_part_file, plan.files)))
+        files = tuple(map(_part_file, plan.files))
+        part = PartRecord(plan.name, plan.revision, plan.source, files, plan.origin_options)
         if part not in registry.index.parts(plan.name):
             registry.write(lambda: registry.index.put_part(part))
 

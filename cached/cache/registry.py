@@ -74,6 +74,8 @@ class Registry:
                 _log.warning("index.revision_forgotten", model=manifest.name, revision=manifest.revision)
                 self._write(lambda gone=manifest: self._index.delete_manifest(gone.name, gone.revision))  # type: ignore[misc]
 
+        for name in self._unfinished():
+            self._model(name)
         for name in self._index.access().keys() - self.models.keys():
             self._write(lambda name=name: self._index.delete_access(name))  # type: ignore[misc]
 
@@ -186,10 +188,15 @@ class Registry:
     def forget_if_unknown(self, model: Model) -> None:
         """Drops a name that a failed pull made known, and of which nothing else is known."""
         record = model.record
-        if not any((model.catalog, model.manifests, record.source, record.operator_tier, record.pinned)):
+        known = (model.catalog, model.manifests, record.source, record.operator_tier, record.pinned)
+        if not any(known) and model.name not in self._unfinished():
             self._write(lambda: self._index.delete_model(model.name))
             self.models.pop(model.name, None)
             self._rejoin(model.name)
+
+    def _unfinished(self) -> set[str]:
+        """Models of which bytes may be here that are of no recorded revision."""
+        return {part.name for part in self._index.parts()} | {pull.name for pull in self._index.pending()}
 
     def update(self, model: Model, **changes: Any) -> None:
         """Changes fields of the model's record, in memory and in the index."""

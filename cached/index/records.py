@@ -62,12 +62,16 @@ class PartFile:
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """A revision of which only a part was asked for: what is here of it is kept, and never brought by itself."""
+    """A revision of which only a part was asked for: what is here of it is kept, and never brought by itself.
+
+    ``origin_options``: those that it came with, beside the configuration's.
+    """
 
     name: str
     revision: str
     source: str
     files: tuple[PartFile, ...]
+    origin_options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -247,19 +251,25 @@ def _part_to_dict(part: PartRecord) -> dict[str, Any]:
         "revision": part.revision,
         "source": part.source,
         "files": [[file.path, file.size_bytes, file.version, file.digest, file.ingest_id] for file in part.files],
+        "origin_options": dict(part.origin_options),
     }
 
 
 def _part_from_dict(data: object) -> PartRecord:
-    match data:
-        case {"name": str(name), "revision": str(revision), "source": str(source), "files": list(rows), **rest} if (
-            not rest
-        ):
-            try:
-                return PartRecord(name, revision, source, tuple(_part_file(row) for row in rows))
-            except InvalidRequestError as error:
-                raise ValueError(error.message) from error
-    raise ValueError("not a record of a part")
+    # Earlier versions wrote no options.
+    reader = PlainReader("record of a part", {"origin_options": {}, **data} if isinstance(data, dict) else data)
+    try:
+        part = PartRecord(
+            name=reader.text("name"),
+            revision=reader.text("revision"),
+            source=reader.text("source"),
+            files=tuple(map(_part_file, reader.items("files"))),
+            origin_options=reader.texts_by_name("origin_options"),
+        )
+    except InvalidRequestError as error:
+        raise reader.wrong(error.message) from error
+    reader.finish()
+    return part
 
 
 def _part_file(row: object) -> PartFile:

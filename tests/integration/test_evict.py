@@ -217,3 +217,24 @@ def test_a_shared_blob_that_leaves_l1_is_shown_on_disk_to_all_who_have_it(site: 
     for name in "ab":
         assert sha256(Path(site.describe(name).path, "shared.safetensors").read_bytes()) == sha256(shared)
     check_at_rest(site.daemon)
+
+
+def test_removing_a_model_whose_pull_failed_takes_nothing_from_another_that_is_on_its_way(site: Site) -> None:
+    """They share a file, and so its ingest: the one that is removed must not take it from under the other."""
+    shared = model_files(SMALL, seed=7)["model.safetensors"]
+    names = {"shared.safetensors": sha256(shared)}
+    site.settings |= ROOM
+    extra = model_files(60 * MB, seed=1)
+    site.add("large", extra | {"shared.safetensors": shared}, sha256=names)
+    site.add("other", {"config.json": b"{}", "shared.safetensors": shared}, sha256=names)
+    site.start()
+    with refused("NO_ROOM"):
+        site.pull("large")
+    held = site.hold("other/shared.safetensors")
+    site.begin("other")
+    assert held.reached.wait(30)
+    with site.rpc() as stub:
+        stub.Remove(pb.RemoveRequest(ref="large"))
+    held.release()
+    site.check_served("other")
+    check_at_rest(site.daemon)

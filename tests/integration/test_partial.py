@@ -404,3 +404,56 @@ def test_a_removed_model_leaves_nothing_of_its_parts(site: Site) -> None:
         with site.rpc() as stub:
             assert stub.Remove(pb.RemoveRequest(ref="m")).l1_freed_bytes
     check_at_rest(site.daemon)
+
+
+def test_evicting_gives_up_a_failed_pull_of_the_rest_too(site: Site) -> None:
+    """What the part left would otherwise stay in L1 for the pull, which nobody wants any more."""
+    site.settings |= {"l1": {"capacity": "60MB"}}
+    files = site.add("m", layered(1, 1, 1, 1))
+    site.start()
+    part = part_of_layer_2(site, files)
+    with refused("NO_ROOM"):
+        site.pull("m")
+    check_at_rest(site.daemon, kept_ingests=True)
+    assert site.segments("ingest"), "the pull would go on with it"
+    assert site.evict("m").l1_freed_bytes == part
+    check_at_rest(site.daemon)
+    site.daemon.restart()
+    check_at_rest(site.daemon)
+    assert not site.daemon.log_events("pull.resumed")
+
+
+def test_evicting_from_l1_leaves_a_failed_pull_to_l2_to_go_on(site: Site) -> None:
+    """It has its bytes in L2; what a part of the model has in L1 is nothing to it."""
+    site.settings |= {"l2": {"capacity": "60MB"}}
+    files = site.add("m", layered(1, 1, 1, 1))
+    site.start()
+    part = part_of_layer_2(site, files)
+    with refused("NO_ROOM"):
+        site.pull("m", level="l2")
+    assert site.evict("m").l1_freed_bytes == part
+    check_at_rest(site.daemon)
+    site.daemon.restart()
+    site.daemon.wait_event("pull.resumed")
+
+
+def test_a_part_of_a_model_that_left_the_catalog_can_be_evicted(site: Site) -> None:
+    """A pull from elsewhere that fails must not forget the model: what is here of it would be nobody's."""
+    files = site.add("m", layered(1, 1, 1, 1))
+    site.start()
+    part = part_of_layer_2(site, files)
+    del site.models["m"]
+    site.reload_catalog()
+    with pytest.raises(cached_client.CacheError):
+        site.pull("m", source=f"file://{site.folder}/nothing")
+    assert site.summary("m").l1_bytes == part
+    assert site.evict("m").l1_freed_bytes == part
+    check_at_rest(site.daemon)
+
+
+def part_of_layer_2(site: Site, files: dict[str, bytes]) -> int:
+    """Attaches it, and gives it back; the bytes that stay."""
+    names = ["layers.2.weight"]
+    with site.cache() as cache, cache.attach("m", only=names, wait=True) as model:
+        check_only(model, files, names)
+    return chunk_bytes(files, chunks(files, names))

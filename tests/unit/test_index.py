@@ -14,6 +14,7 @@ import pytest
 
 from cached.errors import LevelError
 from cached.index import Index, ModelRecord, PartFile, PartRecord, PendingPull, TimedPull
+from cached.index.records import PARTS
 from cached.manifest import BlobRecord, FileEntry, Manifest
 from cached.types import CheckedBy, Level, Tier
 from cached.units import CHUNK_BYTES
@@ -337,7 +338,8 @@ def test_a_timed_pull_that_makes_no_sense_is_forgotten(path: Path, old: str, new
 
 def test_what_is_here_of_parts_is_known_over_restarts_until_it_is_forgotten(path: Path) -> None:
     files = (PartFile("a.safetensors", 7, "etag", A, "0123"), PartFile("b.safetensors", 5, "", "", "4567"))
-    parts = [PartRecord("llama", "abcd", "s3://bucket/llama", files), PartRecord("other", "ef", "", files[:1])]
+    options = {"endpoint_url": "http://store:9000"}
+    parts = [PartRecord("llama", "abcd", "s3://bucket/llama", files, options), PartRecord("other", "ef", "", files[:1])]
     assert (parts[0].total_bytes, parts[0].ingests) == (12, {"0123", "4567"})
     with closing(Index(path)) as index:
         for part in parts:
@@ -348,3 +350,9 @@ def test_what_is_here_of_parts_is_known_over_restarts_until_it_is_forgotten(path
         index.delete_part("llama", "of which nothing is known")
     with closing(Index(path)) as index:
         assert index.parts() == parts[1:]
+
+
+def test_a_record_of_a_part_that_an_earlier_version_wrote_has_no_options() -> None:
+    part = PartRecord("llama", "abcd", "s3://bucket/llama", (PartFile("a.safetensors", 7, "etag", A, "0123"),))
+    written = {name: value for name, value in PARTS.to_dict(part).items() if name != "origin_options"}
+    assert PARTS.from_dict(written) == part

@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,27 @@ def test_a_worker_keeps_its_tensors_and_its_lease_over_a_kill(site: Site) -> Non
     assert worker.ask("digests") == {path: sha256(data) for path, data in files.items()}
     worker.ask("detach")
     wait_for(lambda: not site.leases(), "the lease to end")
+
+
+def test_a_lease_that_a_limit_refuses_at_first_comes_back_when_there_is_room_for_it(site: Site) -> None:
+    site.add("m", model_files(MB))
+    site.settings |= {"limits": {"leases_per_uid": 1}}
+    site.start()
+    worker = site.worker()
+    worker.ask("attach", ref="m")
+    check_at_rest(site.daemon, leases=1, content=False)
+    worker.signal(signal.SIGSTOP)
+    site.daemon.kill()
+    site.start()
+    with site.attach("m") as other:
+        other.wait(60)
+        worker.signal(signal.SIGCONT)
+        refusals = partial(site.daemon.log_events, "rpc.refused")
+        wait_for(lambda: [event for event in refusals() if event["reason"] == "LIMIT_EXCEEDED"], "it to be refused")
+        assert worker.ask("lease_lost") == ""
+    wait_for(lambda: [lease.client_pid for lease in site.leases()] == [worker.pid], "the lease to come back")
+    worker.ask("detach")
+    check_at_rest(site.daemon, content=False)
 
 
 @pytest.mark.faults

@@ -286,6 +286,49 @@ def test_a_worker_that_waits_for_a_pull_gets_it_from_the_next_daemon(site: Site)
     assert worker.ask("lease_lost") == ""
 
 
+def test_what_a_promotion_had_brought_is_adopted_without_anybody_asking(site: Site) -> None:
+    """As after a kill in the middle of it: some files of a model of L2 have their names in memory, others not yet."""
+    files = site.add("m", model_files(2 * CHUNK_BYTES, 5 * MB))
+    site.start()
+    site.pull("m")
+    check_at_rest(site.daemon, content=False)
+    second = sorted(files, key=lambda path: len(files[path]))[-2]
+    late, late_bytes = site.segment("m", second), len(files[second])
+    site.daemon.kill()
+    late.unlink()
+    before = {path.name: path.stat().st_ino for path in site.segments("blob")}
+    site.proxy.clear()
+    site.start()
+    adopted_bytes = total_bytes(files) - late_bytes
+    wait_for(lambda: counter(site, "cached_adopted_bytes_total") == adopted_bytes, "the adoption")
+    check_at_rest(site.daemon)
+    assert {path.name: path.stat().st_ino for path in site.segments("blob")} == before
+    assert moved(site, "l2_l1") == 0
+    assert site.summary("m").l1_bytes == adopted_bytes
+    site.check_served("m")
+    assert before.items() <= {path.name: path.stat().st_ino for path in site.segments("blob")}.items()
+    assert moved(site, "l2_l1") == late_bytes
+    assert not site.proxy.requests()
+
+
+def test_what_a_promotion_had_brought_and_is_damaged_is_mended_by_the_chunk(site: Site) -> None:
+    files = site.add("m", model_files(2 * CHUNK_BYTES, 5 * MB))
+    site.start()
+    site.pull("m")
+    check_at_rest(site.daemon, content=False)
+    large, small = sorted(files, key=lambda path: -len(files[path]))[:2]
+    kept, late = site.segment("m", large), site.segment("m", small)
+    site.daemon.kill()
+    late.unlink()
+    flip_byte(kept, CHUNK_BYTES + 5)
+    site.start()
+    wait_for(lambda: counter(site, "cached_adopted_bytes_total") == total_bytes(files) - len(files[small]), "adoption")
+    check_at_rest(site.daemon)
+    assert moved(site, "l2_l1") == CHUNK_BYTES, "that chunk, and no other"
+    site.evict("m")
+    assert not site.segments("blob")
+
+
 def test_a_quick_pull_is_finished_before_the_daemon_ends(site: Site) -> None:
     site.add("m", model_files(2 * MB))
     site.settings |= {"daemon": {"drain_timeout_s": 30.0}}

@@ -84,6 +84,16 @@ class LoadPlan:
         )
         return replace(self, files=files, chosen=chosen, part=part, otherwise=Otherwise.EVICT)
 
+    def confirming(self) -> LoadPlan:
+        """The plan for nothing but to confirm what is at its level already. For that nothing is written to L2."""
+        there = {index: file for index, file in enumerate(self.files) if file.order is not None and file.order.adopt}
+        chunks = {index: frozenset(range(chunk_count(file.size_bytes))) for index, file in there.items()}
+        chosen = Chosen(Selected(), chunks, chunks, sum(file.size_bytes for file in there.values()))
+        files = tuple(
+            replace(file, order=replace(file.order, persist=False)) if file.order else file for file in self.files
+        )
+        return replace(self, files=files).only(chosen, "left there")
+
     def preferring(self, chosen: Chosen) -> LoadPlan:
         """The same plan, with what was chosen before everything else."""
         first = self._by_ingest(chosen.first)

@@ -328,7 +328,7 @@ class Loader:
                 *(flight.until_arrived(wanted[key].chunks or frozenset()) for key, flight in load.flights.items())
             )
             await run_all(*(flight.until_finished() for flight in flights if flight.order.is_part))
-            await run_all(*(flight.until_verified() for flight in flights if flight.order.adopt))
+            await run_all(*(_landed(flight) for flight in flights if flight.order.adopt))
             await self._services.registry.durable()  # a lease on it is to be found again after a kill
             load.ready_as = load.completion()
             load.signal.notify()

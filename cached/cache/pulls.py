@@ -271,6 +271,10 @@ class Pulls:
         """The load that brings a known revision to L1 from wherever its blobs are; ``otherwise`` as of ``pull``."""
         return self._begin(replace(self._plan_known(manifest, Level.L1), otherwise=otherwise))
 
+    def confirm(self, manifest: Manifest) -> Load:
+        """The load that confirms what an earlier daemon left in L1 of a known revision, and brings nothing."""
+        return self._begin(self._plan_known(manifest, Level.L1).confirming())
+
     async def promote_chosen(self, manifest: Manifest, selection: Selection) -> Load:
         """As ``promote``, for a selection. Raises what ``Chooser.choose`` does."""
         model = self._services.registry.models[manifest.name]

@@ -99,15 +99,8 @@ class Recovery:
     async def resume(self) -> None:
         """Confirms what is in L1, the hottest first, and begins interrupted pulls again."""
         registry = self._services.registry
-        for manifest in sorted(registry.manifests(), key=self._urgency):
-            if manifest.revision not in registry.known(manifest.name).manifests:
-                continue  # forgotten while others were confirmed
-            if registry.resident(manifest, Level.L1) and not registry.whole_at(manifest, Level.L1):
-                load = self._pulls.promote(manifest)
-                try:
-                    await load.until_ready()
-                except CachedError as error:
-                    _log.warning("recovery.not_adopted", model=manifest.name, chain=error.chain)
+        await self._confirm(whole=True)
+        await self._confirm(whole=False)
         self._drop_unconfirmed()
         for pull in registry.index.pending():
             self._services.events.emit("pull.resumed", f"going on with {pull.name}", name=pull.name)
@@ -115,6 +108,21 @@ class Recovery:
                 Ref(pull.name), source="" if self._catalogued(pull.name) else pull.source, level=pull.level,
                 unattended=True,
             )  # fmt: skip
+
+    async def _confirm(self, *, whole: bool) -> None:
+        """Of revisions that are ``whole`` in L1; or what there is of others, half promoted or half evicted."""
+        registry = self._services.registry
+        for manifest in sorted(registry.manifests(), key=self._urgency):
+            if manifest.revision not in registry.known(manifest.name).manifests:
+                continue  # forgotten while others were confirmed
+            unconfirmed = any(blob.l1 is Presence.UNCONFIRMED for blob in registry.blobs_of(manifest))
+            if not unconfirmed or registry.resident(manifest, Level.L1) is not whole:
+                continue
+            load = self._pulls.promote(manifest) if whole else self._pulls.confirm(manifest)
+            try:
+                await load.until_ready()
+            except CachedError as error:
+                _log.warning("recovery.not_adopted", model=manifest.name, chain=error.chain)
 
     def _catalogued(self, name: str) -> bool:
         model = self._services.registry.models.get(name)
@@ -125,7 +133,7 @@ class Recovery:
         return _ORDER.index(model.tier[0]), -model.priority, -model.record.last_used_wall_s
 
     def _drop_unconfirmed(self) -> None:
-        """Segments of revisions that are not whole in L1: nobody will confirm them, so nobody may have them.
+        """Segments of revisions that are not whole in L1 and could not be confirmed: nobody may have them.
 
         Those of interrupted pulls stay: the pull that goes on confirms them. So do those of whole revisions, which no
         mover could look at yet: whoever attaches next has them confirmed.

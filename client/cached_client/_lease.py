@@ -19,9 +19,11 @@ from cached_client.errors import (
     CacheError,
     DaemonUnavailableError,
     IntegrityError,
+    InvalidRequestError,
     LeaseLostError,
     NotFoundError,
     NotReadyError,
+    PermissionDeniedError,
     daemon_unavailable,
     from_rpc_error,
 )
@@ -42,16 +44,20 @@ _LONGEST_DELAY_S = 5.0
 _DETACH_TIMEOUT_S = 2.0
 _REASON_TIMEOUT_S = 2.0
 _BREAKS = (DaemonUnavailableError, NotReadyError)
-"""The daemon is gone for a while; any other error is its answer."""
+"""The daemon is gone for a while."""
+_REFUSALS = (NotFoundError, IntegrityError, PermissionDeniedError, InvalidRequestError)
+"""It does not have the content any more, has it damaged, or does not let this worker have it: asking again changes
+nothing. Any other error (a limit, a mover that would not start, a level that failed) says nothing of the content."""
 
 
 class Lease:
     """A worker's hold on a revision, for as long as its stream lives.
 
     **When the stream breaks**, the mappings stay valid and nobody notices. The thread asks for the same revision again,
-    with growing, jittered pauses, for as long as it takes. After completion it only takes up the lease (``resume``): if
-    the restarted daemon does not have the content any more, the model goes on from its mappings without a lease, and
-    `lost` says so. Before completion it attaches anew, and maps those files again that the daemon had to begin anew.
+    with growing, jittered pauses, for as long as it takes. After completion it only takes up the lease (``resume``),
+    whatever else goes wrong in the daemon meanwhile: until that says that it does not have the content any more. Then
+    the model goes on from its mappings without a lease, and `lost` says so. Before completion it attaches anew, and
+    maps those files again that the daemon had to begin anew; any error of the daemon is the answer to who waits.
     """
 
     def __init__(
@@ -141,13 +147,24 @@ class Lease:
             error = self._follow(request)
             if self._stopping.is_set():
                 return
-            if self.opened is None or not isinstance(error, _BREAKS):
+            if not self._may_pass(error):
                 self._give_up(error)
                 return
-            _log.info("the lease of %s broke, trying again: %s", self._ref(), error)
+            _log.log(
+                logging.INFO if isinstance(error, _BREAKS) else logging.WARNING,
+                "the lease of %s broke, trying again: %s", self._ref(), error,
+            )  # fmt: skip
             if self._stopping.wait(self._next_delay_s()):
                 return
             request = self._request_again()
+
+    def _may_pass(self, error: CacheError) -> bool:
+        """Whether to ask for the lease again after this."""
+        if self.opened is None:
+            return False
+        if self._arrivals.report is None:
+            return isinstance(error, _BREAKS)
+        return not isinstance(error, _REFUSALS)
 
     def _follow(self, request: pb.AttachRequest) -> CacheError:
         """Reads one stream to its end, and returns why it ended."""
@@ -239,6 +256,7 @@ class Lease:
                 self.selected = Selected(opened.selected, [file.size_bytes for file in files])
             mapped = self._map(opened)
             self._take_up(opened)
+            self._delay_s = _FIRST_DELAY_S
             self._arrivals.opened(files, mapped)
         else:
             self._take_up(opened)
@@ -248,9 +266,9 @@ class Lease:
     def _take_up(self, opened: pb.Opened) -> None:
         self.opened = opened
         self._held = True
-        self._delay_s = _FIRST_DELAY_S
 
     def _handle_complete(self, complete: pb.Complete) -> None:
+        self._delay_s = _FIRST_DELAY_S  # of a lease that is taken up not before: its content may fail to be confirmed
         if self._arrivals.report is None:
             only = None if self.selected is None else self.selected.ranges()
             self._arrivals.completed(load_report(complete), only)

@@ -43,8 +43,6 @@ ROWS: tuple[Row, ...] = (
             "tests/crash/test_kills.py",
             "tests/crash/test_standalone_kills.py",
         ),
-        "Of a model that was only in part promoted, a start drops what had landed and nobody asks for by then: it is "
-        "read from L2 again.",
     ),
     Row(
         2, "Power loss: unsynced writes dropped, torn, or a sync that lied",

@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,27 @@ def test_a_worker_keeps_its_tensors_and_its_lease_over_a_kill(site: Site) -> Non
     wait_for(lambda: not site.leases(), "the lease to end")
 
 
+def test_a_lease_that_a_limit_refuses_at_first_comes_back_when_there_is_room_for_it(site: Site) -> None:
+    site.add("m", model_files(MB))
+    site.settings |= {"limits": {"leases_per_uid": 1}}
+    site.start()
+    worker = site.worker()
+    worker.ask("attach", ref="m")
+    check_at_rest(site.daemon, leases=1, content=False)
+    worker.signal(signal.SIGSTOP)
+    site.daemon.kill()
+    site.start()
+    with site.attach("m") as other:
+        other.wait(60)
+        worker.signal(signal.SIGCONT)
+        refusals = partial(site.daemon.log_events, "rpc.refused")
+        wait_for(lambda: [event for event in refusals() if event["reason"] == "LIMIT_EXCEEDED"], "it to be refused")
+        assert worker.ask("lease_lost") == ""
+    wait_for(lambda: [lease.client_pid for lease in site.leases()] == [worker.pid], "the lease to come back")
+    worker.ask("detach")
+    check_at_rest(site.daemon, content=False)
+
+
 @pytest.mark.faults
 def test_nothing_is_evicted_before_workers_could_take_up_their_leases(site: Site) -> None:
     site.add("held", model_files(30 * MB))
@@ -262,6 +284,49 @@ def test_a_worker_that_waits_for_a_pull_gets_it_from_the_next_daemon(site: Site)
     assert worker.ask("wait")["from_level"] in {"l1", "l3"}
     assert worker.ask("digests") == {path: sha256(data) for path, data in files.items()}
     assert worker.ask("lease_lost") == ""
+
+
+def test_what_a_promotion_had_brought_is_adopted_without_anybody_asking(site: Site) -> None:
+    """As after a kill in the middle of it: some files of a model of L2 have their names in memory, others not yet."""
+    files = site.add("m", model_files(2 * CHUNK_BYTES, 5 * MB))
+    site.start()
+    site.pull("m")
+    check_at_rest(site.daemon, content=False)
+    second = sorted(files, key=lambda path: len(files[path]))[-2]
+    late, late_bytes = site.segment("m", second), len(files[second])
+    site.daemon.kill()
+    late.unlink()
+    before = {path.name: path.stat().st_ino for path in site.segments("blob")}
+    site.proxy.clear()
+    site.start()
+    adopted_bytes = total_bytes(files) - late_bytes
+    wait_for(lambda: counter(site, "cached_adopted_bytes_total") == adopted_bytes, "the adoption")
+    check_at_rest(site.daemon)
+    assert {path.name: path.stat().st_ino for path in site.segments("blob")} == before
+    assert moved(site, "l2_l1") == 0
+    assert site.summary("m").l1_bytes == adopted_bytes
+    site.check_served("m")
+    assert before.items() <= {path.name: path.stat().st_ino for path in site.segments("blob")}.items()
+    assert moved(site, "l2_l1") == late_bytes
+    assert not site.proxy.requests()
+
+
+def test_what_a_promotion_had_brought_and_is_damaged_is_mended_by_the_chunk(site: Site) -> None:
+    files = site.add("m", model_files(2 * CHUNK_BYTES, 5 * MB))
+    site.start()
+    site.pull("m")
+    check_at_rest(site.daemon, content=False)
+    large, small = sorted(files, key=lambda path: -len(files[path]))[:2]
+    kept, late = site.segment("m", large), site.segment("m", small)
+    site.daemon.kill()
+    late.unlink()
+    flip_byte(kept, CHUNK_BYTES + 5)
+    site.start()
+    wait_for(lambda: counter(site, "cached_adopted_bytes_total") == total_bytes(files) - len(files[small]), "adoption")
+    check_at_rest(site.daemon)
+    assert moved(site, "l2_l1") == CHUNK_BYTES, "that chunk, and no other"
+    site.evict("m")
+    assert not site.segments("blob")
 
 
 def test_a_quick_pull_is_finished_before_the_daemon_ends(site: Site) -> None:

@@ -12,7 +12,7 @@ import torch
 
 import cached_client
 from cached_client import _lease
-from cached_client.errors import CacheError, IntegrityError, LeaseLostError, NotFoundError
+from cached_client.errors import CacheError, IntegrityError, LeaseLostError, NotFoundError, error_of_reason
 from cached_client.safetensors_header import parse_header
 from cached_client.testing import FakeDaemon
 from tests.unit.client_support import eventually, two_shards
@@ -52,7 +52,7 @@ def test_a_complete_model_does_not_notice(daemon, cache, files, tensors) -> None
         assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.stream())
         assert dict(model.files), "what needs the daemon is left out, not failed"
         daemon.start()
-        eventually(lambda: daemon.lease_count == 1, "the lease was taken up again")
+        eventually(lambda: daemon.lease_count == 1 and model._lease._held, "the lease was taken up again")
         again = daemon.attach_requests[-1]
         assert (again.ref, again.resume) == (f"m@{revision}", True)
         assert model.view(FIRST).obj is view.obj, "the mapping is the same"
@@ -82,6 +82,46 @@ def test_the_model_goes_on_without_a_lease_when_the_content_is_gone(daemon, cach
         assert "goes on from its mappings" in caplog.text
         assert all(torch.equal(model.tensor(name), tensors[name]) for name in tensors)
         assert model.complete
+
+
+@pytest.mark.parametrize("reason", ["LIMIT_EXCEEDED", "MOVER_FAILED", "LEVEL_FAILED", "ORIGIN_UNAVAILABLE", "INTERNAL"])
+def test_a_lease_is_asked_for_again_until_the_daemon_says_that_the_content_is_gone(
+    daemon, cache, files, tensors, reason
+) -> None:
+    daemon.add("m", files)
+    news = daemon._models["m"].news
+    error = error_of_reason(reason, "not now")
+    with cache.attach("m", wait=True) as model:
+        daemon.stop()
+        news.insert(0, error)  # said once the lease is opened: its content could not be confirmed
+        daemon.start()
+        eventually(lambda: len(daemon.attach_requests) >= 4, "asked again and again")
+        assert model.lease_lost is None
+        assert model._lease._delay_s >= 4 * _lease._FIRST_DELAY_S, "rarer and rarer"
+        news.remove(error)
+        eventually(lambda: model._lease._delay_s == _lease._FIRST_DELAY_S, "the lease was taken up again")
+        assert daemon.lease_count == 1
+        assert all(request.resume for request in daemon.attach_requests[1:])
+        daemon.stop()
+        news.insert(0, error)
+        daemon.start()
+        asked = len(daemon.attach_requests)
+        eventually(lambda: len(daemon.attach_requests) > asked, "asked again")
+        daemon.remove("m")
+        assert isinstance(eventually(lambda: model.lease_lost, "the lease was lost").__cause__, NotFoundError)
+        assert all(torch.equal(model.tensor(name), tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("reason", ["NOT_FOUND", "QUARANTINED", "PERMISSION_DENIED"])
+def test_what_the_daemon_says_for_good_ends_a_lease(daemon, cache, files, reason) -> None:
+    daemon.add("m", files)
+    with cache.attach("m", wait=True) as model:
+        daemon.stop()
+        daemon._models["m"].news.insert(0, error_of_reason(reason, "never again"))
+        daemon.start()
+        lost = eventually(lambda: model.lease_lost, "the lease was lost")
+        assert lost.__cause__.reason == reason
+        assert len(daemon.attach_requests) == 2
 
 
 def test_a_download_goes_on_after_a_restart(daemon, cache, files, tensors) -> None:

@@ -24,6 +24,7 @@ class Checks:
         self._world = world
         self._storage = parts.services.storage
         self._registry = parts.services.registry
+        self._pending = parts.evictor.pending_digests
         self._view = models_dir
         self._full: dict[Level, tuple[int, int]] = {}
 
@@ -101,7 +102,7 @@ class Checks:
         """Accounts, folders and records agree."""
         self._storage.check()
         self._world.check_blobs()
-        owned = {digest for manifest in self._registry.manifests() for digest in manifest.blobs}
+        owned = {digest for manifest in self._registry.manifests() for digest in manifest.blobs} | self._pending()
         for level, folder in ((Level.L1, self._world.l1), (Level.L2, self._world.l2)):
             ledger = self._storage.ledger(level)
             there = self._world.blobs(folder)

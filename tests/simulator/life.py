@@ -368,7 +368,7 @@ class Life:
                 storage = self._parts.services.storage
                 while any(storage.ledger(level).reserved_bytes for level in storage.levels):
                     await self._clock.sleep(0.5)
-                await self._clock.sleep(3.0)
+                await self._clock.sleep(3.0 + self._config.daemon.restart_grace_s)
                 await self._idle()
         except TimeoutError:
             loads = [load.plan.name for load in self._parts.loader.loads.values()]

@@ -102,7 +102,7 @@ class Storage:
             ledger = self._ledgers[Level.L2]
             ours_bytes = ledger.used_bytes + ledger.reserved_bytes
             self._limits[Level.L2] = l2_limit(self._config.l2.capacity, self._config.l2.folders, ours_bytes=ours_bytes)
-        self._set_capacities()
+        self._settle()
 
     def _set_capacities(self) -> None:
         for level, ledger in self._ledgers.items():
@@ -161,14 +161,12 @@ class Storage:
     def count_again(self, name: str, revision: str) -> None:
         """It stays, and counts against the budget from now on."""
         self._beside.pop((name, revision), None)
-        self._set_capacities()
         self._settle()
 
     def left_beside(self, name: str, revision: str) -> None:
         """It was withdrawn. Until its memory is free, that does not count against the budget either."""
         self._leaving_bytes += self._beside.pop((name, revision), 0)
         self._settle()
-        self._set_capacities()
 
     def hot_capacity_bytes(self) -> int:
         """What hot models may take of L1 together."""
@@ -425,7 +423,7 @@ class Storage:
         return self._ledgers[Level.L1].capacity_bytes if configured == "auto" else parse_size(configured)
 
     def _settle(self) -> None:
-        """Brings the accounts of memory that holds nothing up to date.
+        """Brings the capacities, and the accounts of memory that holds nothing, up to date.
 
         The pool counts as far as there is room for it: ``collect`` gives back what is over before its bytes are needed.
         """
@@ -434,6 +432,7 @@ class Storage:
         with whatever_fits(ledger, withdrawn_bytes):
             ledger.resize(_WITHDRAWN, withdrawn_bytes)
         self._leaving_bytes = min(self._leaving_bytes, withdrawn_bytes)
+        self._set_capacities()
         ledger.resize(_POOL, 0)
         ledger.resize(_POOL, min(self.l1.pool_bytes, ledger.available_bytes))
 

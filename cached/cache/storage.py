@@ -250,13 +250,11 @@ class Storage:
         """True for a kept ingest of this length. One of another (a crash came before it got its own) is dropped."""
         if _kept(ingest_id) not in self._ledgers[level].used:
             return False
-        try:
-            whole = self._levels[level].ingest(ingest_id).size_bytes == size_bytes
-        except NotFoundError:
-            whole = False
-        if not whole:
-            self.discard(level, ingest_id)
-        return whole
+        with suppress(NotFoundError):
+            if self._levels[level].ingest(ingest_id).size_bytes == size_bytes:
+                return True
+        self.discard(level, ingest_id)
+        return False
 
     def is_resumed(self, level: Level, ingest_id: str) -> bool:
         """True for an open ingest that was taken up again with what it had, False for one that was made anew."""
@@ -301,12 +299,15 @@ class Storage:
             raise
 
     def suspend(self, level: Level, ingest_id: str, *, sparse: bool = False) -> None:
-        """Keeps an open ingest for later: its bytes are used, no longer reserved.
+        """Keeps an open ingest for later: its bytes are used, no longer reserved. One that L2 dropped is gone.
 
         ``sparse``: only its pages count. Otherwise all of it does, so that whoever takes it up has room for the rest.
         """
         if self.is_open(level, ingest_id):
-            self.keep_ingest(level, ingest_id, self._ledgers[level].release(ingest_id), sparse=sparse)
+            size_bytes = self._ledgers[level].release(ingest_id)
+            with suppress(NotFoundError):
+                self._levels[level].ingest(ingest_id)
+                self.keep_ingest(level, ingest_id, size_bytes, sparse=sparse)
             self.closed.notify()
 
     def kept_bytes(self, level: Level, ingest_id: str) -> int:
@@ -447,7 +448,6 @@ class Storage:
     def scan(self, level: Level) -> Found:
         """What an earlier daemon left at a level."""
         found = self._levels[level].scan()
-        self._settle()
         self.refresh_capacities()
         return found
 

@@ -169,6 +169,7 @@ class Attachment:
         clock = self._services.clock
         began_s = 0.0
         while not self._closed:
+            self._wake.clear()  # also set by notices, which wait until all of it is there
             ranges = tuple(item for file in arriving for item in file.take())
             arriving = [file for file in arriving if not file.finished]
             if ranges:

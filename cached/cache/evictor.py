@@ -300,7 +300,7 @@ class Evictor:
         known = registry.changes, self.loads.held_digests()
         if known != self._tidied:
             for level in storage.levels:
-                self._drop_unowned(level, self._pending_digests())
+                self._drop_unowned(level, self.pending_digests())
             self._cold = [model for model in registry.models.values() if self._is_cold_in_l1(model)]
             self._tidied = known
         if any(self._is_idle(model, now_s) for model in self._cold):
@@ -423,7 +423,8 @@ class Evictor:
                 storage.remove_from_disk(digest)
             registry.forget_blob(digest)
 
-    def _pending_digests(self) -> frozenset[str]:
+    def pending_digests(self) -> frozenset[str]:
+        """Blobs of pulls that were interrupted and are to go on."""
         services = self._services
         ingests = [ingest for pull in services.registry.index.pending() for ingest in pull.ingests]
         return frozenset(services.journal_digest(ingest) for ingest in ingests)

@@ -122,11 +122,17 @@ class Services:
 
     def landed(self, record: BlobRecord, level: Level) -> None:
         """A blob was committed or confirmed at a level: every byte of it was verified on the way."""
-        was_quarantined = record.digest in self.registry.quarantined
+        digest = record.digest
+        was_quarantined, known = digest in self.registry.quarantined, self.registry.blobs.get(digest)
+        was_here = known is not None and (known.at(Level.L1) or known.l2)
         self.registry.landed(record, level)
-        self.verified.note(record.digest, level)
+        self.verified.note(digest, level)
         if was_quarantined:
-            self.publish_all(record.digest)
+            self.publish_all(digest)
+        elif not was_here:  # another model, of which this was all that was missing, is whole again
+            for manifest in self.registry.manifests():
+                if digest in manifest.blobs and self.registry.is_here(manifest):
+                    self.publish(manifest)
 
     def quarantine(self, digest: str, why: str) -> None:
         """A blob is damaged beyond repair for now: no new lease on it, and no directory shows it."""

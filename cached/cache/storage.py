@@ -102,7 +102,7 @@ class Storage:
             ledger = self._ledgers[Level.L2]
             ours_bytes = ledger.used_bytes + ledger.reserved_bytes
             self._limits[Level.L2] = l2_limit(self._config.l2.capacity, self._config.l2.folders, ours_bytes=ours_bytes)
-        self._set_capacities()
+        self._settle()
 
     def _set_capacities(self) -> None:
         for level, ledger in self._ledgers.items():
@@ -161,14 +161,12 @@ class Storage:
     def count_again(self, name: str, revision: str) -> None:
         """It stays, and counts against the budget from now on."""
         self._beside.pop((name, revision), None)
-        self._set_capacities()
         self._settle()
 
     def left_beside(self, name: str, revision: str) -> None:
         """It was withdrawn. Until its memory is free, that does not count against the budget either."""
         self._leaving_bytes += self._beside.pop((name, revision), 0)
         self._settle()
-        self._set_capacities()
 
     def hot_capacity_bytes(self) -> int:
         """What hot models may take of L1 together."""
@@ -252,13 +250,11 @@ class Storage:
         """True for a kept ingest of this length. One of another (a crash came before it got its own) is dropped."""
         if _kept(ingest_id) not in self._ledgers[level].used:
             return False
-        try:
-            whole = self._levels[level].ingest(ingest_id).size_bytes == size_bytes
-        except NotFoundError:
-            whole = False
-        if not whole:
-            self.discard(level, ingest_id)
-        return whole
+        with suppress(NotFoundError):
+            if self._levels[level].ingest(ingest_id).size_bytes == size_bytes:
+                return True
+        self.discard(level, ingest_id)
+        return False
 
     def is_resumed(self, level: Level, ingest_id: str) -> bool:
         """True for an open ingest that was taken up again with what it had, False for one that was made anew."""
@@ -303,12 +299,15 @@ class Storage:
             raise
 
     def suspend(self, level: Level, ingest_id: str, *, sparse: bool = False) -> None:
-        """Keeps an open ingest for later: its bytes are used, no longer reserved.
+        """Keeps an open ingest for later: its bytes are used, no longer reserved. One that L2 dropped is gone.
 
         ``sparse``: only its pages count. Otherwise all of it does, so that whoever takes it up has room for the rest.
         """
         if self.is_open(level, ingest_id):
-            self.keep_ingest(level, ingest_id, self._ledgers[level].release(ingest_id), sparse=sparse)
+            size_bytes = self._ledgers[level].release(ingest_id)
+            with suppress(NotFoundError):
+                self._levels[level].ingest(ingest_id)
+                self.keep_ingest(level, ingest_id, size_bytes, sparse=sparse)
             self.closed.notify()
 
     def kept_bytes(self, level: Level, ingest_id: str) -> int:
@@ -425,7 +424,7 @@ class Storage:
         return self._ledgers[Level.L1].capacity_bytes if configured == "auto" else parse_size(configured)
 
     def _settle(self) -> None:
-        """Brings the accounts of memory that holds nothing up to date.
+        """Brings the capacities, and the accounts of memory that holds nothing, up to date.
 
         The pool counts as far as there is room for it: ``collect`` gives back what is over before its bytes are needed.
         """
@@ -434,6 +433,7 @@ class Storage:
         with whatever_fits(ledger, withdrawn_bytes):
             ledger.resize(_WITHDRAWN, withdrawn_bytes)
         self._leaving_bytes = min(self._leaving_bytes, withdrawn_bytes)
+        self._set_capacities()
         ledger.resize(_POOL, 0)
         ledger.resize(_POOL, min(self.l1.pool_bytes, ledger.available_bytes))
 
@@ -448,7 +448,6 @@ class Storage:
     def scan(self, level: Level) -> Found:
         """What an earlier daemon left at a level."""
         found = self._levels[level].scan()
-        self._settle()
         self.refresh_capacities()
         return found
 

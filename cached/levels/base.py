@@ -82,7 +82,8 @@ class LocalLevel(Protocol):
         """Makes the ingest the blob ``digest``, durably for its level. May take long (fsync); safe to run in a thread.
 
         If the blob exists already, of the same length, the ingest is discarded and the existing blob returned. An error
-        leaves no blob by that name that is not whole and durable; the caller then discards the ingest.
+        leaves no blob by that name that is not whole and durable. Where the bytes could not be made durable the ingest
+        is gone with it: they cannot be trusted again, though they read well. Otherwise the caller discards it.
         """
         ...
 

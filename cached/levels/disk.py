@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
-from cached.errors import LevelError, NotFoundError
+from cached.errors import CachedError, LevelError, NotFoundError
 from cached.levels.base import FileRef, Found, Later, at_once
 from cached.levels.files import (
     checked_digest,
@@ -155,12 +155,17 @@ class DiskLevel:
         later(partial(_free, fd, os.path.dirname(path)))
 
     def _sync_data(self, ingest_id: str, path: str) -> FileRef:
-        # After a failed fsync the kernel may have dropped the dirty pages: nothing of this ingest can be trusted again.
         fd = open_checked(Level.L2, path)
         try:
             with level_errors(Level.L2, path, "fsync"):
                 os.fsync(fd)
             found = os.fstat(fd)
+        except CachedError:
+            # The kernel may have dropped the dirty pages and count them as written: whoever took this ingest up again
+            # would find the right bytes in memory, and the next fsync would succeed without having written them.
+            with suppress(LevelError):
+                self.discard(ingest_id)
+            raise
         finally:
             os.close(fd)
         if found.st_size != self._lengths.get(ingest_id, found.st_size):

@@ -115,8 +115,10 @@ class StripedDisk:
                 self.discard(ingest_id)
                 return existing
             other.remove(digest)
-        committed = disk.commit(ingest_id, digest)
-        self._arriving.pop(ingest_id, None)
+        try:
+            committed = disk.commit(ingest_id, digest)
+        finally:
+            self._arriving.pop(ingest_id, None)  # what is left of one that failed is found on its drive
         self._homes[digest] = disk
         return committed
 

@@ -24,6 +24,7 @@ class Checks:
         self._world = world
         self._storage = parts.services.storage
         self._registry = parts.services.registry
+        self._pending = parts.evictor.pending_digests
         self._view = models_dir
         self._full: dict[Level, tuple[int, int]] = {}
 
@@ -50,13 +51,13 @@ class Checks:
         self.accounts()
         for holder in self._world.holders:
             holder.look_again()
-        self._held_is_there()
         for link in _links(self._view):
             if not os.path.exists(link):
                 raise Violation(f"{link} leads to {os.readlink(link)}, which is not there")
 
-    def _held_is_there(self) -> None:
-        """Each file has a name in L1 by which the worker's segment, or its content, is known."""
+    def left_l1(self) -> list[str]:
+        """What is held and has no name in L1 any more, by which the worker's segment or its content is known."""
+        left: list[str] = []
         inodes, digests = set[int](), set[str]()
         for entry in os.scandir(self._world.l1):
             _, _, kind, own_id = entry.name.split(".")
@@ -72,7 +73,8 @@ class Checks:
                 if digest not in digests and os.fstat(holder.fds[index]).st_ino not in inodes
             ]
             if gone:
-                raise Violation(f"{gone} of {holder.name}@{holder.revision[:8]} left L1, which a worker holds")
+                left.append(f"{gone} of {holder.name}@{holder.revision[:8]}")
+        return left
 
     def evicted(self, name: str, revision: str, level: str, reason: str) -> str:
         """What is wrong with an eviction that the daemon tells of; nothing, if nothing is.
@@ -101,7 +103,7 @@ class Checks:
         """Accounts, folders and records agree."""
         self._storage.check()
         self._world.check_blobs()
-        owned = {digest for manifest in self._registry.manifests() for digest in manifest.blobs}
+        owned = {digest for manifest in self._registry.manifests() for digest in manifest.blobs} | self._pending()
         for level, folder in ((Level.L1, self._world.l1), (Level.L2, self._world.l2)):
             ledger = self._storage.ledger(level)
             there = self._world.blobs(folder)

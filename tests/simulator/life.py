@@ -33,6 +33,7 @@ DAMAGED = frozenset({"INTEGRITY", "QUARANTINED"})
 
 _ANSWER_S = 4 * 3600.0
 _SETTLE_S = 3600.0
+_MOMENT_S = 1e-6
 _PAUSES_S = (0.0, 0.0, 0.01, 0.1, 0.3, 3.0, 20.0)
 
 
@@ -96,6 +97,10 @@ class Life:
             await self._clock.sleep(self._rng.choice(_PAUSES_S) * self._rng.random())
             await self._answered(f"caller {number}", self._choose())
             self.checks.inspect()
+            if self.checks.left_l1():
+                await self._clock.sleep(_MOMENT_S)  # at the end of this moment its worker has been told
+                if left := self.checks.left_l1():
+                    raise Violation(f"{', '.join(left)} left L1, which a worker holds")
 
     def _choose(self) -> Callable[[], Awaitable[str]]:
         name = self._rng.choice(NAMES)
@@ -368,7 +373,7 @@ class Life:
                 storage = self._parts.services.storage
                 while any(storage.ledger(level).reserved_bytes for level in storage.levels):
                     await self._clock.sleep(0.5)
-                await self._clock.sleep(3.0)
+                await self._clock.sleep(3.0 + self._config.daemon.restart_grace_s)
                 await self._idle()
         except TimeoutError:
             loads = [load.plan.name for load in self._parts.loader.loads.values()]

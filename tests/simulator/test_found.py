@@ -12,7 +12,8 @@ import tests.simulator.scale
 import asyncio, gc, hashlib, random, sys, traceback
 from dataclasses import replace
 from pathlib import Path
-from cached.types import Level, Selection, Tier
+from cached.errors import LevelError
+from cached.types import Damage, Level, Selection, Tier
 from tests.simulator import history
 from tests.simulator.origin import BUCKET
 gc.disable()
@@ -162,6 +163,58 @@ _COLD_AND_HELD = """
             await self._release()
 """
 
+_SYNC_FAILS_ONCE = """
+        faults, real = self._world.faults, os.fsync
+        def fails_once(fd):
+            is_first = os.readlink(f"/proc/self/fd/{fd}").endswith("/data") and "fsync_eio" not in faults.hit
+            faults.on, faults.left, faults.rate, faults.enabled = is_first, None, 1.0, {"fsync_eio"}
+            try:
+                real(fd)
+            finally:
+                faults.on = False
+        os.fsync = fails_once
+        self._world.bucket.put("m0/a.safetensors", random.Random(1).randbytes(9000), vouched=False)
+        refused = []
+        for _ in range(2):
+            try:
+                await self._pull("m0", Level.L2, wait=True)
+            except LevelError as error:
+                refused.append(error)
+        assert len(refused) == 1
+        os.fsync = real
+        summary = next(each for each in self.cache.list_models() if each.name == "m0")
+        assert summary.l2_bytes > 9000 and not self._parts.services.storage.kept_ingests(Level.L2)
+        self._world.kernel.cut_power()
+        self._world.check_blobs()
+"""
+_NOTICE_WHILE_IT_ARRIVES = """
+        content = random.Random(1).randbytes(9000)
+        self._world.bucket.put("m0/a.safetensors", content, vouched=False)
+        await self._pull("m0", Level.L2, wait=True)
+        faults = self._world.faults
+        faults.on, faults.left, faults.rate, faults.enabled = True, 1, 1.0, {"mover_hangs"}
+        attachment = await self.cache.attach("m0")
+        following = asyncio.ensure_future(self._follow("m0", attachment))
+        await self._clock.sleep(1.0)
+        digest = hashlib.sha256(content).hexdigest()
+        attachment.tell(Damage("m0", "", "a.safetensors", digest, Level.L1, 0, 0, 4096, True))
+        await self._clock.sleep(1.0)  # which never ends where somebody spins
+        assert not following.done()
+        self._let_go(attachment, await following)
+"""
+_POOL_ABOVE_A_SMALLER_BUDGET = """
+        await self._pull("m0", Level.L1, wait=True)
+        await self.cache.evict("m0", None)
+        await self._settled()
+        ledger, storage = self._parts.services.storage.ledger(Level.L1), self._parts.services.storage
+        pooled_bytes = storage.pool_bytes(Level.L1)
+        assert pooled_bytes > 5000
+        self.cache.set_budgets(replace(self._config, l1=replace(self._config.l1, capacity="5000B")))
+        assert ledger.used_bytes <= ledger.capacity_bytes == 5000, (ledger.used_bytes, pooled_bytes)
+        await self._settled()
+        assert storage.l1.pool_bytes <= 5000
+"""
+
 
 @pytest.mark.parametrize(
     ("script", "lives"),
@@ -174,6 +227,9 @@ _COLD_AND_HELD = """
         pytest.param(_TWO_REVISIONS_OF_ONE_CONTENT, 1, id="two revisions of one content, evicted"),
         pytest.param(_FORGOTTEN_BUT_SHARED, 1, id="a model is forgotten whose files another has, too"),
         pytest.param(_COLD_AND_HELD, 2, id="a cold model that is held over a restart"),
+        pytest.param(_SYNC_FAILS_ONCE, 1, id="a failed sync of a pull to L2, another try, a power cut"),
+        pytest.param(_NOTICE_WHILE_IT_ARRIVES, 1, id="a notice of damage while a load arrives"),
+        pytest.param(_POOL_ABOVE_A_SMALLER_BUDGET, 1, id="a pool, and a budget that is smaller"),
     ],
 )
 def test_found(script, lives):

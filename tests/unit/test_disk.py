@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cached.errors import LevelError, NotFoundError
+from cached.errors import CachedError, LevelError, NotFoundError
 from cached.levels.disk import DiskLevel
 from tests.small_tmpfs import run_on_small_tmpfs
 
@@ -174,6 +174,21 @@ def test_a_commit_that_fails_anywhere_leaves_no_blob(
     assert files(root) == ["FORMAT"]
     ingest(level)
     assert level.commit("one", DIGEST).size_bytes == len(CONTENT)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_bytes_that_could_not_be_synced_are_never_taken_up_again(
+    root: Path, level: DiskLevel, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """The next fsync would succeed without having written them."""
+    ingest(level)
+    with monkeypatch.context() as patch:
+        FailingCalls(patch, ["fsync"], 1, code)
+        with pytest.raises(CachedError):
+            level.commit("one", DIGEST)
+    with pytest.raises(NotFoundError):
+        level.ingest("one")
+    assert not DiskLevel(root).scan().ingests
 
 
 DISK = """

@@ -14,6 +14,7 @@ from cached.cache.storage import Storage
 from cached.config import load_config
 from cached.errors import NoRoomError
 from cached.levels.shm import SHM_FOLDER, ShmLevel
+from cached.manifest import BlobRecord
 from cached.types import Level
 
 MIB = 1024 * 1024
@@ -155,3 +156,17 @@ def test_what_is_held_beside_the_budget_adds_up_and_stays_within_its_allowance(s
     assert storage.transient_room_bytes(Level.L1) == allowed_bytes - 6 * MIB, "it is beside the budget as before"
     ledger.release("r")
     assert storage.transient_room_bytes(Level.L1) == allowed_bytes
+
+
+async def test_memory_that_was_let_in_beside_the_budget_is_not_kept_for_the_next_blob(storage: Storage) -> None:
+    await pooled(storage, CAPACITY_BYTES - MIB)
+    storage.hold_beside("m", "r", 8 * MIB)
+    await storage.open(Level.L1, {"a": 8 * MIB})
+    await storage.commit(Level.L1, "a", BlobRecord("0" * 64, 8 * MIB, (0,)))
+    storage.withdraw("0" * 64)
+    storage.left_beside("m", "r")
+    ledger = storage.ledger(Level.L1)
+    assert ledger.capacity_bytes == CAPACITY_BYTES + 8 * MIB, "until nobody maps it"
+    await storage.collect()
+    assert ledger.used_bytes <= ledger.capacity_bytes == CAPACITY_BYTES
+    assert storage.l1.pool_bytes <= CAPACITY_BYTES

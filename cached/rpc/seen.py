@@ -227,7 +227,7 @@ class Seen:
         )
 
     async def watch(self, *, replay: bool) -> AsyncIterator[Event]:
-        """Events about what the caller may see; not what was refused, which would tell hidden names from absent ones."""
+        """Events about what the caller may see; not what was refused: that would tell hidden names from absent ones."""
         events = self._engine.watch(replay=replay)
         async with aclosing(events):  # type: ignore[type-var]
             async for event in events:

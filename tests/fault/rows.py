@@ -42,6 +42,7 @@ ROWS: tuple[Row, ...] = (
             f"{_FAULT}kill_movers.py::test_killed_with_the_daemon",
             "tests/crash/test_kills.py",
             "tests/crash/test_standalone_kills.py",
+            f"{_ENGINE}restart.py::test_what_a_promotion_had_brought_is_adopted_without_anybody_asking",
         ),
     ),
     Row(
@@ -72,6 +73,7 @@ ROWS: tuple[Row, ...] = (
             f"{_ENGINE}restart.py::test_a_worker_that_waits_for_a_pull_gets_it_from_the_next_daemon",
             f"{_ENGINE}client.py::test_a_restart_is_not_noticed_by_a_worker_with_a_whole_model",
             f"{_ENGINE}client.py::test_a_restart_during_the_download_is_only_a_pause",
+            f"{_ENGINE}restart.py::test_a_lease_that_a_limit_refuses_at_first_comes_back_when_there_is_room_for_it",
         ),
     ),
     Row(

@@ -82,9 +82,14 @@ class DescriptorServer:
         except BaseException:
             listener.close()
             raise
-        self._acceptor = asyncio.create_task(self._accept(listener), name="descriptor-socket")
+        self._acceptor = asyncio.create_task(
+            sockets.accept_each(
+                listener, self._serve, self._connections, self._ended, failed_event="descriptors.accept_failed"
+            ),
+            name="descriptor-socket",
+        )
         self._acceptor.add_done_callback(self._ended)
-        _close_after(self._acceptor, listener)
+        sockets.close_after(self._acceptor, listener)
 
     async def stop(self) -> None:
         """Ends all connections and removes the socket; idempotent."""
@@ -97,22 +102,6 @@ class DescriptorServer:
         await asyncio.gather(*tasks, return_exceptions=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
-
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                # Out of descriptors, usually: those who wait are served when some are back.
-                _log.warning("descriptors.accept_failed", error=str(error))
-                await asyncio.sleep(0.5)
-                continue
-            task = asyncio.create_task(self._serve(connection))
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
-            task.add_done_callback(self._ended)
-            _close_after(task, connection)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Nobody awaits these tasks: what they end by would be told when they are collected, or never."""
@@ -248,11 +237,6 @@ def _error_packet(error: CachedError) -> bytes:
     """What it came of stays here; its trace id leads to that in the log."""
     told = {"reason": error.reason, "message": error.message, "hint": error.hint or kind_of(error.reason).hint}
     return json.dumps({"error": told | {"fields": {"trace_id": current_trace_id()} | error.fields}}).encode()
-
-
-def _close_after(task: asyncio.Task[None], owned: socket.socket) -> None:
-    """Also for a task that is cancelled before its first step, where a ``with`` inside it would never be reached."""
-    task.add_done_callback(lambda _: owned.close())
 
 
 async def _writable(connection: socket.socket) -> None:

@@ -25,7 +25,6 @@ from cached.rpc.peers import groups_of, peer_of
 
 _BACKLOG = 1024
 _RETRY_S = 0.01
-_ACCEPT_AGAIN_S = 0.5
 _FLUSH_S = 0.5
 _KEPT_FILES = 1024
 """For everything else: segments, files of L2, descriptors on their way, origins."""
@@ -94,7 +93,11 @@ class Front:
             listener.close()
             raise
         self._listener = listener
-        self._acceptor = asyncio.create_task(self._accept(listener), name="front")
+        self._acceptor = asyncio.create_task(
+            sockets.accept_each(listener, self._link, self._links, self._ended, failed_event="front.accept_failed"),
+            name="front",
+        )
+        self._acceptor.add_done_callback(self._ended)
 
     async def stop(self) -> None:
         """Ends all connections and removes the socket; idempotent. gRPC has said what it had to say."""
@@ -112,20 +115,10 @@ class Front:
         with contextlib.suppress(OSError):
             os.rmdir(os.path.dirname(self.inner))
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                # Out of descriptors, usually: those who wait are served when some are back.
-                _log.warning("front.accept_failed", error=str(error))
-                await asyncio.sleep(_ACCEPT_AGAIN_S)
-                continue
-            task = asyncio.create_task(self._link(connection))
-            self._links.add(task)
-            task.add_done_callback(self._links.discard)
-            task.add_done_callback(lambda _, owned=connection: owned.close())  # type: ignore[misc]
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody awaits these tasks: what they end by is told here, or never."""
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._failures.bug("front", failure)
 
     async def _link(self, connection: socket.socket) -> None:
         """One connection, to its end."""

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import grp
 import os
+import socket
 import stat
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
+
+import structlog
 
 from cached.errors import AlreadyRunningError, ConfigError
 
+_ACCEPT_AGAIN_S = 0.5
+_log = structlog.get_logger(__name__)
 
-def descriptor_socket_path(socket: str) -> str:
+
+def descriptor_socket_path(path: str) -> str:
     """The descriptor socket that belongs to a daemon's socket: ``cached.sock`` → ``cached-fd.sock``."""
-    return socket.removesuffix(".sock") + "-fd.sock"
+    return path.removesuffix(".sock") + "-fd.sock"
 
 
 class FileLock:
@@ -120,3 +129,33 @@ def open_to(path: str, mode: int, gid: int) -> None:
         msg = f"cannot give {path} group {gid} and mode {mode:04o}: {error.strerror}"
         hint = "make the daemon's user a member of access.socket_group"
         raise ConfigError(msg, hint=hint, key="access.socket_group", value=gid) from error
+
+
+async def accept_each(
+    listener: socket.socket,
+    serve: Callable[[socket.socket], Coroutine[Any, Any, None]],
+    tasks: set[asyncio.Task[None]],
+    ended: Callable[[asyncio.Task[None]], None],
+    *,
+    failed_event: str,
+) -> None:
+    """Serves each connection in a task of its own: in ``tasks`` until it is over, and then told to ``ended``."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            connection, _ = await loop.sock_accept(listener)
+        except OSError as error:
+            # Out of descriptors, usually: those who wait are served when some are back.
+            _log.warning(failed_event, error=str(error))
+            await asyncio.sleep(_ACCEPT_AGAIN_S)
+            continue
+        task = asyncio.create_task(serve(connection))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        task.add_done_callback(ended)
+        close_after(task, connection)
+
+
+def close_after(task: asyncio.Task[None], owned: socket.socket) -> None:
+    """Also for a task that is cancelled before its first step, where a ``with`` inside it would never be reached."""
+    task.add_done_callback(lambda _: owned.close())

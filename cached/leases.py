@@ -6,8 +6,8 @@ import hashlib
 import hmac
 import secrets
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from cached.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
 from cached.types import Client, LeaseInfo, Peer
@@ -35,8 +35,8 @@ class Lease:
     complete: bool = False
     keep_alive_s: float = 0.0
     """So long the model stays in memory before others once this lease has ended."""
-    holds: frozenset[str] = frozenset()
-    """Ingests and blobs that it maps beside those of whole revisions, which the table knows to be held."""
+    holds: dict[str, str] = field(default_factory=dict)
+    """Ingests and blobs that it maps without a recorded revision that says so. Ingest → its blob, if that is known."""
 
     def __repr__(self) -> str:
         return f"Lease({self.lease_id} on {self.name}@{self.revision} by {self.holder})"
@@ -155,8 +155,20 @@ class LeaseTable:
         return frozenset(self._counts)
 
     def holds(self) -> frozenset[str]:
-        """All ingests and blobs that leases on parts of models map."""
-        return frozenset().union(*(lease.holds for lease in self._leases.values() if lease.holds))
+        """All ingests and blobs that leases map of what is no recorded revision."""
+        held = (lease.holds for lease in self._leases.values() if lease.holds)
+        return frozenset(each for holds in held for pair in holds.items() for each in pair if each)
+
+    def hold(self, name: str, revision: str, ids: Mapping[str, str]) -> None:
+        """The leases on a revision hold these ingests and blobs from now on: it is not going to be recorded."""
+        for lease in self.of(name, revision):
+            lease.holds.update(ids)
+
+    def became(self, ingest_id: str, digest: str) -> None:
+        """An ingest got its blob's name, for whichever load: who maps it maps a blob."""
+        for lease in self._leases.values():
+            if ingest_id in lease.holds:
+                lease.holds[ingest_id] = digest
 
     def of(self, name: str, revision: str | None = None) -> tuple[Lease, ...]:
         """The leases of a revision, or of a model over all its revisions; oldest first."""

@@ -264,21 +264,20 @@ class Attachment:
             if flight is not None and flight.error is not None:
                 raise flight.error  # its bytes are gone already, and why is about to be told by the stream
             if flight is not None and flight.record is None and not flight.order.adopt:
-                return self._open_arriving(flight, self._load.plan.files[index].path)
+                return self._open_arriving(flight)
             digest = flight.record.digest if flight and flight.record else self._load.plan.files[index].digest
             return storage.l1.open_blob(digest)
         return storage.l1.open_blob(self._known().files[index].digest)
 
-    def _open_arriving(self, flight: Flight, path: str) -> int:
+    def _open_arriving(self, flight: Flight) -> int:
         """What is no blob yet; of a part somebody else may have made it one since."""
+        l1, ingest_id = self._services.storage.l1, flight.order.ingest_id
         try:
-            return self._services.storage.l1.open_ingest(flight.order.ingest_id)
+            return l1.open_ingest(ingest_id)
         except NotFoundError:
-            manifest = self._services.registry.known(self.lease.name).manifests.get(self.lease.revision)
-            if manifest is None or not flight.order.is_part:
-                raise
-            digest = next(entry.digest for entry in manifest.files if entry.path == path)
-            return self._services.storage.l1.open_blob(digest)
+            if digest := self.lease.holds.get(ingest_id):
+                return l1.open_blob(digest)
+            raise
 
 
 async def _end_of(load: Load) -> None:

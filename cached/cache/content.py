@@ -50,13 +50,11 @@ class Content:
         return isinstance(self.source, Load) and self.source.finished and bool(self.source.plan.orders)
 
     @property
-    def holds(self) -> frozenset[str]:
+    def holds(self) -> dict[str, str]:
         """Ingests and blobs that are mapped of a part; of a whole revision its lease says enough."""
         if not isinstance(self.source, Load) or self.chosen is None:
-            return frozenset()
-        files = [self.source.plan.files[index] for index in self.chosen.chunks]
-        ingests = {file.order.ingest_id for file in files if file.order is not None}
-        return frozenset(ingests | {file.digest for file in files if file.digest})
+            return {}
+        return self.source.ids(self.chosen.chunks)
 
 
 class Contents:

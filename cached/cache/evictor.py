@@ -332,8 +332,16 @@ class Evictor:
         return self._facts.newcomer(name, revision, in_l2=self._will_be_in_l2(name, revision))
 
     def leased_parts(self) -> frozenset[str]:
-        """Ingests and blobs that workers map of parts of models."""
+        """Ingests and blobs that workers map of parts of models, and of what failed after they had all of it."""
         return self._leases.holds()
+
+    def hold(self, name: str, revision: str, ids: Mapping[str, str]) -> None:
+        """A load failed after workers were told that its content is there: they keep what they map."""
+        self._leases.hold(name, revision, ids)
+
+    def became_blob(self, ingest_id: str, digest: str) -> None:
+        """An ingest got its blob's name; workers may map a part of it, even of another revision."""
+        self._leases.became(ingest_id, digest)
 
     def is_leased(self, name: str, revision: str) -> bool:
         """A worker holds it."""

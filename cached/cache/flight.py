@@ -122,8 +122,11 @@ class Flight:
         urgent: bool = False,
         head_start: HeadStart | None = None,
         tracer: Tracer,
+        on_blob: Callable[[str, str], None],
     ) -> None:
+        """``on_blob`` hears of the ingest and its digest when it gets its blob's name in L1."""
         self._tracer = tracer
+        self._on_blob = on_blob
         self.order = order
         self.signal = Signal()
         self.verified = False
@@ -309,6 +312,8 @@ class Flight:
         else:
             await confirm_there(self._services, level, record, self.target)
             self.target = await storage.commit(level, self.order.ingest_id, record, self._services.moved_segment)
+            if level is Level.L1:
+                self._on_blob(self.order.ingest_id, record.digest)
         self._services.landed(record, level)
         if level is Level.L1 and self.fill.bytes_from[Level.L2] == record.size_bytes > 0:
             self._services.verified.note(record.digest, Level.L2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from cached.cache.flight import BlobOrder, Flight
@@ -233,6 +233,11 @@ class Load:
         """The blob's SHA-256, or nothing while that is unknown. Also before the load is ``opened``."""
         flight = self.flights.get(file.order.ingest_id) if file.order is not None else None
         return flight.record.digest if flight is not None and flight.record is not None else file.digest
+
+    def ids(self, indices: Iterable[int] | None = None) -> dict[str, str]:
+        """The ingest, or else the blob, of each of these files, or of all → the blob's digest, if that is known."""
+        files = self.plan.files if indices is None else [self.plan.files[index] for index in indices]
+        return {file.order.ingest_id if file.order else file.digest: self.digest_of(file) for file in files}
 
     def check_of(self, file: LoadFile) -> CheckedBy:
         """What a file was checked against."""

@@ -132,6 +132,8 @@ class Loader:
         finally:
             if load.shown:
                 self._services.unpublish(load.plan.name, load.plan.revision)
+            if error is not None and load.ready_as is not None and load.plan.level is Level.L1:
+                self._evictor.hold(load.plan.name, load.plan.revision, load.ids())
             await self._release(load)
             del self.loads[load.key]
             if load.error is None:
@@ -236,6 +238,7 @@ class Loader:
                     self._services, replace(order, persist=key in persisted), priority=priority,
                     urgent=key == urgent, head_start=head_start,
                     tracer=self._services.tracer if position < _TRACED_FILES else Tracer(),
+                    on_blob=self._evictor.became_blob,
                 )  # fmt: skip
                 self._take_off(load, flight)
         finally:

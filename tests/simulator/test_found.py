@@ -12,8 +12,8 @@ import tests.simulator.scale
 import asyncio, gc, hashlib, random, sys, traceback
 from dataclasses import replace
 from pathlib import Path
-from cached.errors import LevelError
-from cached.types import Damage, Level, Selection, Tier
+from cached.errors import LevelError, NoRoomError
+from cached.types import Damage, Level, Peer, Selection, Tier
 from tests.simulator import history
 from tests.simulator.origin import BUCKET
 gc.disable()
@@ -214,6 +214,43 @@ _POOL_ABOVE_A_SMALLER_BUDGET = """
         await self._settled()
         assert storage.l1.pool_bytes <= 5000
 """
+_PART_OF_AN_OLD_REVISION = """
+        for path, content in (("config.json", b"{}"), ("a.safetensors", bytes(9000))):
+            self._world.bucket.put(f"m0/{path}", content, vouched=False)
+        attachment = await self.cache.attach("m0", source=f"{BUCKET}/m0", selection=Selection(files=("c*",)))
+        holder = await self._follow("m0", attachment)
+        self._world.bucket.put("m0/a.safetensors", random.Random(1).randbytes(9000), vouched=False)
+        await self._pull("m0", Level.L1, wait=True)  # takes over what is mapped
+        self.cache.set_budgets(replace(self._config, l1=replace(self._config.l1, capacity="1000B")))
+        await self._settled()
+        summary = next(each for each in self.cache.list_models() if each.name == "m0")
+        assert summary.l1_bytes < 9000 and not self.checks.left_l1(), (summary, self.checks.left_l1())
+        self.cache.open_descriptors(holder.token, list(holder.fds), Peer(1, 0, 0))
+        self._let_go(attachment, holder)
+        await self.cache.evict("m0", Level.L1)
+        assert not self._world.blobs(self._world.l1)
+"""
+_FAILED_AT_ITS_END = """
+        for path in ("config.json", "a.safetensors", "b.safetensors", "shared.safetensors"):
+            self._world.bucket.put(f"m0/{path}", random.Random(path).randbytes(3000), vouched=True)
+        attachment = await self.cache.attach("m0", source=f"{BUCKET}/m0")
+        holder = await self._follow("m0", attachment)
+        faults = self._world.faults  # its SHA-256 is begun only now
+        faults.on, faults.left, faults.rate, faults.enabled = True, None, 1.0, {"mover_dies"}
+        await self._clock.sleep(60.0)
+        faults.on = False
+        assert not self._parts.services.registry.models["m0"].manifests
+        self._world.bucket.put("m1/a.safetensors", bytes(20000), vouched=True)
+        self.cache.set_budgets(replace(self._config, l1=replace(self._config.l1, capacity="24KiB")))
+        try:
+            await self._pull("m1", Level.L1, wait=True)
+        except NoRoomError:
+            pass
+        assert not self.checks.left_l1(), self.checks.left_l1()
+        await self._pull("m0", Level.L1, wait=True)  # goes on with what the worker maps
+        assert not self.checks.left_l1(), self.checks.left_l1()
+        self._let_go(attachment, holder)
+"""
 
 
 @pytest.mark.parametrize(
@@ -230,6 +267,8 @@ _POOL_ABOVE_A_SMALLER_BUDGET = """
         pytest.param(_SYNC_FAILS_ONCE, 1, id="a failed sync of a pull to L2, another try, a power cut"),
         pytest.param(_NOTICE_WHILE_IT_ARRIVES, 1, id="a notice of damage while a load arrives"),
         pytest.param(_POOL_ABOVE_A_SMALLER_BUDGET, 1, id="a pool, and a budget that is smaller"),
+        pytest.param(_PART_OF_AN_OLD_REVISION, 1, id="a part of an old revision that a new one takes over"),
+        pytest.param(_FAILED_AT_ITS_END, 1, id="a load that fails after its workers had all of it"),
     ],
 )
 def test_found(script, lives):

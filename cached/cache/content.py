@@ -9,10 +9,11 @@ from cached.cache.load import Chosen, Load
 from cached.cache.loader import Loader
 from cached.cache.pulls import Pulls
 from cached.cache.services import Services
+from cached.index import PartRecord
 from cached.manifest import Manifest
 from cached.policy import Otherwise
 from cached.refs import Ref
-from cached.types import Level, Selection
+from cached.types import ByteRange, Level, Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,11 @@ class Contents:
         services.metrics.misses.labels(level="l1").inc()
         if manifest is not None and registry.resident(manifest, Level.L1):
             return await self._part_of(pulls.promote(manifest), selection)  # only its checksums have to be confirmed
-        if not may_load:
-            return self._taken_up(ref, selection)
         load = self._under_way(ref)
+        if not may_load:
+            if load is not None and load.ready_as is not None:
+                return await self._part_of(load, selection)  # all of it is there, but it is not recorded yet
+            return self._taken_up(ref, selection)
         if load is not None:
             services.history.asked(ref.name, hit=False)
             return await self._part_of(load, selection)
@@ -132,12 +135,18 @@ class Contents:
         return Content(load, None if selection.rest_follows else chosen)
 
     def _taken_up(self, ref: Ref, selection: Selection | None) -> Content:
-        """What an earlier daemon had of a part, for a worker that still maps it."""
-        for part in self._services.registry.index.parts(ref.name):
-            if selection is not None and selection.held and part.revision.startswith(ref.revision):
-                return _of(self._pulls.take_up(part, selection.held))
+        """What an earlier daemon had of a part, or of a pull that it did not come to record, for who still maps it."""
+        index = self._services.registry.index
+        parts = [*index.parts(ref.name), *(pull.part for pull in index.pending() if pull.name == ref.name)]
+        for part in parts:
+            if part.files and part.revision.startswith(ref.revision) and (selection is None or selection.held):
+                return _of(self._pulls.take_up(part, selection.held if selection is not None else _all_of(part)))
         raise not_in_l1(ref)
 
 
 def _of(load: Load) -> Content:
     return Content(load, load.plan.chosen)
+
+
+def _all_of(part: PartRecord) -> list[ByteRange]:
+    return [ByteRange(index, 0, file.size_bytes) for index, file in enumerate(part.files)]

@@ -106,7 +106,8 @@ class Evictor:
             return True
         storage = self._services.storage
         if storage.missing_bytes(level, sizes) > 0:
-            self._drop_leftovers(level, keep=sizes)
+            if not self._grace_left_s(level):
+                self._drop_leftovers(level, keep=sizes)
             await self._until_free(level, sizes)
         decision = None
         if storage.missing_bytes(level, sizes) > 0 or self._is_bounded(wanted.name, level):
@@ -158,13 +159,12 @@ class Evictor:
         if level is Level.L1 and planned.shortfall is not None and planned.shortfall.withdrawn_would_do:
             await self._until_free(level, wanted.sizes, all_of_it=False)
             planned = self._plan(wanted)
-        self._check(planned, level)
-        left_s = self._grace_until_s - clock.monotonic_s()
-        if level is Level.L1 and _victims(planned) and left_s > 0:
-            # Workers of an earlier daemon may be about to take up their leases again.
+        in_the_way = _victims(planned) or (planned.shortfall and self._left_ingests(level, keep=wanted.sizes))
+        if in_the_way and (left_s := self._grace_left_s(level)):
             await clock.sleep(left_s)
+            self._drop_leftovers(level, keep=wanted.sizes)
             planned = self._plan(wanted)
-            self._check(planned, level)
+        self._check(planned, level)
         decision = planned.decision(level)
         assert decision is not None  # noqa: S101 - there was a need
         self._evict_planned(planned)
@@ -172,6 +172,10 @@ class Evictor:
             self._services.storage.hold_beside(wanted.name, wanted.revision, self._needed(level, wanted.sizes))
         self._tell(decision, wanted.name, wanted.revision)
         return decision
+
+    def _grace_left_s(self, level: Level) -> float:
+        """So long workers of an earlier daemon may be about to take up their leases again."""
+        return max(0.0, self._grace_until_s - self._services.clock.monotonic_s()) if level is Level.L1 else 0.0
 
     def _plan(self, wanted: Wanted) -> Plan:
         facts, now_s = self._facts, self._services.clock.monotonic_s()
@@ -407,16 +411,16 @@ class Evictor:
     def _drop_leftovers(self, level: Level, *, keep: Mapping[str, int]) -> None:
         """Ingests that wait to be resumed, and blobs of unfinished pulls, go before any model does.
 
-        Parts that workers map stay, and so do all of them until the workers of an earlier daemon had time to come back.
+        What workers map stays. Those of an earlier daemon must have had time to come back.
         """
-        storage, held = self._services.storage, self._leases.holds()
-        if self._services.clock.monotonic_s() < self._grace_until_s:
-            held |= self._services.part_ingests()
         self._drop_unowned(level, frozenset())
-        for ingest_id in storage.kept_ingests(level):
-            if ingest_id not in keep and ingest_id not in held:
-                storage.discard(level, ingest_id)
+        for ingest_id in self._left_ingests(level, keep=keep):
+            self._services.storage.discard(level, ingest_id)
         self.loads.forget_parts()
+
+    def _left_ingests(self, level: Level, *, keep: Mapping[str, int]) -> set[str]:
+        """Those that wait to be resumed, and that no worker maps."""
+        return set(self._services.storage.kept_ingests(level)) - keep.keys() - self._leases.holds()
 
     def _drop_unowned(self, level: Level, wanted: frozenset[str]) -> None:
         registry, storage = self._services.registry, self._services.storage

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 
@@ -298,17 +299,10 @@ class Pulls:
         for item in held:
             numbers = chunks_of(item.offset_bytes, item.offset_bytes + item.length_bytes)
             wanted.setdefault(item.file_index, set()).update(numbers)
-        storage = self._services.storage
         for index, chunks in wanted.items():
-            file = part.files[index] if index < len(part.files) else None
-            blob = self._services.registry.blobs.get(file.digest) if file else None
-            if blob is not None and blob.at(Level.L1):
-                continue
-            kept = file is not None and storage.kept_bytes(Level.L1, file.ingest_id)
-            there = self._services.journalled(file.ingest_id, Level.L1) if file and kept else frozenset()
-            if not chunks <= there:
+            if index >= len(part.files) or not self._is_in_l1(part.files[index], chunks):
                 raise NotFoundError(
-                    f"not all that was selected of {part.name} is here any more",
+                    f"not all that was mapped of {part.name} is here any more",
                     hint="attach again: what lacks is fetched",
                     ref=f"{part.name}@{part.revision}",
                 )
@@ -319,8 +313,20 @@ class Pulls:
         chosen = Chosen(Selected(), frozen, frozen, sum(item.length_bytes for item in held))
         return self._begin(plan.only(chosen, hashlib.sha256(repr(sorted(frozen.items())).encode()).hexdigest()))
 
+    def _is_in_l1(self, file: PartFile, chunks: AbstractSet[int]) -> bool:
+        """Whether these chunks of it are there, in the blob or in the ingest that an earlier daemon left."""
+        storage, blob = self._services.storage, self._blob_of(file)
+        if blob is not None and blob.at(Level.L1):
+            return True
+        left = storage.kept_bytes(Level.L1, file.ingest_id) or storage.is_resumed(Level.L1, file.ingest_id)
+        return not chunks or (bool(left) and chunks <= self._services.journalled(file.ingest_id, Level.L1))
+
+    def _blob_of(self, file: PartFile) -> Blob | None:
+        """What it is, or has become since it was recorded."""
+        return self._services.registry.blobs.get(file.digest or self._services.journal_digest(file.ingest_id))
+
     def _part_file(self, model: Model, part: PartRecord, file: PartFile) -> LoadFile:
-        blob = self._services.registry.blobs.get(file.digest)
+        blob = self._blob_of(file)
         source = self._resolver.spec(model, part.source, part.origin_options or None) if part.source else None
         item = OriginObject(path=file.path, size_bytes=file.size_bytes, version=file.version)
         origin = OriginSource(source, item) if source is not None else None
@@ -409,8 +415,9 @@ class Pulls:
         if plan.orders:
             ingests = dict.fromkeys([*plan.orders, *self._landed(plan, earlier)])
             pending = PendingPull(
-                name=plan.name, revision=plan.revision, source=plan.source, level=plan.level, ingests=tuple(ingests)
-            )
+                name=plan.name, revision=plan.revision, source=plan.source, level=plan.level, ingests=tuple(ingests),
+                files=tuple(map(_part_file, plan.files)), origin_options=plan.origin_options,
+            )  # fmt: skip
             registry.write(lambda: registry.index.put_pending(pending))
         self._supersede(plan, earlier)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -35,23 +35,8 @@ class ModelRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class PendingPull:
-    """A pull that was accepted and has not ended: taken up again after a restart."""
-
-    name: str
-    revision: str
-    source: str
-    level: Level
-    ingests: tuple[str, ...] = ()
-    """Ids of the ingests that it writes to: those that are kept for it."""
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-
-
-@dataclass(frozen=True, slots=True)
 class PartFile:
-    """A file of a revision of which only a part is here. ``digest`` is empty while it is not known."""
+    """A file of a revision that is not, or not yet, here whole. ``digest`` is empty while it is not known."""
 
     path: str
     size_bytes: int
@@ -85,6 +70,30 @@ class PartRecord:
     def total_bytes(self) -> int:
         """Of the whole revision."""
         return sum(file.size_bytes for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingPull:
+    """A pull that was accepted and has not ended: taken up again after a restart."""
+
+    name: str
+    revision: str
+    source: str
+    level: Level
+    ingests: tuple[str, ...] = ()
+    """Ids of the ingests that it writes to: those that are kept for it."""
+    files: tuple[PartFile, ...] = ()
+    """Of the whole revision; none in what earlier versions wrote."""
+    origin_options: Mapping[str, str] = field(default_factory=dict)
+    """Those that it came with, beside the configuration's."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+    @property
+    def part(self) -> PartRecord:
+        """What there is of the revision, as of one of which only a part was asked for."""
+        return PartRecord(self.name, self.revision, self.source, self.files, self.origin_options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,11 +235,15 @@ def _pending_to_dict(pull: PendingPull) -> dict[str, Any]:
         "source": pull.source,
         "level": pull.level.value,
         "ingests": list(pull.ingests),
+        "files": _files_to_rows(pull.files),
+        "origin_options": dict(pull.origin_options),
     }
 
 
 def _pending_from_dict(data: object) -> PendingPull:
-    reader = PlainReader("pending pull", data)
+    # Earlier versions wrote no files and no options.
+    earlier: dict[str, Any] = {"files": [], "origin_options": {}}
+    reader = PlainReader("pending pull", {**earlier, **data} if isinstance(data, dict) else data)
     try:
         pull = PendingPull(
             name=reader.text("name"),
@@ -238,6 +251,8 @@ def _pending_from_dict(data: object) -> PendingPull:
             source=reader.text("source"),
             level=_level(reader),
             ingests=reader.texts("ingests"),
+            files=tuple(map(_part_file, reader.items("files"))),
+            origin_options=reader.texts_by_name("origin_options"),
         )
     except InvalidRequestError as error:
         raise reader.wrong(error.message) from error
@@ -250,7 +265,7 @@ def _part_to_dict(part: PartRecord) -> dict[str, Any]:
         "name": part.name,
         "revision": part.revision,
         "source": part.source,
-        "files": [[file.path, file.size_bytes, file.version, file.digest, file.ingest_id] for file in part.files],
+        "files": _files_to_rows(part.files),
         "origin_options": dict(part.origin_options),
     }
 
@@ -270,6 +285,10 @@ def _part_from_dict(data: object) -> PartRecord:
         raise reader.wrong(error.message) from error
     reader.finish()
     return part
+
+
+def _files_to_rows(files: Iterable[PartFile]) -> list[list[str | int]]:
+    return [[file.path, file.size_bytes, file.version, file.digest, file.ingest_id] for file in files]
 
 
 def _part_file(row: object) -> PartFile:

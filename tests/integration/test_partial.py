@@ -347,7 +347,7 @@ def test_a_lease_on_a_part_that_is_gone_is_lost_loudly(site: Site) -> None:
             segment.unlink()
         site.daemon.start()
         lost = wait_for(lambda: model.lease_lost, "the lease to be lost")
-        assert "not all that was selected" in str(lost)
+        assert "not all that was mapped" in str(lost)
         check_only(model, files, ["layers.1.weight"])
         again = cache.attach("m", only=["layers.1.weight"], wait=True)
         check_only(again, files, ["layers.1.weight"])

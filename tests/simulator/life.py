@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
@@ -80,17 +81,19 @@ class Life:
         await self.cache.close()
 
     def _kept_for_workers(self) -> set[str]:
-        """Revisions that workers hold, and that this daemon found recorded and whole in L1."""
+        """Revisions that workers hold, and that this daemon found recorded, or about to be, and whole in L1."""
         if self._world.damaged or not self._config.daemon.restart_grace_s:
             return set()
-        in_l1 = set(self._world.blobs(self._world.l1))
-        return {
-            holder.revision
-            for holder in self._world.holders
-            if holder.complete and holder.is_whole
-            and f"manifest/{holder.name}/{holder.revision}" in self._world.durable
-            and in_l1.issuperset(holder.digests.values())
-        }  # fmt: skip
+        blobs, inodes = set(self._world.blobs(self._world.l1)), self._world.named_inodes()
+        kept = set()
+        for holder in self._world.holders:
+            recorded = f"manifest/{holder.name}/{holder.revision}" in self._world.durable
+            begun = f"pending/{holder.name}/{holder.revision}" in self._world.durable
+            mapped = {os.fstat(fd).st_ino for fd in holder.fds.values()}
+            there = blobs.issuperset(holder.digests.values()) if recorded else begun and mapped <= inodes
+            if holder.complete and holder.is_whole and there:
+                kept.add(holder.revision)
+        return kept
 
     async def _call(self, number: int, count: int) -> None:
         for _ in range(count):
@@ -250,10 +253,19 @@ class Life:
         if attachment is not None and (attachment, holder) in self._held:
             self._held.remove((attachment, holder))
             attachment.close()
-        if isinstance(error, NotFoundError) and holder.revision in self._to_be_back:
+        if isinstance(error, NotFoundError) and holder.revision in self._to_be_back and not self._replaced(holder):
             raise Violation(f"a worker's lease on {holder.name} is lost, though all of it was there: {error.message}")
         if not self._may_answer(error):
             raise Violation(f"a worker's lease on {holder.name} is lost: {error!r}") from error
+
+    def _replaced(self, holder: Holder) -> bool:
+        """A pull that was begun before a kill goes on with what the origin has now; of what it had nothing is kept."""
+        known = self._parts.services.registry.models.get(holder.name)
+        revisions = {key.rpartition("/")[2] for key in self._world.durable if key.startswith(f"pending/{holder.name}/")}
+        revisions |= {known.record.current_revision} if known else set()
+        return f"manifest/{holder.name}/{holder.revision}" not in self._world.durable and bool(
+            revisions - {"", holder.revision}
+        )
 
     async def _evict(self, name: str) -> str:
         level = self._rng.choice((Level.L1, Level.L2, None))

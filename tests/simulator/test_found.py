@@ -251,6 +251,28 @@ _FAILED_AT_ITS_END = """
         assert not self.checks.left_l1(), self.checks.left_l1()
         self._let_go(attachment, holder)
 """
+_STOPPED_BEFORE_IT_WAS_RECORDED = """
+        if self._world.lives == 1:
+            for path in ("config.json", "a.safetensors", "b.safetensors", "shared.safetensors"):
+                self._world.bucket.put(f"m0/{path}", random.Random(path).randbytes(9000), vouched=True)
+            await self._follow("m0", await self.cache.attach("m0", source=f"{BUCKET}/m0"))
+            self._world.fetched_bytes = self.served_bytes()
+            assert not self._parts.services.registry.models["m0"].manifests
+        else:
+            [holder] = self._world.holders
+            self._to_be_back = self._kept_for_workers()
+            assert holder.revision in self._to_be_back
+            faults = self._world.faults  # the pull cannot go on yet
+            faults.on, faults.left, faults.rate, faults.enabled = True, None, 1.0, {"origin_5xx"}
+            await self._take_up(holder)
+            assert not holder.lost
+            faults.on = False
+            await self._pull("m0", Level.L1, wait=True)
+            await self._settled()
+            assert self._parts.services.registry.models["m0"].manifests
+            assert not self.checks.left_l1() and self.served_bytes() == self._world.fetched_bytes
+            await self._release()
+"""
 
 
 @pytest.mark.parametrize(
@@ -268,6 +290,7 @@ _FAILED_AT_ITS_END = """
         pytest.param(_NOTICE_WHILE_IT_ARRIVES, 1, id="a notice of damage while a load arrives"),
         pytest.param(_POOL_ABOVE_A_SMALLER_BUDGET, 1, id="a pool, and a budget that is smaller"),
         pytest.param(_PART_OF_AN_OLD_REVISION, 1, id="a part of an old revision that a new one takes over"),
+        pytest.param(_STOPPED_BEFORE_IT_WAS_RECORDED, 2, id="stopped after the worker had all, before it was recorded"),
         pytest.param(_FAILED_AT_ITS_END, 1, id="a load that fails after its workers had all of it"),
     ],
 )

@@ -164,6 +164,11 @@ class World:
         """Digest → bytes of all blobs there."""
         return {path.name.rpartition(".")[2]: path.stat().st_size for path in self._blob_paths(level_folder)}
 
+    def named_inodes(self) -> set[int]:
+        """Of segments of L1 that are what their name says, whole or not; the others are free, or going to be."""
+        kinds = ("blob", "ingest")
+        return {entry.inode() for entry in os.scandir(self.l1) if entry.name.split(".")[2] in kinds}
+
     def _blob_paths(self, level_folder: Path) -> list[Path]:
         pattern = "cached.*.blob.*" if level_folder == self.l1 else "blobs/*/*"
         return sorted(level_folder.glob(pattern))

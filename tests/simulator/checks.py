@@ -65,7 +65,7 @@ class Checks:
                 inodes.add(entry.inode())
                 digests.add(own_id)
         for _, holder in self.held:
-            if holder.tainted:
+            if holder.tainted or holder.evicted:
                 continue
             gone = [
                 holder.files[index].path

@@ -282,7 +282,11 @@ class Life:
         return f"rm {name}"
 
     def _not_kept(self, name: str) -> None:
-        self._to_be_back -= {holder.revision for holder in self._world.holders if holder.name == name}
+        held = [holder for _, holder in self._held]
+        for holder in self._world.holders:
+            if holder.name == name:
+                self._to_be_back.discard(holder.revision)
+                holder.evicted = holder.evicted or holder not in held
 
     async def _tier(self, name: str) -> str:
         tier = self._rng.choice(list(Tier))

@@ -39,6 +39,8 @@ class Holder:
     complete: bool = False
     tainted: bool = False
     """A bit was flipped in L1 while it mapped this: what it reads may be wrong."""
+    evicted: bool = False
+    """An operator had it evicted before it took up its lease again: that may be on the same content, brought anew."""
     lost: bool = False
     """Its lease could not be taken up again: it goes on with what it maps."""
 

@@ -27,6 +27,10 @@ class AccessList:
     uids: frozenset[int] = frozenset()
     gids: frozenset[int] = frozenset()
 
+    def __str__(self) -> str:
+        ids = [f"uid {uid}" for uid in sorted(self.uids)] + [f"members of gid {gid}" for gid in sorted(self.gids)]
+        return ", ".join([*ids, "operators"])
+
     def allows(self, caller: Caller) -> bool:
         """Whether the caller is on it, by user, group or supplementary group."""
         return caller.uid in self.uids or not self.gids.isdisjoint(caller.gids)

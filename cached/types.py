@@ -266,6 +266,8 @@ class ModelDetail:
     schedule_change_time_s: float = 0.0
     """When it becomes hot by its schedule, or stops being so; 0 without one."""
     pull_times_s: tuple[float, ...] = ()
+    access: str = ""
+    """Whom its access list lets know of it, for people; empty without one."""
 
 
 @dataclass(frozen=True, slots=True)

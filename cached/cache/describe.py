@@ -117,6 +117,7 @@ class Describer:
             schedule=model.catalog.hot if model.catalog else (),
             pull_times_s=self._services.registry.pull_times_s(model.name),
             schedule_change_time_s=model.schedule.next_change(self._services.clock.wall_s()) or 0.0,
+            access=str(self._services.registry.access().get(model.name, "")),
         )
 
     def _notes(self, manifest: Manifest | None) -> Iterator[str]:

@@ -246,7 +246,7 @@ def detail_message(value: types.ModelDetail) -> pb.DescribeResponse:
         revisions=value.revisions,
         path=text(value.path),
         leases=[lease_message(lease) for lease in value.leases],
-        notes=[text(note) for note in value.notes],
+        notes=[text(note) for note in (*value.notes, *([f"seen by {value.access}"] if value.access else ()))],
         last_error=text(value.last_error),
         places=[_place_message(place) for place in value.places],
         schedule=value.schedule,

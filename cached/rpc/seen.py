@@ -186,6 +186,7 @@ class Seen:
             notes=tuple(map(self._text, detail.notes)),
             last_error=self._text(detail.last_error),
             places=(),
+            access="",
         )
 
     def report_cold_start(self, start: ColdStart) -> None:

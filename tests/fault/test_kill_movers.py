@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 
 import psutil
@@ -25,11 +25,10 @@ from tests.fault.test_kill_points import (
     ONLY,
     POINTS,
     begin,
-    check_levels,
-    check_next,
     clear,
     live,
     spread,
+    try_points,
 )
 from tests.integration.harness import wait_for
 from tests.integration.support import Site
@@ -93,19 +92,9 @@ def restarts(site: Site) -> float:
 @pytest.mark.parametrize("call", CALLS)
 def test_killed_with_the_daemon(site: Site, call: str, fault_point: Callable[[str], None]) -> None:
     begin(site)
-    reached = 0
-    numbers = points_of(site, call)
-    with ThreadPoolExecutor(1) as lives:
-        for number in numbers:
-            clear(site)
-            what, life, leaving = die(site, lives, call, number)
-            print(f"FAULT_POINT={call}:{number}  {what or 'not reached'}")
-            if what:
-                reached += 1
-                check_levels(site)
-                check_next(site, life, leaving)
-                fault_point(f"mover and daemon {call}:{number} {what}")
-    assert reached >= len(numbers) // 2, "most of the chosen points must be reached"
+    points = [(call, number) for number in points_of(site, call)]
+    reached = try_points(site, points, fault_point, die=die, who="mover and daemon ")
+    assert reached >= len(points) // 2, "most of the chosen points must be reached"
 
 
 def die(site: Site, lives: Executor, call: str, number: int) -> tuple[str, Future[None], set[str]]:

@@ -49,6 +49,7 @@ def publish(site: Site) -> None:
     }
 
 
+Death = Callable[[Site, Executor, str, int], tuple[str, Future[None], set[str]]]
 LIFE_S = 180.0
 """How long a whole life may take under ``strace`` on a busy machine."""
 LIFE: tuple[tuple[str, Callable[[Site], object]], ...] = (
@@ -174,8 +175,10 @@ def numbers_of_calls(site: Site, calls: tuple[str, ...]) -> dict[str, int]:
     return dict(Calls(log).reached())
 
 
-def try_points(site: Site, points: list[tuple[str, int]], fault_point: Callable[[str], None]) -> int:
-    """Dies at each point, and checks; how many were reached."""
+def try_points(
+    site: Site, points: list[tuple[str, int]], fault_point: Callable[[str], None], *, die: Death = die, who: str = ""
+) -> int:
+    """Dies at each point, and checks; how many were reached. ``who`` makes the calls."""
     reached = 0
     with ThreadPoolExecutor(1) as lives:
         for call, number in points:
@@ -186,7 +189,7 @@ def try_points(site: Site, points: list[tuple[str, int]], fault_point: Callable[
                 reached += 1
                 check_levels(site)
                 check_next(site, life, leaving)
-                fault_point(f"{call}:{number} {what}")
+                fault_point(f"{who}{call}:{number} {what}")
     return reached
 
 

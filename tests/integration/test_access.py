@@ -14,6 +14,7 @@ import pytest
 
 import cached_client
 from cached_client import CacheError, artifacts
+from cached_client._proto import cached_pb2 as pb
 from tests.integration.harness import DaemonProcess, wait_for
 from tests.integration.support import Worker, refused
 from tests.integration.users import ANN, BEN, CLO, Open, needs_root, shared_daemon
@@ -210,6 +211,10 @@ def test_a_token_helps_nobody_else(host: Host) -> None:
 def test_an_operator_can_look_up_who_was_not_told(host: Host) -> None:
     assert host.ben.ask("call", method="Describe", ref=SECRET)["code"] == "NOT_FOUND"
     host.daemon.wait_event("access.hidden", lambda item: (item["caller"], item["model"]) == (f"uid {BEN}", SECRET))
+    with host.daemon.stub() as stub:  # root is one
+        notes = stub.Describe(pb.DescribeRequest(ref=SECRET)).notes
+    assert f"seen by uid {ANN}, members of gid {TEAM}, operators" in notes
+    assert "seen by" not in json.dumps(host.ann.ask("call", method="Describe", ref=SECRET))
 
 
 def test_a_group_that_reads_all_segments_makes_nothing_of_lists_and_so_is_refused() -> None:

@@ -28,6 +28,7 @@ COMPUTED = (
     "daemon.socket", "daemon.state_dir", "daemon.models_dir", "daemon.catalog", "daemon.log_format",
     "daemon.drain_timeout_s", "l1.path", "l1.capacity", "l1.transient_capacity", "l1.segment_mode",
     "l2.enabled", "l2.path", "l2.paths", "l2.capacity", "http.listen",
+    "tcp.listen", "tcp.cert", "tcp.key", "tcp.client_ca", "tcp.clients", "tcp.operators",
     "fleet.node_labels", "fleet.node_name", "fleet.namespace", "fleet.slots",
 )  # fmt: skip
 """Settings that other values of the chart decide, or that its paths depend on."""

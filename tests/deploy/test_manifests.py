@@ -105,7 +105,7 @@ def test_volumes_are_those_that_are_mounted(manifests):
 
 def test_what_is_referred_to_is_there(manifests):
     there = {(item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]) for item in manifests}
-    others = {"cached-credentials", "corporate-ca", "models-of-the-platform", "azure"}  # of the values' own cluster
+    others = {"cached-credentials", "corporate-ca", "models-of-the-platform", "azure", "cached-tls"}  # of the values' own cluster
     for owner, pod in pods(manifests):
         space = owner["metadata"]["namespace"]
         for volume in pod["volumes"]:
@@ -176,7 +176,11 @@ def test_the_daemon_accepts_its_settings(daemons, tmp_path):
     assert {path for path in config.l2.folders if path.startswith("/var/lib/cached-drives")} == {
         path for path in mounts if path.startswith("/var/lib/cached-drives")
     }
-    assert config.http.listen.rpartition(":")[2] == str(container["ports"][0]["containerPort"])
+    ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
+    assert config.http.listen.rpartition(":")[2] == ports["http"]
+    assert config.tcp.listen.rpartition(":")[2] == ports.get("grpc", "")
+    for file in filter(None, (config.tcp.cert, config.tcp.key, config.tcp.client_ca)):
+        assert mounts[file.rpartition("/")[0]]["name"] == "tls"
     assert not config.http.listen.startswith("127.")  # the kubelet asks from outside of the pod
     assert pod["terminationGracePeriodSeconds"] >= config.daemon.drain_timeout_s + 35
     # Workers see the folder of the sockets: links that lead nowhere for them must not be in it.

@@ -89,6 +89,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if .Values.credentials.hubTokenKey -}}
 {{- $computed = mergeOverwrite $computed (dict "hf" (dict "token_file" (printf "/etc/cached/secrets/%s" .Values.credentials.hubTokenKey))) -}}
 {{- end -}}
+{{- if .Values.tcp.port -}}
+{{- $tcp := dict "listen" (printf "%s:%d" .Values.http.address (int .Values.tcp.port)) "cert" "/etc/cached/tls/tls.crt" "key" "/etc/cached/tls/tls.key" "client_ca" "/etc/cached/tls/ca.crt" "clients" .Values.tcp.clients "operators" .Values.tcp.operators -}}
+{{- $computed = mergeOverwrite $computed (dict "tcp" $tcp) -}}
+{{- end -}}
 {{- if include "cached.fleet" . -}}
 {{- $computed = mergeOverwrite $computed (dict "fleet" (dict "node_labels" .Values.fleet.nodeLabels "slots" .Values.fleet.slots "namespace" .Release.Namespace)) -}}
 {{- end -}}

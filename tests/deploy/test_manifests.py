@@ -105,7 +105,8 @@ def test_volumes_are_those_that_are_mounted(manifests):
 
 def test_what_is_referred_to_is_there(manifests):
     there = {(item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]) for item in manifests}
-    others = {"cached-credentials", "corporate-ca", "models-of-the-platform", "azure", "cached-tls"}  # of the values' own cluster
+    # Of the values' own cluster:
+    others = {"cached-credentials", "corporate-ca", "models-of-the-platform", "azure", "cached-tls"}
     for owner, pod in pods(manifests):
         space = owner["metadata"]["namespace"]
         for volume in pod["volumes"]:

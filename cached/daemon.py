@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import gc
 import os
 import resource
 import signal
@@ -17,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from cached import __version__, logs
+from cached import __version__, heap, logs
 from cached.cache import ModelCache
 from cached.cache.background import Background
 from cached.catalog_file import Catalog, load_catalog
@@ -46,6 +45,7 @@ _MORE_TIME_S = 30.0
 """What a daemon that starts or stops asks for with each sign of life; it takes that long to notice that one hangs."""
 
 _LAG_INTERVAL_S = 1.0
+_TRIM_S = 60.0
 _STOP_GRACE_S = 1.0
 _CLOSE_TIMEOUT_S = 10.0
 _log = structlog.get_logger(__name__)
@@ -210,6 +210,7 @@ class _Daemon:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._beside("watchdog", self._watchdog()))
             await stack.enter_async_context(self._beside("loop lag", self._measure_lag()))
+            await stack.enter_async_context(self._beside("heap", self._trim_heap()))
             stack.push_async_callback(self._close_engine)
             await self._bind(stack)
             if not await self._recover():
@@ -277,7 +278,7 @@ class _Daemon:
             for task in (start, stop):
                 task.cancel()
             await asyncio.gather(start, stop, return_exceptions=True)
-        _spare_the_collector()
+        heap.spare_the_collector()
         await self._rpc.serving()
         self._phase = "serving"
         self._metrics.bind(self._engine.gauges, lambda: not self._not_ready())
@@ -379,18 +380,10 @@ class _Daemon:
             await asyncio.sleep(_LAG_INTERVAL_S)
             self._metrics.event_loop_lag_seconds.observe(max(0.0, loop.time() - due_s))
 
-
-def _spare_the_collector() -> None:
-    """What is there once we serve stays; looking through it again and again would hold the loop up.
-
-    With a thousand leases a full collection took 100 ms, found next to nothing, and came with every quarter more of
-    them. It comes more rarely now, but not too rarely: gRPC leaves a cycle of five objects for each call, a load some
-    hundred, and those that outlive two smaller collections wait for a full one. With a hundred calls and some loads
-    a second it comes every five minutes; with 50 instead of 2 the daemon grew by 1 MB in three minutes for two hours.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 2)
+    async def _trim_heap(self) -> None:
+        while True:
+            await asyncio.sleep(_TRIM_S)
+            await asyncio.to_thread(heap.trim)
 
 
 class CatalogWatch:

@@ -169,7 +169,10 @@ class Evictor:
         assert decision is not None  # noqa: S101 - there was a need
         self._evict_planned(planned)
         if decision.verdict is Verdict.TRANSIENT:
-            self._services.storage.hold_beside(wanted.name, wanted.revision, self._needed(level, wanted.sizes))
+            storage, needed_bytes = self._services.storage, self._needed(level, wanted.sizes)
+            # What the allowance has no room for takes what the budget has free.
+            beside_bytes = min(needed_bytes, storage.transient_room_bytes(level))
+            storage.hold_beside(wanted.name, wanted.revision, beside_bytes)
         self._tell(decision, wanted.name, wanted.revision)
         return decision
 

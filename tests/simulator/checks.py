@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cached.cache.attachment import Attachment
 from cached.cache.build import Parts
+from cached.config import Config, resolve_capacity
 from cached.types import Level, ModelSummary, Tier
 from tests.simulator.world import Holder, Violation, World
 
@@ -19,13 +20,15 @@ _NAMED = ("blob", "ingest")
 class Checks:
     """Of a daemon, from without as far as that goes. ``held``: the leases that workers have, with the workers."""
 
-    def __init__(self, world: World, parts: Parts, models_dir: Path) -> None:
+    def __init__(self, world: World, parts: Parts, config: Config) -> None:
         self.held: list[tuple[Attachment, Holder]] = []
         self._world = world
         self._storage = parts.services.storage
         self._registry = parts.services.registry
         self._pending = parts.evictor.pending_digests
-        self._view = models_dir
+        self._view = Path(config.daemon.models_dir)
+        self._transient_capacity = config.l1.transient_capacity
+        self._beside_bytes = 0
         self._full: dict[Level, tuple[int, int]] = {}
 
     def accounts(self) -> None:
@@ -45,6 +48,10 @@ class Checks:
             if full_bytes > max(capacity_bytes, before_bytes) and capacity_bytes >= before_capacity_bytes:
                 raise Violation(f"{level} grew from {before_bytes} to {full_bytes} bytes, of {capacity_bytes}")
             self._full[level] = full_bytes, capacity_bytes
+        beside_bytes, budget_bytes = self._storage.transient_bytes, self._storage.budget_bytes(Level.L1)
+        if beside_bytes > max(self._beside_bytes, resolve_capacity(self._transient_capacity, budget_bytes)):
+            raise Violation(f"{beside_bytes} bytes are held beside a budget of {budget_bytes}, more than may be")
+        self._beside_bytes = beside_bytes
 
     def inspect(self) -> None:
         """After each call: what is held is there and is what it was, and whoever comes by path finds something."""

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from cached.cache import ModelCache
 from cached.cache.attachment import Attachment
@@ -54,7 +53,7 @@ class Life:
         outside = Outside(movers, lambda path: SimStore(path, world.durable, world.faults))  # type: ignore[arg-type,return-value]
         self._parts = build_parts(config, metrics, self._clock, Tracer(), version="simulated", outside=outside)
         self.cache = ModelCache(self._parts)
-        self.checks = Checks(world, self._parts, Path(config.daemon.models_dir))
+        self.checks = Checks(world, self._parts, config)
         self._held = self.checks.held
         self._to_be_back: set[str] = set()
         """Workers of these revisions must get their leases back, unless somebody evicts the model."""

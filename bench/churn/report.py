@@ -35,7 +35,8 @@ GROWTH = {
 _SHOWN = {
     "movers": ("movers", ""), "loads": ("loads under way", ""), "l1_used_mb": ("L1 used", "MB"),
     "l1_reserved_mb": ("L1 reserved", "MB"), "l2_used_mb": ("L2 used", "MB"), "l2_reserved_mb": ("L2 reserved", "MB"),
-    "state_mb": ("state folder", "MB"),
+    "state_mb": ("state folder", "MB"), "malloc_used_mb": ("daemon: given out by the C library", "MB"),
+    "malloc_free_mb": ("daemon: kept by the C library", "MB"),
 }  # fmt: skip
 """Shown, and not judged: bounded by budgets, or by what is under way."""
 

@@ -66,7 +66,8 @@ class Sampler:
             if len(lines) > self._answers:
                 self._answers = len(lines)
                 found = json.loads(lines[-1])
-                return {"python_blocks": found["blocks"], "tasks": found["tasks"]}
+                counted = {"python_blocks": found["blocks"], "tasks": found["tasks"]}
+                return counted | {name: value for name, value in found.items() if name.startswith("malloc_")}
             time.sleep(0.05)
         return {}
 

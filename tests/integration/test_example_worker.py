@@ -56,14 +56,14 @@ def run(site: Site) -> tuple[set[str], str, list[list[float]]]:
             states.add(body["state"])
             return status == 200
 
-        wait_for(warm, "a worker that is ready")
+        wait_for(warm, "a worker that is ready", 240)  # it imports an engine's libraries
         printed = list(iter(worker.stdout.readline, "told the daemon\n"))
         vectors = []
         for sentence in SENTENCES:
             worker.stdin.write(sentence + "\n")
             worker.stdin.flush()
             vectors.append(json.loads(worker.stdout.readline()))
-        _, errors = worker.communicate(timeout=60)
+        _, errors = worker.communicate(timeout=120)
         assert worker.returncode == 0, errors
     return states, "".join(printed), vectors
 
@@ -74,7 +74,7 @@ def rows(printed: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_worker_starts_cold_and_warm(site):
     files = {path.name: path.read_bytes() for path in minilm().iterdir() if path.is_file()}
     site.add("minilm", files)

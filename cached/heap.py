@@ -22,8 +22,7 @@ def spare_the_collector() -> None:
 def trim() -> None:
     """Gives the host what the C library keeps of freed memory. Blocks, for some milliseconds; for a thread.
 
-    Thousands of leases and calls of all sizes leave holes that it fills only in part: what it had given out stayed the
-    same for an hour at 250 calls a second, and what it kept grew by some 20 MB.
+    Thousands of leases and calls of all sizes leave holes in it; it looks for whole free pages by itself only at its end.
     """
     try:
         malloc_trim = ctypes.CDLL(None).malloc_trim

@@ -22,7 +22,7 @@ def spare_the_collector() -> None:
 def trim() -> None:
     """Gives the host what the C library keeps of freed memory. Blocks, for some milliseconds; for a thread.
 
-    Thousands of leases and calls of all sizes leave holes in it; it looks for whole free pages by itself only at its end.
+    Thousands of leases and calls of all sizes leave holes in it. By itself it gives back only what is free at its end.
     """
     try:
         malloc_trim = ctypes.CDLL(None).malloc_trim

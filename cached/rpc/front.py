@@ -27,7 +27,7 @@ _BACKLOG = 1024
 _RETRY_S = 0.01
 _FLUSH_S = 0.5
 _KEPT_FILES = 1024
-"""For everything else: segments, files of L2, descriptors on their way, origins."""
+"""For everything else: segments, files of L2, descriptors on their way, origins. Of a low limit it is half."""
 _FILES_A_CONNECTION = 3
 _BUFFER_BYTES = 256 * 1024
 _log = structlog.get_logger(__name__)
@@ -42,7 +42,7 @@ def inner_path(path: str) -> str:
 def most_connections() -> int:
     """How many the limit of open files is for."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(64, (files - _KEPT_FILES) // _FILES_A_CONNECTION)
+    return max(64, (files - min(_KEPT_FILES, files // 2)) // _FILES_A_CONNECTION)
 
 
 class Front:

@@ -164,7 +164,7 @@ class _End(asyncio.BufferedProtocol):
     """One end of a connection. What comes goes to the other one, no faster than that takes it.
 
     All ends read into the same ``buffer``, which holds nothing between two steps of the loop. Without one, asyncio
-    takes 256 KiB for each read and gives most of it back: in an hour that left the heap in holes.
+    takes 256 KiB for each read and gives most of it back, which leaves the heap in holes.
     """
 
     def __init__(self, buffer: memoryview) -> None:

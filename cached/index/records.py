@@ -241,9 +241,7 @@ def _pending_to_dict(pull: PendingPull) -> dict[str, Any]:
 
 
 def _pending_from_dict(data: object) -> PendingPull:
-    # Earlier versions wrote no files and no options.
-    earlier: dict[str, Any] = {"files": [], "origin_options": {}}
-    reader = PlainReader("pending pull", {**earlier, **data} if isinstance(data, dict) else data)
+    reader = PlainReader("pending pull", _with(data, files=[], origin_options={}))
     try:
         pull = PendingPull(
             name=reader.text("name"),
@@ -271,8 +269,7 @@ def _part_to_dict(part: PartRecord) -> dict[str, Any]:
 
 
 def _part_from_dict(data: object) -> PartRecord:
-    # Earlier versions wrote no options.
-    reader = PlainReader("record of a part", {"origin_options": {}, **data} if isinstance(data, dict) else data)
+    reader = PlainReader("record of a part", _with(data, origin_options={}))
     try:
         part = PartRecord(
             name=reader.text("name"),
@@ -285,6 +282,11 @@ def _part_from_dict(data: object) -> PartRecord:
         raise reader.wrong(error.message) from error
     reader.finish()
     return part
+
+
+def _with(data: object, **missing: object) -> object:
+    """With what earlier versions did not write."""
+    return {**missing, **data} if isinstance(data, dict) else data
 
 
 def _files_to_rows(files: Iterable[PartFile]) -> list[list[str | int]]:

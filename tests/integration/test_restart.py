@@ -16,7 +16,17 @@ from cached.cache.build import instance_of
 from cached.index import Index
 from cached.units import CHUNK_BYTES
 from tests.integration.harness import wait_for
-from tests.integration.support import MB, Site, chunk_ranges, flip_byte, model_files, refused, sha256, total_bytes
+from tests.integration.support import (
+    MB,
+    Site,
+    Worker,
+    chunk_ranges,
+    flip_byte,
+    model_files,
+    refused,
+    sha256,
+    total_bytes,
+)
 from tests.invariants import check_at_rest
 
 WEIGHTS = "model.safetensors"
@@ -225,16 +235,22 @@ def test_a_worker_keeps_its_tensors_and_its_lease_over_a_kill(site: Site) -> Non
     wait_for(lambda: not site.leases(), "the lease to end")
 
 
-def test_a_lease_that_a_limit_refuses_at_first_comes_back_when_there_is_room_for_it(site: Site) -> None:
-    site.add("m", model_files(MB))
-    site.settings |= {"limits": {"leases_per_uid": 1}}
-    site.start()
+def stopped_over_a_kill(site: Site, ref: str) -> Worker:
+    """A worker with a model, which cannot take up its lease yet with the daemon that is there now."""
     worker = site.worker()
-    worker.ask("attach", ref="m")
+    worker.ask("attach", ref=ref)
     check_at_rest(site.daemon, leases=1, content=False)
     worker.signal(signal.SIGSTOP)
     site.daemon.kill()
     site.start()
+    return worker
+
+
+def test_a_lease_that_a_limit_refuses_at_first_comes_back_when_there_is_room_for_it(site: Site) -> None:
+    site.add("m", model_files(MB))
+    site.settings |= {"limits": {"leases_per_uid": 1}}
+    site.start()
+    worker = stopped_over_a_kill(site, "m")
     with site.attach("m") as other:
         other.wait(60)
         worker.signal(signal.SIGCONT)
@@ -252,12 +268,7 @@ def test_nothing_is_evicted_before_workers_could_take_up_their_leases(site: Site
     site.add("m", model_files(30 * MB, seed=2))
     site.settings |= {"l1": {"capacity": "50MB"}, "daemon": {"restart_grace_s": 20.0}}
     site.start()
-    worker = site.worker()
-    worker.ask("attach", ref="held")
-    check_at_rest(site.daemon, leases=1, content=False)
-    worker.signal(signal.SIGSTOP)
-    site.daemon.kill()
-    site.start()
+    worker = stopped_over_a_kill(site, "held")
     with ThreadPoolExecutor(1) as pool:
         check_at_rest(site.daemon, content=False)  # it is adopted
         asked = pool.submit(site.pull, "m")

@@ -10,11 +10,9 @@ from cached.cache.attachment import Attachment
 from cached.cache.build import Parts
 from cached.config import Config, resolve_capacity
 from cached.types import Level, ModelSummary, Tier
-from tests.simulator.world import Holder, Violation, World
+from tests.simulator.world import NAMED, Holder, Violation, World
 
 _BY_OPERATOR = "operator"
-_NAMED = ("blob", "ingest")
-"""Kinds of segments that are what their name says; the others are free, or going to be."""
 
 
 class Checks:
@@ -68,7 +66,7 @@ class Checks:
         inodes, digests = set[int](), set[str]()
         for entry in os.scandir(self._world.l1):
             _, _, kind, own_id = entry.name.split(".")
-            if kind in _NAMED:
+            if kind in NAMED:
                 inodes.add(entry.inode())
                 digests.add(own_id)
         for _, holder in self.held:

@@ -17,6 +17,8 @@ from tests.simulator.scale import CHUNK_BYTES
 
 NAMES = ("m0", "m1", "m2", "m3")
 _FILES = ("config.json", "shared.safetensors", "a.safetensors", "b.safetensors")
+NAMED = ("blob", "ingest")
+"""Kinds of segments that are what their name says; the others are free, or going to be."""
 
 
 class Violation(AssertionError):  # noqa: N818 - what was promised does not hold
@@ -168,8 +170,7 @@ class World:
 
     def named_inodes(self) -> set[int]:
         """Of segments of L1 that are what their name says, whole or not; the others are free, or going to be."""
-        kinds = ("blob", "ingest")
-        return {entry.inode() for entry in os.scandir(self.l1) if entry.name.split(".")[2] in kinds}
+        return {entry.inode() for entry in os.scandir(self.l1) if entry.name.split(".")[2] in NAMED}
 
     def _blob_paths(self, level_folder: Path) -> list[Path]:
         pattern = "cached.*.blob.*" if level_folder == self.l1 else "blobs/*/*"

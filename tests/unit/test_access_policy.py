@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from cached.access import AccessList, AccessPolicy, Caller
 from cached.errors import LimitExceededError, NoRoomError, NotFoundError, PermissionDeniedError
 from cached.overview import Limits
 from cached.rpc.callers import Callers, caller_of
+from cached.rpc.front import most_connections
 from cached.rpc.limits import CallLimits
 from cached.rpc.seen import Seen, Views
 from cached.settings import LimitsConfig
@@ -170,3 +172,11 @@ def test_a_call_that_is_refused_is_not_counted() -> None:
                 pass
     with limits.held(ANN, "Attach", streams=True):
         pass
+
+
+@pytest.mark.parametrize(("files", "connections"), [(200, 64), (1024, 170), (4096, 1024), (65536, 21504)])
+def test_connections_leave_files_for_everything_else(
+    monkeypatch: pytest.MonkeyPatch, files: int, connections: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _kind: (files, files))
+    assert most_connections() == connections

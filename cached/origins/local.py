@@ -23,6 +23,7 @@ from cached.errors import (
     OriginUnavailableError,
 )
 from cached.origins.base import Abort, OriginObject, OriginSpec, ReadInto
+from cached.own_files import fsync_folder
 from cached.refs import check_path
 
 _COPY_BYTES = 4 << 20
@@ -114,7 +115,7 @@ class LocalOrigin:
                 with suppress(FileNotFoundError):
                     os.unlink(partial)
                 raise
-            _sync_folder(os.path.dirname(target))
+            fsync_folder(os.path.dirname(target))
         stored = self.stat(path)
         if stored.size_bytes != size_bytes:
             raise IntegrityError(
@@ -253,14 +254,6 @@ def _copy_synced(source: Path, target: str, progress: Callable[[int], None]) -> 
             progress(len(block))
         os.fsync(writer.fileno())
     return size_bytes
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _ignore(_count: int) -> None:

@@ -45,11 +45,6 @@ _READABLE: dict[str, Callable[[OriginSpec], Origin]] = {
 }  # fmt: skip
 
 
-def supported_schemes() -> tuple[str, ...]:
-    """Schemes of URIs that ``open_origin`` knows, sorted."""
-    return tuple(sorted(_READABLE))
-
-
 def open_origin(spec: OriginSpec) -> Origin:
     """The origin for a spec. Connects to nothing yet. Raises InvalidRequestError for a URI or option that is wrong."""
     opener = _READABLE.get(_scheme(spec))

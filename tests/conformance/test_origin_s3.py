@@ -401,6 +401,22 @@ def test_an_upload_survives_a_busy_server_and_a_refused_checksum(rclone, tmp_pat
     assert rclone.get(bucket, "m/w") == DATA
 
 
+def test_an_upload_that_seems_to_arrive_wrong_is_sent_once_more(rclone, tmp_path: Path):
+    bucket = new_bucket(rclone)
+    source = tmp_path / "w"
+    source.write_bytes(DATA)
+    with CountingProxy(rclone.endpoint_url) as proxy:
+        origin = open_writable(OriginSpec(f"s3://{bucket}/m", {"endpoint_url": proxy.endpoint_url}))
+        proxy.inject("short_length", method="HEAD", path="m/w")
+        assert origin.upload_file(source, "w").size_bytes == len(DATA)
+        assert len(proxy.requests("PUT")) == 2
+        proxy.inject("short_length", method="HEAD", path="m/w", times=2)
+        with pytest.raises(IntegrityError) as error:
+            origin.upload_file(source, "w")
+        assert error.value.fields == {"path": "w", "check": "size", "expected": str(len(DATA)), "found": "0"}
+        origin.close()
+
+
 def test_an_upload_that_arrives_wrong_is_an_integrity_error(moto, tmp_path: Path, monkeypatch):
     from cached.origins.s3 import upload
 

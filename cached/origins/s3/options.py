@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
-from typing import NoReturn
 
 from cached.errors import InvalidRequestError
 from cached.origins.base import OriginSpec
+from cached.origins.net.options import check_known, refuse, seconds, truth
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}|arn:[A-Za-z0-9:/_-]{1,1000}")
-_TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,54 +63,31 @@ def parse_location(uri: str) -> S3Location:
 
 def parse_options(spec: OriginSpec) -> S3Options:
     """Options of the right types. Raises InvalidRequestError naming the option and what would be right."""
-    known = {item.name for item in fields(S3Options)}
-    for name in spec.options:
-        if name not in known:
-            _refuse(name, f"s3:// origins have no option {name!r}", f"they have: {', '.join(sorted(known))}")
     given = spec.options
+    check_known("s3", given, {item.name for item in fields(S3Options)})
     addressing = given.get("addressing") or "auto"
     if addressing not in {"auto", "path", "virtual"}:
-        _refuse("addressing", f"addressing cannot be {addressing!r}", "write auto, path or virtual")
+        refuse("addressing", f"addressing cannot be {addressing!r}", "write auto, path or virtual")
     endpoint_url = given.get("endpoint_url", "")
     if endpoint_url and not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", endpoint_url):
-        _refuse("endpoint_url", "endpoint_url is not a URL", "write http(s)://HOST:PORT, without user and password")
+        refuse("endpoint_url", "endpoint_url is not a URL", "write http(s)://HOST:PORT, without user and password")
     return S3Options(
         endpoint_url=endpoint_url,
         region=given.get("region", ""),
         profile=given.get("profile", ""),
-        anonymous=_truth("anonymous", given.get("anonymous") or "false"),
+        anonymous=truth("anonymous", given.get("anonymous") or "false"),
         addressing=addressing,
         ca_bundle=given.get("ca_bundle", ""),
-        connect_timeout_s=_number("connect_timeout_s", given.get("connect_timeout_s") or "5"),
-        read_timeout_s=_number("read_timeout_s", given.get("read_timeout_s") or "20"),
+        connect_timeout_s=seconds("connect_timeout_s", given.get("connect_timeout_s") or "5"),
+        read_timeout_s=seconds("read_timeout_s", given.get("read_timeout_s") or "20"),
         max_connections=_count("max_connections", given.get("max_connections") or "0"),
     )
 
 
-def _truth(name: str, text: str) -> bool:
-    if text.lower() not in _TRUTH:
-        _refuse(name, f"{name} cannot be {text!r}", "write true or false")
-    return _TRUTH[text.lower()]
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.05 <= value <= 86400:
-        _refuse(name, f"{name} cannot be {text!r}", "write a number greater than 0")
-    return value
-
-
 def _count(name: str, text: str) -> int:
-    if not text.isdecimal() or int(text) > 86400:
-        _refuse(name, f"{name} cannot be {text!r}", "write a whole number; 0 is no bound")
+    if not re.fullmatch(r"[0-9]{1,5}", text):
+        refuse(name, f"{name} cannot be {text!r}", "write a whole number; 0 is no bound")
     return int(text)
-
-
-def _refuse(name: str, message: str, hint: str) -> NoReturn:
-    raise InvalidRequestError(message, hint=hint, value=name)
 
 
 def _without_user(uri: str) -> str:

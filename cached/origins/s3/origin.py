@@ -114,20 +114,22 @@ class S3Origin:
     def upload_file(self, local_path: Path, path: str, progress: Callable[[int], None] | None = None) -> OriginObject:
         """See WritableOrigin. Sent with a CRC64-NVME where the server takes one."""
         # Not in movers, where each import delays the first byte.
-        from cached.origins.s3.upload import compare_upload, send_file
+        from cached.origins.s3.upload import send_file, upload_checked
 
         key = f"{self._location.base}{check_path(path)}"
         connection, failures = self._connected()
         with self._lock:
             if self._upload_client is None:
                 self._upload_client = connection.upload_client()
-        with failures.typed(path):
-            crc64_hex = send_file(self._upload_client, local_path, self._location.bucket, key, progress)
-        with self._lock:
-            self._one_object = False
-        stored = self.stat(path)
-        compare_upload(local_path, stored, crc64_hex)
-        return stored
+
+        def send() -> str:
+            with failures.typed(path):
+                crc64_hex = send_file(self._upload_client, local_path, self._location.bucket, key, progress)
+            with self._lock:
+                self._one_object = False
+            return crc64_hex
+
+        return upload_checked(local_path, send, lambda: self.stat(path))
 
     def close(self) -> None:
         """See Origin. A later call connects anew."""

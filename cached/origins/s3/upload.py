@@ -56,8 +56,24 @@ def _send(
         raise error.__context__ or error from None
 
 
-def compare_upload(local_path: Path, stored: OriginObject, crc64_hex: str) -> None:
-    """Raises IntegrityError unless what is stored has the file's size and, if the server tells it, its CRC64-NVME."""
+def upload_checked(local_path: Path, send: Callable[[], str], stat: Callable[[], OriginObject]) -> OriginObject:
+    """Sends (``send`` gives the file's CRC64-NVME in hex) and compares what is stored then with what was sent.
+
+    Once more if it differs: a gateway in front of a file system may go on to tell what it saw of a file while that was
+    being written, if others were written beside it. Raises IntegrityError if it still differs.
+    """
+    crc64_hex, stored = send(), stat()
+    if (difference := _difference(local_path, stored, crc64_hex)) is None:
+        return stored
+    _log.info("s3.upload_repeated", path=stored.path, reason=str(difference))
+    crc64_hex, stored = send(), stat()
+    if (difference := _difference(local_path, stored, crc64_hex)) is not None:
+        raise difference
+    return stored
+
+
+def _difference(local_path: Path, stored: OriginObject, crc64_hex: str) -> IntegrityError | None:
+    """None if what is stored has the file's size and, if the server tells it, its CRC64-NVME."""
     size_bytes = local_path.stat().st_size
     found = {item.algorithm: item.value_hex for item in stored.checksums if not item.part_sizes_bytes}
     for check, expected, seen in (
@@ -65,7 +81,7 @@ def compare_upload(local_path: Path, stored: OriginObject, crc64_hex: str) -> No
         ("crc64nvme", crc64_hex, found.get("crc64nvme", crc64_hex)),
     ):
         if expected != seen:
-            raise IntegrityError(
+            return IntegrityError(
                 f"{stored.path} is not at the origin what was uploaded: {check} {seen} instead of {expected}",
                 hint="the file was changed while it was being uploaded, or something else wrote there; upload it again",
                 path=stored.path,
@@ -73,6 +89,7 @@ def compare_upload(local_path: Path, stored: OriginObject, crc64_hex: str) -> No
                 expected=expected,
                 found=seen,
             )
+    return None
 
 
 def _crc64_of(path: Path) -> int:

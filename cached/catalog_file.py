@@ -14,18 +14,19 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from cached.access import AccessList
-from cached.errors import ConfigError, InvalidRequestError
-from cached.problems import Problem, nearest, report_problems
+from cached.errors import ConfigError, InvalidRequestError, encodable
+from cached.problems import Problem, nearest, report_problems, shown
 from cached.refs import artifact_digest, check_digest, check_name, check_path
 from cached.schedule import WindowError, parse_window
 from cached.setting_checks import resolve_capacity
 from cached.types import Level, Tier
-from cached.units import parse_size
+from cached.units import MAX_SIZE_BYTES, parse_size
 
 FORMATS: Final = ("auto", "safetensors", "gguf", "all")
 ORIGIN_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -45,6 +46,7 @@ _MAX_BYTES: Final = 16 * 1024 * 1024
 _MAX_PRIORITY: Final = 1000
 _NO_ID: Final = 2**32 - 1
 _MAX_LINKS: Final = 8
+_KEY_CHARS: Final = 300
 _IN_LINK: Final = 'options of a link stand in it: {"source": "s3://BUCKET/PREFIX", "origin": {"endpoint_url": "…"}}'
 _LEVELS: Final = (Level.L1, Level.L2)
 _ALL_KEYS: Final = tuple(sorted({key for keys in ORIGIN_KEYS.values() for key in keys}))
@@ -135,7 +137,7 @@ def parse_catalog(text: str, kind: str, where: str) -> Catalog:
     """A catalog from its text. ``kind``: ``json`` or ``toml``; ``where`` names it in errors. Raises ConfigError."""
     try:
         data: Any = json.loads(text, object_pairs_hook=_Pairs) if kind == "json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:  # also numbers of thousands of digits
         hint = 'write, for instance: {"models": {"NAME": {"source": "s3://BUCKET/PREFIX", "tier": "warm"}}}'
         raise _unusable(f"{where} is not {kind.upper()}: {error}", where, hint) from error
     reader = _Reader(where)
@@ -160,6 +162,9 @@ class _Reader:
         self._where = where
 
     def catalog(self, data: Any) -> Catalog:
+        self._texts_within(data)
+        if self.problems:
+            return Catalog()
         top = self._table("(top level)", data)
         self._known_keys("", top, ("models", "tenants"))
         if "models" not in top:
@@ -173,6 +178,20 @@ class _Reader:
         for model in models.values():
             self._relations(model, models, tenants)
         return Catalog(MappingProxyType(models), MappingProxyType(tenants), MappingProxyType(access))
+
+    def _texts_within(self, data: Any) -> None:
+        """Refuses keys and values that nothing could take: with a NUL, or half of a surrogate pair, which JSON has."""
+        waiting = [("", data)]
+        while waiting:
+            key, value = waiting.pop()
+            if isinstance(value, dict):
+                waiting += [(f"{key}.{name}".lstrip(".")[:_KEY_CHARS], item) for name, item in value.items()]
+                for name in filter(_is_no_text, value):
+                    self._refuse(f"{key}.{name}".lstrip("."), None, "holds what is no character", "correct the key")
+            elif isinstance(value, list):
+                waiting += [(f"{key}[{index}]"[:_KEY_CHARS], item) for index, item in enumerate(value)]
+            elif isinstance(value, str) and _is_no_text(value):
+                self._refuse(key, value, "holds what is no character", "correct it: a NUL, or half a surrogate pair")
 
     def _tenants(self, value: Any) -> tuple[dict[str, Mapping[Level, str]], dict[str, AccessList]]:
         tenants: dict[str, Mapping[Level, str]] = {}
@@ -208,7 +227,7 @@ class _Reader:
     def _refused_if_unknown(self, key: str, name: str, what: str, ids: str) -> Iterator[None]:
         try:
             yield
-        except KeyError:
+        except (KeyError, ValueError):  # ValueError: what no name can be
             self._refuse(key, name, f"this host has no such {what}", f"create it, or write its number under {ids}")
 
     def _ids(self, key: str, value: Any) -> set[int]:
@@ -221,7 +240,7 @@ class _Reader:
         """A size or a share, as text."""
         if value is None:
             return ""
-        if type(value) is int and value > 0:
+        if type(value) is int and 0 < value <= MAX_SIZE_BYTES:
             return str(value)
         if isinstance(value, str):
             with contextlib.suppress(ValueError):
@@ -345,13 +364,13 @@ class _Reader:
     def _word(self, key: str, value: Any, words: tuple[str, ...]) -> str:
         if value is None or (isinstance(value, str) and value in words):
             return str(value or "")
-        self._refuse(key, value, f"is none of {', '.join(words)}", nearest(str(value), words))
+        self._refuse(key, value, f"is none of {', '.join(words)}", nearest(shown(value, str), words))
         return ""
 
     def _size(self, key: str, value: Any) -> int | None:
         if value is None:
             return None
-        if type(value) is int and value > 0:
+        if type(value) is int and 0 < value <= MAX_SIZE_BYTES:
             return value
         if isinstance(value, str):
             with contextlib.suppress(ValueError):
@@ -447,8 +466,12 @@ class _Reader:
             return None
 
     def _refuse(self, key: str, value: Any, wrong: str, right: str) -> None:
-        shown = "" if value is None else json.dumps(value, ensure_ascii=False, default=str)[:200]
-        self.problems.append(Problem(self._where, key[:300], shown, wrong, right))
+        text = "" if value is None else shown(value, partial(json.dumps, ensure_ascii=False, default=str))
+        self.problems.append(Problem(self._where, key[:_KEY_CHARS], text, wrong, right))
+
+
+def _is_no_text(value: str) -> bool:
+    return "\0" in value or encodable(value) != value
 
 
 def _unusable(message: str, where: str, hint: str) -> ConfigError:

@@ -12,13 +12,14 @@ import re
 import tomllib
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from cached.errors import ConfigError
-from cached.problems import Problem, nearest, report_problems
+from cached.problems import Problem, nearest, report_problems, shown
 from cached.setting_checks import PATH_CHECKS, resolve_capacity
 from cached.settings import (
     TYPE_WORDS,
@@ -262,7 +263,8 @@ class _Found:
             return
         kind = setting_type(*key.split("."))
         if kind is float and type(value) is int:
-            value = float(value)
+            with suppress(OverflowError):  # then it is beyond every bound, too
+                value = float(value)
         elif isinstance(value, list) and kind in _LISTS and all(type(item) is _LISTS[kind] for item in value):
             value = tuple(value)
         elif type(value) is not kind:
@@ -300,6 +302,9 @@ class _Found:
         return False
 
     def _take(self, key: str, value: object, where: str, source: str) -> None:
+        if any("\0" in text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)):
+            self._refuse(key, value, where, "write it without NUL")
+            return
         if right := _metadata(key)["check"](value):
             self._refuse(key, value, where, f"write {right}")
             return
@@ -307,7 +312,7 @@ class _Found:
         self.origin[key] = source
 
     def _refuse(self, key: str, value: object, where: str, right: str) -> None:
-        self.problems.append(Problem(where, key, repr(value)[:200], "cannot be used", right))
+        self.problems.append(Problem(where, key, shown(value), "cannot be used", right))
 
 
 def _metadata(key: str) -> Mapping[str, Any]:
@@ -344,7 +349,7 @@ def _read_file(file: str, found: _Found) -> None:
     except OSError as error:
         hint = "give the right path with --config or CACHED_CONFIG, and let the daemon's user read it"
         raise ConfigError(f"cannot read {file}: {error.strerror}", hint=hint, file=file, key="", value="") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:  # also numbers of thousands of digits
         hint = 'write TOML, such as:  [l1]  capacity = "64GiB"'
         raise ConfigError(f"{file} is not TOML: {error}", hint=hint, file=file, key="", value="") from error
     lines = _lines_of(text)
@@ -353,7 +358,7 @@ def _read_file(file: str, found: _Found) -> None:
         if section not in sections():
             found.unknown(where, section, tuple(sections()))
         elif not isinstance(entries, dict):
-            found.problems.append(Problem(where, section, repr(entries)[:100], "is a section", f"write [{section}]"))
+            found.problems.append(Problem(where, section, shown(entries), "is a section", f"write [{section}]"))
         else:
             for name, value in entries.items():
                 key = f"{section}.{name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import faulthandler
 import os
 import resource
@@ -24,7 +25,9 @@ from cached.clock import SystemClock
 from cached.config import Config, LoadedConfig, wants_telemetry
 from cached.errors import CachedError, ConfigError
 from cached.layout import claim_layout
+from cached.listening import Seldom
 from cached.metrics import Metrics, Reload
+from cached.open_files import not_accepted
 from cached.overview import Limits, Overview
 from cached.rpc import sockets
 from cached.rpc.descriptors import DescriptorServer
@@ -58,6 +61,7 @@ def serve(loaded: LoadedConfig, environment: Mapping[str, str], read: Callable[[
     as they are now, with SIGHUP: of these the budgets of the levels are taken. Raises ConfigError for what
     cannot be used, AlreadyRunningError within a second when another daemon holds the state folder or the socket.
     """
+    heap.share_one_arena()
     config, notifier = loaded.config, Notifier.from_environment(environment)
     logs.configure(config.daemon.log_level, config.daemon.log_format)
     faulthandler.enable()  # a watchdog ends a daemon that hangs by SIGABRT: then the log has where it hung
@@ -122,7 +126,7 @@ def _tracer(config: Config, environment: Mapping[str, str], metrics: Metrics) ->
 def _locked(config: Config) -> Iterator[None]:
     """The folders exist and can be used by this version, and both locks are held."""
     daemon, access = config.daemon, config.access
-    sockets.prepare_directory(daemon.state_dir, 0o700, "state folder", "daemon.state_dir")
+    sockets.prepare_private_directory(daemon.state_dir, "state folder", "daemon.state_dir")
     group = sockets.group_id(access.socket_group, "access.socket_group")
     folder = os.path.dirname(daemon.socket)
     sockets.prepare_directory(
@@ -172,6 +176,7 @@ class _Daemon:
         self._status = StatusReporter(notifier, self._engine, self._problems)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._telling = Seldom()
         self._phase = "starting"
         access, policy = config.access, self._engine.visibility.policy
         mode, group = int(access.socket_mode, 8), sockets.group_id(access.socket_group, "access.socket_group")
@@ -196,6 +201,7 @@ class _Daemon:
             access=policy,
             limits=DescriptorLimits(connections_per_uid=config.limits.descriptor_connections_per_uid),
         )
+        metrics.bind_limits(self._descriptors.used_ratios)
         host = config.fleet.node_name or socket.gethostname()
         views = Views(self._metrics, self._not_ready, self._overview, host=host)
         self._http = HttpServer(config.http.listen, views) if config.http.listen else None
@@ -230,7 +236,8 @@ class _Daemon:
             await self._reload_settings()
             await self._catalog.load(force=True)
             if self._network is not None:
-                await self._network.reload(self._engine)
+                with self._engine.failures.survived("certificates"):
+                    await self._network.reload(self._engine)
         finally:
             self._notifier.ready(self._status.line())
 
@@ -244,12 +251,17 @@ class _Daemon:
                 self._network.set_names(loaded.config.tcp)
             self._metrics.config.done(successful=True)
         except CachedError as error:
-            self._metrics.config.done(successful=False)
-            self._refused = f"the new settings are refused, the old ones stay: {error.message}"
+            self._refuse_settings(error)
             self._engine.failures.report(
                 "config.refused", error, f"the settings cannot be used: {error.message}", error=error.message,
                 hint=error.hint,
             )  # fmt: skip
+        except Exception as bug:  # noqa: BLE001 - told; the daemon serves as before
+            self._refuse_settings(self._engine.failures.bug("settings", bug))
+
+    def _refuse_settings(self, error: CachedError) -> None:
+        self._metrics.config.done(successful=False)
+        self._refused = f"the new settings are refused, the old ones stay: {error.message}"
 
     def _problems(self) -> tuple[str, ...]:
         return tuple(filter(None, (self._refused, self._catalog.problem)))
@@ -341,9 +353,13 @@ class _Daemon:
             await background.stop()
 
     def _on_stray(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What nobody awaited and nobody caught."""
-        message = str(context.get("message", ""))
-        self._engine.failures.bug("event loop", context.get("exception") or RuntimeError(message), said=message)
+        """What nobody awaited and nobody caught; and that HTTP's listener could not accept, each second."""
+        message, error = str(context.get("message", "")), context.get("exception")
+        if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE} and "socket" in context:
+            if self._telling.now():
+                self._engine.failures.report("http.accept_failed", not_accepted("the HTTP listener", error))
+            return
+        self._engine.failures.bug("event loop", error or RuntimeError(message), said=message)
 
     def _on_stop(self) -> None:
         if self._stop.is_set():
@@ -428,28 +444,36 @@ class CatalogWatch:
                 await self.load()
                 continue
             self._forced.clear()
-            await reload()
+            with self._engine.failures.survived("reload"):
+                await reload()
 
     async def load(self, *, force: bool = False) -> None:
-        """Reads the file if it changed. Raises nothing that the file could cause."""
+        """Reads the file if it changed. Raises nothing: whatever comes of a file, the next one is read."""
+        try:
+            await self._load(force=force)
+        except CachedError as error:
+            self._engine.failures.report(
+                "catalog.refused", error, f"the catalog cannot be used: {error.message}",
+                file=self._path, error=error.message, hint=error.hint, kept_old=self._loaded,
+            )  # fmt: skip
+            self._refuse(error)
+        except Exception as bug:  # noqa: BLE001 - told; a task that ended would never read the mended file
+            self._refuse(self._engine.failures.bug("catalog", bug, file=self._path))
+
+    def _refuse(self, error: CachedError) -> None:
+        self._problem = error.message
+        self._reload.done(successful=False)
+        self._engine.failures.degraded.began("catalog", self.problem, error)
+
+    async def _load(self, *, force: bool) -> None:
         if not self._path:
             return
         seen = _identity(self._path) + (_identity(f"{self._path}{SUFFIX}") if self._guard is not None else ())
         if seen == self._seen and not force:
             return
         self._seen = seen
-        try:
-            catalog, signed = await asyncio.to_thread(self._read)
-            self._engine.set_catalog(catalog)
-        except CachedError as error:
-            self._problem = error.message
-            self._reload.done(successful=False)
-            self._engine.failures.report(
-                "catalog.refused", error, f"the catalog cannot be used: {error.message}",
-                file=self._path, error=error.message, hint=error.hint, kept_old=self._loaded,
-            )  # fmt: skip
-            self._engine.failures.degraded.began("catalog", self.problem, error)
-            return
+        catalog, signed = await asyncio.to_thread(self._read)
+        self._engine.set_catalog(catalog)
         self._loaded, self._problem = True, ""
         self._engine.failures.degraded.ended("catalog")
         self._reload.done(successful=True)

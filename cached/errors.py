@@ -22,10 +22,11 @@ class CachedError(Exception):
     """True where the same request may succeed a moment later without anybody mending anything."""
 
     def __init__(self, message: str, *, hint: str = "", **fields: object) -> None:
+        message = encodable(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
-        self.fields: dict[str, str] = {key: str(value) for key, value in fields.items()}
+        self.hint = encodable(hint)
+        self.fields: dict[str, str] = {key: encodable(str(value)) for key, value in fields.items()}
         self.told = False
         """It was counted as a failure, and an event tells of it: many may meet the same error."""
         self._causes: tuple[str, ...] = ()
@@ -79,8 +80,13 @@ def _causes(error: CachedError) -> Iterator[str]:
             yield text if isinstance(link, CachedError) else f"{kind}: {text}" if text else kind
 
 
+def encodable(text: str) -> str:
+    """The text with halves of surrogate pairs written out: JSON and file names may hold them, UTF-8 does not."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def _line(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(encodable(text).split())
     return line if len(line) <= _CAUSE_CHARS else f"{line[:_CAUSE_CHARS]}…"
 
 

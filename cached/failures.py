@@ -56,7 +56,7 @@ KINDS: tuple[FailureKind, ...] = (
         Whose.SETTINGS,
         "see cached config show, and cached catalog validate FILE",
         ("config.refused", "catalog.refused", "tls.refused", *_LOADS),
-        ("CachedConfigRejected", "CachedCatalogRejected"),
+        ("CachedConfigRejected", "CachedCatalogRejected", "CachedPullsFailing"),
     ),
     FailureKind(
         "NOT_FOUND",
@@ -142,7 +142,7 @@ KINDS: tuple[FailureKind, ...] = (
         Whose.HOST,
         "see why movers die: journalctl -u cached | grep mover, and dmesg",
         ("mover.died", *_LOADS),
-        ("CachedMoverRestarts",),
+        ("CachedMoverRestarts", "CachedPullsFailing"),
     ),
     FailureKind(
         "CLUSTER_FAILED",
@@ -156,8 +156,14 @@ KINDS: tuple[FailureKind, ...] = (
         "UNAVAILABLE",
         Whose.DAEMON,
         "try again in a moment",
-        ("rpc.refused", "descriptors.refused"),
-        ("CachedNotReady",),
+        (
+            "rpc.refused",
+            "descriptors.refused",
+            "front.accept_failed",
+            "descriptors.accept_failed",
+            "http.accept_failed",
+        ),
+        ("CachedNotReady", "CachedDescriptorsNearLimit"),
     ),
     FailureKind(
         "PERMISSION_DENIED",
@@ -170,7 +176,7 @@ KINDS: tuple[FailureKind, ...] = (
         Whose.CALLER,
         "end some of what is open, or raise the setting that the message names: cached ps",
         ("rpc.refused", "descriptors.refused"),
-        ("CachedLeasesNearLimit",),
+        ("CachedCallersNearLimit",),
     ),
     FailureKind("LOCAL_ONLY", Whose.CALLER, "ask on the daemon's own host, over its socket"),
     FailureKind(

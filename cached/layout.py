@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from cached.errors import ConfigError
-from cached.own_files import opener
+from cached.own_files import fsync_folder, opener
 
 _log = structlog.get_logger(__name__)
 
@@ -33,14 +33,16 @@ def claim_layout(state_dir: str, version: str) -> None:
     """
     path = Path(state_dir) / FILE
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=opener) as file:
             found = file.read(_MAX_BYTES).decode("utf-8", "replace")
     except FileNotFoundError:
         found = ""
     except OSError as error:
         raise ConfigError(
-            f"cannot read {path}: {error.strerror}", hint="let the daemon's user read it", file=path, key="", value=""
-        ) from error
+            f"cannot read {path}: {error.strerror}",
+            hint="let the daemon's user own and read it; what is there in its place instead is to go",
+            file=path, key="", value="",
+        ) from error  # fmt: skip
     else:
         _check(state_dir, found, version)
     text = f"{LAYOUT}\ncached {version}\n"
@@ -73,5 +75,6 @@ def _write(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
+        fsync_folder(str(path.parent))
     except OSError as error:
         _log.warning("layout.not_written", path=str(path), cause=error.strerror)

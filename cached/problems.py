@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 from cached.errors import ConfigError
 from cached.logs import redact_text
+
+_SHOWN_CHARS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,14 @@ def report_problems(problems: Sequence[Problem], *, file: str, hint: str = "") -
         lines = [f"  - {item}" + (f" ({item.right})" if item.right else "") for item in problems]
         message = "\n".join([f"{len(problems)} problems:", *lines])
     raise ConfigError(message, hint=hint, file=file, key=first.key, value=first.value, problems=len(problems))
+
+
+def shown(value: object, render: Callable[[Any], str] = repr) -> str:
+    """The start of a value as text. Some have none: a number of thousands of digits, or what nests too deeply."""
+    try:
+        return render(value)[:_SHOWN_CHARS]
+    except (ValueError, RecursionError):
+        return f"({type(value).__name__}, too large to show)"
 
 
 def nearest(word: str, words: Sequence[str]) -> str:

@@ -66,10 +66,11 @@ class Notifier:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.settimeout(patience_s)
             try:
-                sock.sendto("\n".join(lines).encode(), self._address)
+                sock.sendto("\n".join(lines).encode(errors="backslashreplace"), self._address)
             except OSError:
                 return  # the manager is gone or its queue is full; there is nobody to tell
 
 
 def _status(text: str) -> tuple[str, ...]:
-    return (f"STATUS={' '.join(text.split())}",) if text else ()
+    # systemd drops a message with a NUL in it, and READY=1 with it.
+    return (f"STATUS={' '.join(text.split())}".replace("\0", "\\0"),) if text else ()

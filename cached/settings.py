@@ -270,7 +270,9 @@ class TcpConfig:
     key: str = _setting("", "File of its private key (PEM), which others must not be able to read.", check.path)
     client_ca: str = _setting("", "File of the authorities whose certificates clients may show (PEM).", check.path)
     clients: tuple[str, ...] = _setting(
-        (), "Names in certificates of clients that may look: list, show, stats, events. One letter case, no patterns."
+        (),
+        "Names in certificates of clients that may look: list, show, stats, events. Case counts, and there are no "
+        "patterns.",
     )
     operators: tuple[str, ...] = _setting(
         (), "Names in certificates of clients that may do everything besides: pull, evict, set tiers, remove."

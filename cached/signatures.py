@@ -15,6 +15,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from cached.errors import ConfigError
+from cached.own_files import fsync_folder, opener
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -93,11 +95,14 @@ class CatalogGuard:
             return
         fresh = f"{self._taken_file}.new"
         try:
-            with open(fresh, "w", encoding="ascii") as file:
+            with suppress(FileNotFoundError):
+                os.unlink(fresh)
+            with open(fresh, "x", encoding="ascii", opener=opener) as file:
                 file.write(f"{signed.signed_at_s}\n")
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(fresh, self._taken_file)
+            fsync_folder(os.path.dirname(self._taken_file))
         except OSError as error:
             _log.warning("catalog.not_remembered", file=self._taken_file, error=str(error))
 
@@ -118,7 +123,7 @@ class CatalogGuard:
         if not self._taken_file:
             return 0
         try:
-            with open(self._taken_file, encoding="ascii") as file:
+            with open(self._taken_file, encoding="ascii", opener=opener) as file:
                 return int(file.read(32))
         except FileNotFoundError:
             return 0

@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from cached.logs import redact_text
 from cached.tracing import Attributes, Span, Tracer, carrying, current_trace_id
 
 _log = structlog.get_logger(__name__)
@@ -62,11 +63,11 @@ class OtelTracer(Tracer):
     def start(self, name: str, attributes: Attributes = {}, *, server: bool = False) -> Span:  # noqa: B006
         """See Tracer."""
         if not server:
-            return _OtelSpan(self._tracer.start_span(name, attributes=dict(attributes)))
+            return _OtelSpan(self._tracer.start_span(name, attributes=_shown(attributes)))
         request = _request.get({})
         if request:  # https://opentelemetry.io/docs/specs/semconv/rpc/rpc-spans/
             name = f"{request['rpc.service']}/{request['rpc.method']}"
-        every = {**request, **attributes}
+        every = _shown({**request, **attributes})
         return _OtelSpan(self._tracer.start_span(name, kind=trace.SpanKind.SERVER, attributes=every))
 
     def close(self) -> None:
@@ -91,7 +92,7 @@ class _OtelSpan(Span):
             context.detach(token)
 
     def set(self, attributes: Attributes) -> None:
-        self._span.set_attributes(dict(attributes))
+        self._span.set_attributes(_shown(attributes))
 
     def event(self, name: str) -> None:
         self._span.add_event(name)
@@ -102,11 +103,16 @@ class _OtelSpan(Span):
 
     def fail(self, error: BaseException) -> None:
         self._span.set_attribute("error.type", str(getattr(error, "reason", type(error).__name__)))
-        self._span.set_status(trace.Status(trace.StatusCode.ERROR, str(error)))
+        self._span.set_status(trace.Status(trace.StatusCode.ERROR, redact_text(str(error))))
 
     def end(self) -> None:
         if self._span.is_recording():
             self._span.end()
+
+
+def _shown(attributes: Attributes) -> dict[str, str | int | float]:
+    """Without secrets: a collector is read by more people than the daemon's log."""
+    return {key: redact_text(value) if isinstance(value, str) else value for key, value in attributes.items()}
 
 
 class _Ids(RandomIdGenerator):

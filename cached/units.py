@@ -17,6 +17,9 @@ _BYTE_UNITS = {
     "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": TIB,
 }  # fmt: skip
+MAX_SIZE_BYTES = 2**63 - 1
+"""What a file may have, and the wire carries."""
+
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)\s*")
 _SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -28,7 +31,11 @@ def parse_size(text: str) -> int:
     if match is None or match[2].upper() not in _BYTE_UNITS:
         msg = f"{text!r} is not a size; write a number and a unit, such as '64GiB' or '26GB'"
         raise ValueError(msg)
-    return int(float(match[1]) * _BYTE_UNITS[match[2].upper()])
+    size_bytes = float(match[1]) * _BYTE_UNITS[match[2].upper()]
+    if size_bytes > MAX_SIZE_BYTES:
+        msg = f"{text[:40]!r} is more than a size can be (8 EiB)"
+        raise ValueError(msg)
+    return int(size_bytes)
 
 
 def format_size(size_bytes: float) -> str:

@@ -38,6 +38,8 @@ from cached.units import format_duration
 from cached_client import errors as client_errors
 from cached_client.coldstart import PHASES
 from cached_client.integrations.vllm.options import LoaderOptions
+from tests.fault.noted import RESULTS as FAULTS_NOTED
+from tests.fault.noted import note as note_faults
 from tests.fault.report import faults_text
 from tests.simulator.report import histories_text
 
@@ -203,11 +205,14 @@ def _help_text(text: str) -> str:
     """Paragraphs as they are; examples as code."""
     shown = []
     for paragraph in text.split("\n\n"):
+        keeps_lines = "\b" in paragraph
         lines = [line.strip() for line in paragraph.replace("\b\n", "").splitlines()]
         if re.match(r"Examples?:$", lines[0]):
             shown.append("```\n" + "\n".join(filter(None, lines[1:])) + "\n```")
         elif lines[0].startswith("Example: "):
             shown.append("```\n" + " ".join(lines).removeprefix("Example: ").strip() + "\n```")
+        elif keeps_lines:
+            shown.append("```\n" + "\n".join(lines) + "\n```")
         else:
             shown.append(" ".join(lines))
     return "\n\n".join(shown)
@@ -224,7 +229,7 @@ def _option_help(option: click.Option) -> str:
     default = f" Default: `{option.default}`." if option.show_default and not option.is_flag else ""
     if option.secondary_opts:
         default = f" Default: `{option.opts[0] if option.default else option.secondary_opts[0]}`."
-    return f"{option.help}{default}"
+    return f"{option.help}{default}" + (" Required." if option.required else "")
 
 
 # The checks of this host.
@@ -383,6 +388,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail where something is not fresh")
     check = parser.parse_args().check
+    if not check:
+        note_faults(FAULTS_NOTED, {})  # which tests there are now
     stale = 0
     for document in sorted({part.document for part in PARTS}):
         path = (DOCS / document).resolve()

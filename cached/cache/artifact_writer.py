@@ -20,7 +20,6 @@ from cached.levels.base import FileRef
 from cached.levels.files import level_errors, open_checked
 from cached.manifest import BlobRecord, FileEntry, Manifest, revision_of
 from cached.policy import Otherwise
-from cached.signals import in_thread
 from cached.types import CheckedBy, Level
 from cached.units import CHUNK_BYTES
 
@@ -101,13 +100,15 @@ class ArtifactWriter:
         return manifest
 
     async def _take(self, name: str, file: _File, data: AsyncIterator[bytes]) -> BlobRecord:
-        landing = _Landing(self._services.storage.level(Level.L2).ingest(file.ingest_id))
+        storage = self._services.storage
+        landing, disk = _Landing(storage.level(Level.L2).ingest(file.ingest_id)), storage.disk
+        assert disk is not None  # noqa: S101 - the line above
         try:
             pieces = aiter(data)
             while (piece := await _next(pieces)) is not None:
                 if landing.size_bytes + len(piece) > file.size_bytes:
                     raise _mismatch(name, file, "size", f"more than {file.size_bytes}")
-                await in_thread(landing.write, piece)  # its descriptor is closed behind it
+                await disk.in_thread(landing.write, piece)  # its descriptor is closed behind it
         finally:
             landing.close()
         if landing.size_bytes != file.size_bytes:

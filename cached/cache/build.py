@@ -6,7 +6,7 @@ import asyncio
 import grp
 import hashlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,7 +144,12 @@ def build_parts(
         metrics.mover_restarts.inc()
         failures.report("mover.died", error)
 
-    pool = new_movers(config, clock, on_death=on_mover_death, start=outside.start_mover)
+    def on_mover_lost(paths: Collection[str], gone: asyncio.Future[None]) -> None:
+        disk = services.storage.disk
+        if disk is not None and any(path.startswith(f"{folder}/") for path in paths for folder in config.l2.folders):
+            disk.hang_until(gone)
+
+    pool = new_movers(config, clock, on_death=on_mover_death, on_lost=on_mover_lost, start=outside.start_mover)
     lanes = new_lanes(config, clock, pool, on_hedge=lambda outcome: metrics.hedges.labels(outcome=outcome).inc())
     degraded = failures.degraded
 
@@ -184,6 +189,8 @@ def build_parts(
         journal_dir=journal_dir,
         failures=failures,
     )
+    if services.storage.disk is not None:
+        services.storage.disk.on_hang = services.l2_hangs
     leases = LeaseTable()
     evictor = Evictor(services, leases, grace_s=config.daemon.restart_grace_s)
     loader = Loader(services, evictor, max_loads=config.transfer.max_concurrent_loads)
@@ -234,6 +241,7 @@ def new_movers(
     clock: Clock,
     *,
     on_death: Callable[[MoverError], None] = lambda _error: None,
+    on_lost: Callable[[Collection[str], asyncio.Future[None]], None] = lambda _paths, _gone: None,
     start: StartMover = start_mover,
 ) -> MoverPool:
     """The movers as the settings want them; none is started yet. See MoverPool for where they may be used."""
@@ -246,6 +254,7 @@ def new_movers(
         idle_timeout_s=transfer.idle_timeout_s,
         clock=clock,
         on_death=on_death,
+        on_lost=on_lost,
         start=start,
     )
 

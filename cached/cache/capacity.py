@@ -26,6 +26,8 @@ class Limit:
 
     size_bytes: int
     because: str
+    is_gone: bool = False
+    """There is nothing to be bounded: no file system of the level answers."""
 
 
 class Allocated:
@@ -131,7 +133,7 @@ def l2_limit(configured: str, folders: Sequence[str], *, ours_bytes: int) -> Lim
         except OSError as error:
             problem = f"{folder} cannot be used: {error.strerror}"
     if not drives:
-        return Limit(0, problem)
+        return Limit(0, problem, is_gone=True)
     total_bytes, free_bytes = (sum(sizes) for sizes in zip(*drives.values(), strict=True))
     return min(
         Limit(resolve_capacity(configured, total_bytes), f"configured {configured}"),

@@ -9,6 +9,7 @@ from cached.cache.load import Chosen, Load
 from cached.cache.loader import Loader
 from cached.cache.pulls import Pulls
 from cached.cache.services import Services
+from cached.errors import CachedError
 from cached.index import PartRecord
 from cached.manifest import Manifest
 from cached.policy import Otherwise
@@ -118,13 +119,22 @@ class Contents:
     async def _resident(self, manifest: Manifest, selection: Selection | None) -> Content:
         if selection is None or selection.held:
             return Content(manifest)
-        chosen = await self._pulls.choose(manifest, selection)
+        try:
+            chosen = await self._pulls.choose(manifest, selection)
+        except CachedError:
+            if self._is_resident(manifest):
+                raise
+            chosen = None
+        if chosen is None or not self._is_resident(manifest):  # it left, or was removed, while its heads were read
+            ref = Ref(manifest.name, manifest.revision)
+            return await self.find(ref, "", may_load=True, selection=selection)
+        return Content(manifest, None if selection.rest_follows else chosen)
+
+    def _is_resident(self, manifest: Manifest) -> bool:
         registry, ref = self._services.registry, Ref(manifest.name, manifest.revision)
         model = registry.find(ref)
         known = registry.manifest_of(model, ref) if model else None
-        if known is None or not registry.whole_at(known, Level.L1):  # it left, or was removed, meanwhile
-            return await self.find(ref, "", may_load=True, selection=selection)
-        return Content(manifest, None if selection.rest_follows else chosen)
+        return known is not None and registry.whole_at(known, Level.L1)
 
     async def _part_of(self, load: Load, selection: Selection | None) -> Content:
         """The load that is under way, of which only, or first, a part is asked for."""

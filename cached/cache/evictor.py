@@ -381,9 +381,11 @@ class Evictor:
 
     def _trim(self, level: Level) -> None:
         """A level may hold less than it did: the host got short, or a budget was lowered. What is held stays."""
-        clock = self._services.clock
+        clock, disk = self._services.clock, self._services.storage.disk
         if self._excess_bytes(level) <= 0 or clock.monotonic_s() < self._grace_until_s:
             return
+        if level is Level.L2 and disk is not None and disk.hangs:
+            return  # what is taken away counts until the disk answers: more would go each time
         if level is Level.L1:
             for part in self._services.registry.index.parts():
                 self.loads.drop_part(part)

@@ -254,9 +254,7 @@ class Flight:
             if persisting is not None:
                 persisting.cancel()
                 await asyncio.gather(persisting, return_exceptions=True)
-            if self.error is not None:
-                await self._quiet()
-            self._settle()
+            self._settle(is_quiet=self.error is None or await self._quiet())
             self.signal.notify()
 
     async def _fetch(self) -> None:
@@ -270,11 +268,10 @@ class Flight:
             if persist.error is not None:
                 span.fail(persist.error)
 
-    async def _quiet(self) -> None:
-        """Until no mover writes any more to what is to be kept, resumed or used for something else."""
-        await self._services.runner.settled(self.target.path)
-        if self._persist is not None:
-            await self._services.runner.settled(self._persist.target.path)
+    async def _quiet(self) -> bool:
+        """Until no mover writes any more to what is to be kept, resumed or used for something else; False: one may."""
+        paths = [self.target.path, *([self._persist.target.path] if self._persist is not None else [])]
+        return all([await self._services.runner.settled(path) for path in paths])
 
     async def _check_early(self) -> None:
         """Where the origin vouches for the whole content, the bytes are ready before their SHA-256 is known."""
@@ -376,10 +373,10 @@ class Flight:
             cause=error.reason,
         )
 
-    def _settle(self) -> None:
+    def _settle(self, *, is_quiet: bool = True) -> None:
         """Leaves every level either with a committed blob, a resumable ingest, or nothing."""
         storage, order = self._services.storage, self.order
-        worthless = isinstance(self.error, IntegrityError | ObjectChangedError) or not order.journalled
+        worthless = isinstance(self.error, IntegrityError | ObjectChangedError) or not (order.journalled and is_quiet)
         if self.record is None:
             if order.adopt:
                 self._leave_unconfirmed()
@@ -428,7 +425,8 @@ class Flight:
         order, storage = self.order, self._services.storage
         expected = dict(enumerate(order.record.crc64)) if order.record else {}
         in_place = frozenset(expected) if order.adopt else frozenset[int]()
-        disk, on_disk = storage.disk_copy(order.digest, order.size_bytes) if order.level is Level.L1 else None, None
+        readable = order.level is Level.L1 and not (storage.disk is not None and storage.disk.hangs)
+        disk, on_disk = storage.disk_copy(order.digest, order.size_bytes) if readable else None, None
         if order.journalled:
             self._journal = IngestJournal.open(
                 self._services.journal_dir / order.ingest_id, source_key=order.digest or order.source_key,

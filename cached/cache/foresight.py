@@ -72,6 +72,11 @@ class Foresight:
             hit = manifest is not None and services.registry.whole_at(manifest, Level.L1)
             services.history.asked(base.name, hit=hit)
 
+    def forget(self, name: str) -> None:
+        """A model was removed: its habits are, too."""
+        self._predictor.forget(name)
+        self._changed = True
+
     def load(self) -> None:
         """Takes up what earlier daemons learned; what cannot be read is begun anew, and logged."""
         record: Mapping[str, Any] | None = self._services.registry.index.policy(_HABITS)

@@ -1,4 +1,4 @@
-"""What the policy remembers of this host's models, for ever: requests, waiting, and how long each hop takes."""
+"""What the policy remembers of this host's models: requests, waiting, and how long each hop takes."""
 
 from __future__ import annotations
 
@@ -74,6 +74,12 @@ class UseHistory:
     def kept(self, name: str, level: Level) -> None:
         """It was given a place at a level."""
         self._requests.kept(name, level)
+        self._changed = True
+
+    def forget(self, name: str) -> None:
+        """A model was removed."""
+        self._requests.forget(name)
+        self._hops.forget(name)
         self._changed = True
 
     def of(self, name: str) -> ModelHistory:

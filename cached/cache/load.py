@@ -31,6 +31,8 @@ class LoadFile:
     order: BlobOrder | None
     checked_by: CheckedBy | None = None
     """What it was checked against when it first came, if that is known beforehand."""
+    version: str = ""
+    """The origin's marker of it, to fetch it again by once it is at the level no more; empty without an origin."""
     chunks: frozenset[int] | None = None
     """Of a part of a model those of this file, perhaps none; else None."""
 
@@ -261,19 +263,10 @@ class Load:
 
     def entries(self) -> tuple[FileEntry, ...]:
         """The manifest's files, when every blob has its name."""
-        made = []
-        for file in self.plan.files:
-            origin = file.order.origin if file.order else None
-            made.append(
-                FileEntry(
-                    path=file.path,
-                    size_bytes=file.size_bytes,
-                    digest=self.digest_of(file),
-                    checked_by=self.check_of(file),
-                    version=origin.item.version if origin else "",
-                )
-            )
-        return tuple(made)
+        return tuple(
+            FileEntry(file.path, file.size_bytes, self.digest_of(file), self.check_of(file), file.version)
+            for file in self.plan.files
+        )
 
     def progress(self) -> PullProgress:
         """A snapshot for people."""

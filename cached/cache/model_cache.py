@@ -308,6 +308,8 @@ class ModelCache:
         freed = self._evict(name, None)
         self._parts.timed_pulls.forget(name.name)
         self._parts.cold_starts.forget(name.name)
+        self._parts.services.history.forget(name.name)
+        self._parts.foresight.forget(name.name)
         self._parts.evictor.forget(self._parts.services.registry.require(name))
         self._parts.visibility.refresh()
         await self._parts.services.registry.durable()

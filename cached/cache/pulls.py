@@ -19,12 +19,7 @@ from cached.cache.registry import Blob, Model, Presence
 from cached.cache.resolver import Resolved, Resolver, check_revision, vouched_sha256
 from cached.cache.services import Services
 from cached.cache.stagger import Stagger
-from cached.errors import (
-    CachedError,
-    NotFoundError,
-    ObjectChangedError,
-    UnavailableError,
-)
+from cached.errors import CachedError, NotFoundError, ObjectChangedError, UnavailableError
 from cached.index import PartFile, PartRecord, PendingPull
 from cached.manifest import BlobRecord, FileEntry, Manifest
 from cached.origins.base import OriginObject
@@ -37,9 +32,9 @@ from cached.transfer.lanes import name_of
 from cached.types import ByteRange, CheckedBy, Level, Selected, Selection, Tier
 
 _RESTARTS = 3
+"""Of a pull whose objects change under it, or of which a link of a chain sent what cannot be kept."""
 _MAX_ASKED = 1000
 """Pulls that clients began and need not wait for: calls are bounded, these would not be."""
-"""Of a pull whose objects change under it, or of which a link of a chain sent what cannot be kept."""
 
 
 class PullRun:
@@ -212,6 +207,10 @@ class Pulls:
         """Whether an unattended pull of a model waits or is under way."""
         return any(run.name == name and run.unattended for run in self._runs.values())
 
+    def is_under_way(self, name: str) -> bool:
+        """Whether a pull of a model was begun and has not ended, be it attended or not."""
+        return any(run.name == name and not run.finished for run in self._runs.values())
+
     @property
     def resolving(self) -> tuple[str, ...]:
         """Models whose pulls have begun and have no load yet: their origins are being asked."""
@@ -336,7 +335,7 @@ class Pulls:
             level=Level.L1, size_bytes=file.size_bytes, name=part.name, path=file.path, origin=origin,
             sha256=file.digest,
         )  # fmt: skip
-        return LoadFile(file.path, file.size_bytes, file.digest, order)
+        return LoadFile(file.path, file.size_bytes, file.digest, order, version=file.version)
 
     def check(self, ref: Ref, source: str) -> None:
         """Raises what ``pull`` would, as far as that shows without an origin; the model is known from then on."""
@@ -370,7 +369,7 @@ class Pulls:
         digest = vouched or self._services.journal_digest(order.ingest_id)
         blob = self._services.registry.blobs.get(digest)
         if blob is None or blob.record.size_bytes != item.size_bytes:
-            return LoadFile(item.path, item.size_bytes, sha256, order, checked_by)
+            return LoadFile(item.path, item.size_bytes, sha256, order, checked_by, item.version)
         checked_by = checked_by or (CheckedBy.ORIGIN_CHECKSUM if vouched else None)
         return self._known_file(model.name, item.path, blob, level, origin, checked_by)
 
@@ -402,7 +401,8 @@ class Pulls:
             persist=level is Level.L1 and not self._services.on_disk(blob),
         )  # fmt: skip
         here = self._services.on_disk(blob) if level is Level.L2 else blob.l1 is Presence.CONFIRMED
-        return LoadFile(path, record.size_bytes, record.digest, None if here else order, checked_by)
+        version = origin.item.version if origin else ""
+        return LoadFile(path, record.size_bytes, record.digest, None if here else order, checked_by, version)
 
     def _remember(self, model: Model, plan: LoadPlan, tier: Tier | None) -> None:
         """What a restarted daemon needs to go on with this pull."""
@@ -472,9 +472,8 @@ def _part_key(selection: Selection) -> str:
 def _part_file(file: LoadFile) -> PartFile:
     order = file.order
     if order is None:  # it is here whole
-        return PartFile(file.path, file.size_bytes, "", file.digest, file.digest[:32])
-    version = order.origin.item.version if order.origin else ""
-    return PartFile(file.path, file.size_bytes, version, order.digest, order.ingest_id)
+        return PartFile(file.path, file.size_bytes, file.version, file.digest, file.digest[:32])
+    return PartFile(file.path, file.size_bytes, file.version, order.digest, order.ingest_id)
 
 
 def _mixed(file: LoadFile) -> OriginSource | None:

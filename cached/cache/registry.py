@@ -84,14 +84,14 @@ class Registry:
         self._writer.start()
 
     async def durable(self) -> None:
-        """Until everything that was written before is durable. Where that fails ``on_fault`` has heard of it."""
+        """Until everything that was written before is durable. Where it fails or hangs ``on_fault`` has heard of it."""
         await self._writer.durable()
 
     async def close(self) -> None:
-        """Writes what there is, and closes the index."""
+        """Writes what there is, and closes the index, unless its disk hangs."""
         self.write_uses()
-        await self._writer.stop()
-        self._index.close()
+        if await self._writer.stop():
+            self._index.close()
 
     @property
     def index(self) -> Index:
@@ -189,7 +189,7 @@ class Registry:
         """Drops a name that a failed pull made known, and of which nothing else is known."""
         record = model.record
         known = (model.catalog, model.manifests, record.source, record.operator_tier, record.pinned)
-        if not any(known) and model.name not in self._unfinished():
+        if not any(known) and model.name not in self._unfinished() and not self._index.timed(model.name):
             self._write(lambda: self._index.delete_model(model.name))
             self.models.pop(model.name, None)
             self._rejoin(model.name)

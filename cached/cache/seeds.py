@@ -14,8 +14,9 @@ from pathlib import Path
 from cached.cache.events import EventBus
 from cached.errors import CachedError
 from cached.levels.base import FileRef
-from cached.levels.files import foreign, stat_ref
+from cached.levels.files import stat_ref
 from cached.manifest import BlobRecord, FileEntry
+from cached.own_files import foreign
 from cached.seed import RECORD, SeedRecord, read_seed
 from cached.signals import in_thread
 from cached.transfer.fill import OriginSource

@@ -75,13 +75,26 @@ class Services:
         return self.failures.degraded
 
     def l2_written(self, digest: str) -> None:
-        """L2 took a blob. It is well again once nothing that it failed to take is in L1 alone."""
+        """L2 took a blob."""
         self.unwritten.discard(digest)
         for other in list(self.unwritten):
             blob = self.registry.blobs.get(other)
             if blob is None or blob.l2 or not blob.at(Level.L1):
                 self.unwritten.discard(other)
-        if not self.unwritten:
+        self.l2_recovers()
+
+    def l2_hangs(self, error: LevelError | None) -> None:
+        """L2's disk does not answer (None: it does again)."""
+        if error is not None:
+            self.degraded.began("l2", f"L2 does not answer: {error.message}", error)
+        else:
+            self.l2_recovers()
+
+    def l2_recovers(self) -> None:
+        """L2 is well again once it is there, answers, and nothing that it failed to take is in L1 alone."""
+        limit, disk = self.storage.limits.get(Level.L2), self.storage.disk
+        is_there = limit is None or not limit.is_gone
+        if is_there and not self.unwritten and (disk is None or not disk.hangs):
             self.degraded.ended("l2")
 
     def journal_digest(self, ingest_id: str) -> str:

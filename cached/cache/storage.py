@@ -11,6 +11,7 @@ from dataclasses import replace
 import structlog
 
 from cached.cache.capacity import Allocated, Limit, Pressure, l1_budget, l1_host_limit, l2_limit
+from cached.cache.disk_work import DiskWork
 from cached.config import Config, resolve_capacity
 from cached.errors import CachedError, LevelError, NotFoundError
 from cached.ledger import Ledger, whatever_fits
@@ -48,16 +49,25 @@ class Storage:
         self._config = config
         self._levels: dict[Level, LocalLevel] = {Level.L1: l1} | ({Level.L2: l2} if l2 is not None else {})
         self._ledgers = {level: Ledger(level, 0) for level in self._levels}
-        self._limits = dict.fromkeys(self._levels, Limit(0, "not looked at yet"))
+        self.limits = dict.fromkeys(self._levels, Limit(0, "not looked at yet"))
         self._resumed: dict[Level, set[str]] = {level: set() for level in self._levels}
         self._collecting = asyncio.Lock()
-        self._freeing: set[asyncio.Task[None]] = set()
         self._allocated = Allocated(l1.instance, l1.folder)
         self._beside: dict[tuple[str, str], int] = {}
         self._leaving_bytes = 0
         self._host_bytes = 0
         self.pressure = Pressure()
         self.closed = Signal()
+        self._disk = {
+            level: DiskWork(store, self._ledgers[level], self.closed)
+            for level, store in self._levels.items()
+            if level is not Level.L1
+        }
+
+    @property
+    def disk(self) -> DiskWork | None:
+        """What is asked of L2's disk, where there is an L2."""
+        return self._disk.get(Level.L2)
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -78,7 +88,7 @@ class Storage:
 
     def limited_by(self, level: Level) -> str:
         """What bounds its capacity now, for people."""
-        return self._limits[level].because
+        return self.limits[level].because
 
     def withdrawn_bytes(self, level: Level) -> int:
         """Evicted, but not yet proven to be free."""
@@ -97,11 +107,11 @@ class Storage:
         self._host_bytes = host.size_bytes
         within = Limit(max(0, host.size_bytes - self._beside_bytes), host.because)
         budget = min(l1_budget(self._config.l1.capacity), within, key=lambda limit: limit.size_bytes)
-        self._limits[Level.L1] = self.pressure.limited(budget)
+        self.limits[Level.L1] = self.pressure.limited(budget)
         if Level.L2 in self._levels:
             ledger = self._ledgers[Level.L2]
             ours_bytes = ledger.used_bytes + ledger.reserved_bytes
-            self._limits[Level.L2] = l2_limit(self._config.l2.capacity, self._config.l2.folders, ours_bytes=ours_bytes)
+            self.limits[Level.L2] = l2_limit(self._config.l2.capacity, self._config.l2.folders, ours_bytes=ours_bytes)
         self._settle()
 
     def _set_capacities(self) -> None:
@@ -121,7 +131,7 @@ class Storage:
 
     def budget_bytes(self, level: Level) -> int:
         """What may be at a level, transient segments left out of account."""
-        return self._limits[level].size_bytes
+        return self.limits[level].size_bytes
 
     # Beside the budget of L1
 
@@ -213,6 +223,8 @@ class Storage:
         Cancelled, it leaves none.
         """
         ledger = self._ledgers[level]
+        if level in self._disk:
+            self._disk[level].check()  # before anything is taken up that would have to be dropped then
         ledger.resize(_POOL, 0)  # lent to the ingests: what they do not take comes back with _settle
         opened: list[str] = []
         new: dict[str, int] = {}
@@ -235,7 +247,7 @@ class Storage:
             if level is Level.L1:
                 _create(self.l1, new)
             else:
-                await in_thread(_create, self._levels[level], new)  # its blocks are allocated on the disk
+                await self._disk[level].create(new)  # its blocks are allocated on the disk
         except (CachedError, asyncio.CancelledError):
             for ingest_id in opened:
                 with suppress(LevelError):  # a disk that takes nothing gives nothing back either
@@ -275,11 +287,11 @@ class Storage:
 
         ``moved``: see ``ShmLevel.commit``; of L1 only.
         """
-        store, ledger, key = self._levels[level], self._ledgers[level], _blob(record.digest)
+        ledger, key = self._ledgers[level], _blob(record.digest)
         if level is Level.L1:
             ref = self.l1.commit(ingest_id, record.digest, moved)
         else:
-            ref = await self._commit_in_thread(store, ingest_id, record.digest, known=key in ledger.used)
+            ref = await self._disk[level].commit(ingest_id, record.digest, record.size_bytes, known=key in ledger.used)
         if key in ledger.used:
             ledger.release(ingest_id)
         else:
@@ -287,16 +299,6 @@ class Storage:
         self._settle()
         self.closed.notify()
         return ref
-
-    async def _commit_in_thread(self, store: LocalLevel, ingest_id: str, digest: str, *, known: bool) -> FileRef:
-        """Who is cancelled meanwhile takes back what it made."""
-        try:
-            return await in_thread(store.commit, ingest_id, digest)
-        except asyncio.CancelledError:
-            if not known:
-                with suppress(NotFoundError):
-                    store.remove(digest)
-            raise
 
     def suspend(self, level: Level, ingest_id: str, *, sparse: bool = False) -> None:
         """Keeps an open ingest for later: its bytes are used, no longer reserved. One that L2 dropped is gone.
@@ -329,7 +331,7 @@ class Storage:
             with suppress(NotFoundError):
                 self.l1.discard(ingest_id, sparse=counted_bytes < self.l1.ingest(ingest_id).size_bytes)
         else:
-            self._levels[level].discard(ingest_id)
+            self._disk[level].discard(ingest_id, counted_bytes)
         self._settle()
 
     def kept_ingests(self, level: Level) -> list[str]:
@@ -356,19 +358,13 @@ class Storage:
 
     def remove_from_disk(self, digest: str) -> None:
         """Takes a blob out of L2; one whose file is gone is only no longer accounted for."""
-        with suppress(NotFoundError):
-            self._levels[Level.L2].remove(digest, later=self._in_thread)
+        self._disk[Level.L2].remove(digest, self._ledgers[Level.L2].used.get(_blob(digest), 0))
         self._ledgers[Level.L2].remove(_blob(digest))
 
-    def _in_thread(self, work: Callable[[], None]) -> None:
-        task = asyncio.get_running_loop().create_task(asyncio.to_thread(work))
-        self._freeing.add(task)
-        task.add_done_callback(self._freeing.discard)
-
     async def freed(self) -> None:
-        """Until the disk has the bytes back of all that was removed from it."""
-        if self._freeing:
-            await asyncio.wait(self._freeing)
+        """Until the disk has the bytes back of all that was removed from it. LevelError where that does not come."""
+        if self.disk is not None:
+            await self.disk.freed()
 
     async def collect(self) -> None:
         """Frees what is withdrawn and no longer mapped, into the pool where that may grow; shrinks it if it must."""
@@ -439,7 +435,8 @@ class Storage:
 
     async def give_back_pool(self) -> None:
         """For a daemon that stops: memory that holds nothing is the host's again, and so is disk."""
-        await self.freed()
+        if self.disk is not None:
+            await self.disk.close()
         await asyncio.to_thread(self.l1.drop_pool, self.l1.pool_bytes)
         self._settle()
 

@@ -34,18 +34,19 @@ class TimedPulls:
 
         Infinity: never, so that those which were asked for before are forgotten.
         """
+        registry = self._services.registry
         if at_time_s == inf:
             self.forget(ref.name)
+            self._forget_model(ref.name)
             return
         self._check_time(at_time_s)
-        self._pulls.check(ref, source)
-        pull = TimedPull(ref.name, text, at_time_s, source=source, level=level, tier=tier)
-        registry = self._services.registry
-        if len(registry.index.timed()) >= _MOST:
+        if len(registry.index.timed()) >= _MOST:  # before the model becomes known by it
             raise UnavailableError(
                 f"{_MOST} pulls are scheduled already",
                 hint="wait, or take those of a model back: cached pull NAME --at never",
             )
+        self._pulls.check(ref, source)
+        pull = TimedPull(ref.name, text, at_time_s, source=source, level=level, tier=tier)
         registry.write(lambda: registry.index.put_timed(pull))
         self._services.events.emit(
             "pull.scheduled", f"{ref} will be pulled later", name=ref.name, at_time_s=at_time_s, level=level.value
@@ -74,6 +75,13 @@ class TimedPulls:
             self._services.events.emit(
                 "pull.unscheduled", f"{name} is not pulled later any more", name=name, count=len(pulls)
             )
+
+    def _forget_model(self, name: str) -> None:
+        """A model that only its timed pulls made known goes with them, unless a pull of it is under way."""
+        registry = self._services.registry
+        model = registry.models.get(name)
+        if model is not None and not self._pulls.is_under_way(name):
+            registry.forget_if_unknown(model)
 
     def load(self) -> None:
         """After a restart: the models of timed pulls are known again."""
@@ -111,5 +119,6 @@ class TimedPulls:
                 with suppress(CachedError):  # told as of any pull
                     await run.until_planned()
             registry.write(lambda: registry.index.delete_timed(pull))
+            self._forget_model(pull.name)
         finally:
             del self._beginning[pull.key]

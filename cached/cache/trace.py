@@ -72,7 +72,8 @@ class TraceFiles:
         with self._lock:
             for path in (self._before, self._current):
                 try:
-                    lines = path.read_bytes().splitlines()
+                    with open(path, "rb", opener=opener) as file:
+                        lines = file.read().splitlines()
                 except FileNotFoundError:
                     continue
                 except OSError as error:

@@ -43,6 +43,7 @@ class Upkeep:
         self._timetable = Timetable(services)
         self._not_before: dict[str, float] = {}
         self._seen = -1
+        self._l2_was_gone = False
         self._hot_set = HotSet(services)
         self._hot: list[Model] = []
         self._only_in_l1: list[Manifest] = []
@@ -57,6 +58,7 @@ class Upkeep:
         if self._is_time("capacities", _CAPACITIES_S):
             storage.pressure.look()
             storage.refresh_capacities()
+            self._tell_of_l2()
         await self._evictor.tidy()
         expected = self._timetable.look()
         self._look()
@@ -66,6 +68,16 @@ class Upkeep:
             self._services.registry.write_uses()
             self._services.history.write()
             self._cold_starts.write()
+
+    def _tell_of_l2(self) -> None:
+        """A disk that is gone takes nothing, so no write of it would fail and say so."""
+        services, limit = self._services, self._services.storage.limits.get(Level.L2)
+        is_gone = limit is not None and limit.is_gone
+        if limit is not None and limit.is_gone:
+            services.degraded.began("l2", f"L2 is gone: {limit.because}")
+        elif self._l2_was_gone:
+            services.l2_recovers()
+        self._l2_was_gone = is_gone
 
     def _look(self) -> None:
         """Notes what there is to do, if anything changed: a daemon that idles with many models must cost nothing."""
@@ -108,7 +120,8 @@ class Upkeep:
 
     async def _copy_to_l2(self) -> None:
         """Blobs that are only in L1, because L2 failed or was full when they came."""
-        if self._loader.loads:
+        disk = self._services.storage.disk
+        if self._loader.loads or (disk is not None and disk.hangs):
             return
         for manifest in self._only_in_l1:
             if self._due(f"l2 {manifest.name}") and self._is_known(manifest) and self._not_on_disk(manifest):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cached.config import default_socket, process_environment
+from cached.config import process_environment
 from cached.errors import InvalidRequestError
 from cached.refs import parse_ref
 from cached.units import parse_duration
@@ -35,7 +34,7 @@ pass_globals = click.make_pass_decorator(Globals)
 
 @contextmanager
 def connected(options: Globals) -> Iterator[Connection]:
-    """A connection to the daemon of ``--socket``, ``--address``, their variables, this host or this user.
+    """A connection to the daemon of ``--socket``, ``--address`` or their variables, else to that which workers find.
 
     Nothing is sent yet.
     """
@@ -47,7 +46,7 @@ def _connection(options: Globals) -> Connection:
     env = process_environment()
     address = options.address or env.get("CACHED_ADDRESS", "")
     if not address or (options.socket and not options.address):
-        return Connection(_target(options))
+        return Connection(options.socket or None)
     if options.socket:
         raise click.UsageError("--socket is a daemon on this host, --address one elsewhere: give one of them.")
     from cached_client.network import NetworkConnection, TlsFiles
@@ -55,14 +54,6 @@ def _connection(options: Globals) -> Connection:
     names = ("ca", "cert", "key")
     given = [getattr(options, f"tls_{name}") or env.get(f"CACHED_TLS_{name.upper()}", "") for name in names]
     return NetworkConnection(address, TlsFiles(*given))
-
-
-def _target(options: Globals) -> str | None:
-    env = process_environment()
-    if options.socket or env.get("CACHED_SOCKET"):
-        return options.socket or None
-    own = default_socket(env)
-    return own if os.path.exists(own) else None
 
 
 def _checked_ref(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str:

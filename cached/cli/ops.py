@@ -9,7 +9,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -71,19 +71,28 @@ def stats(options: Globals, trace: bool, output: str) -> None:
     if output == "json":
         print_json(to_data(answer))
         return
-    columns = (
-        "LEVEL",
-        "CAPACITY",
-        "USED",
-        "RESERVED",
-        "WITHDRAWN",
-        "POOL",
-        "TRANSIENT",
-        "HOT",
-        "BLOBS",
-        "UNVERIFIED",
-        "LIMITED BY",
+    _print_levels(answer)
+    click.echo()
+    print_pairs(
+        {
+            "models": str(answer.model_count),
+            "leases": str(answer.lease_count),
+            "loads under way": str(answer.active_load_count),
+            "movers": str(answer.mover_count),
+            "scrubbing": _scrubbing(answer.scrub),
+            "up for": format_duration(answer.uptime_s),
+            "version": answer.version,
+            "degraded": "; ".join(answer.degraded),
+        }
     )
+    _print_counters({name: value for name, value in answer.counters.items() if value})
+
+
+def _print_levels(answer: pb.StatsResponse) -> None:
+    columns = (
+        "LEVEL", "CAPACITY", "USED", "RESERVED", "WITHDRAWN", "POOL", "TRANSIENT", "HOT", "BLOBS", "UNVERIFIED",
+        "LIMITED BY",
+    )  # fmt: skip
     rows = [
         (
             enum_word(level, "level").upper(),
@@ -100,37 +109,18 @@ def stats(options: Globals, trace: bool, output: str) -> None:
         )
         for level in answer.levels
     ]
-    print_table(
-        columns,
-        rows,
-        right=columns[1:10],
-        spare=("RESERVED", "POOL", "BLOBS", "WITHDRAWN", "UNVERIFIED"),
-        folding=("LIMITED BY",),
-    )
+    spare = ("RESERVED", "POOL", "BLOBS", "WITHDRAWN", "UNVERIFIED")
+    print_table(columns, rows, right=columns[1:10], spare=spare, folding=("LIMITED BY",))
+
+
+def _print_counters(counters: Mapping[str, float]) -> None:
+    if not counters:
+        return
     click.echo()
-    print_pairs(
-        {
-            "models": str(answer.model_count),
-            "leases": str(answer.lease_count),
-            "loads under way": str(answer.active_load_count),
-            "movers": str(answer.mover_count),
-            "scrubbing": _scrubbing(answer.scrub),
-            "up for": format_duration(answer.uptime_s),
-            "version": answer.version,
-            "degraded": "; ".join(answer.degraded),
-        }
-    )
-    counters = {name: value for name, value in answer.counters.items() if value}
-    if counters:
-        click.echo()
-        print_table(
-            ("COUNTER", "VALUE"),
-            [
-                (name, f"{value:,.0f}" if value.is_integer() else f"{value:,.3f}")
-                for name, value in sorted(counters.items())
-            ],
-            right=("VALUE",),
-        )
+    shown = [
+        (name, f"{value:,.0f}" if value.is_integer() else f"{value:,.3f}") for name, value in sorted(counters.items())
+    ]
+    print_table(("COUNTER", "VALUE"), shown, right=("VALUE",))
 
 
 def _scrubbing(scrub: pb.Scrub) -> str:
@@ -227,7 +217,7 @@ def health(options: Globals, wait_s: float, output: str) -> int:
     """
     serving, degraded, target = _health_within(options, wait_s)
     if output == "json":
-        print_json({"serving": serving, "degraded": degraded, "socket": target})
+        print_json({"serving": serving, "degraded": degraded, "daemon": target})
     else:
         word = "serving" if serving else "not serving: starting or stopping"
         click.echo(f"{word} on {clean(target)}" + (", degraded" if degraded else ""))
@@ -349,4 +339,4 @@ def version(options: Globals, output: str) -> None:
         }
     )
     if daemon and daemon != __version__:
-        click.echo(f"the daemon still runs {daemon}: `systemctl restart cached` starts {__version__}; L1 stays")
+        click.echo(f"the daemon still runs {daemon}: restart it for {__version__} (systemctl restart cached); L1 stays")

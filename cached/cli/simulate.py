@@ -98,9 +98,9 @@ class _Sizes(click.ParamType[tuple[int, ...]]):
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("--l1", type=_Size(), default="500GB", show_default=True, help="L1's capacity.")
 @click.option("--l2", type=_Size(), default="2TB", show_default=True, help="L2's capacity.")
-@click.option("--l2-latency", type=_Duration(), default="1s", show_default=True, help="Of one from L2.")
-@click.option("--l2-bandwidth", type=_Bandwidth(), default="6GB/s", show_default=True, help="Of one from L2.")
-@click.option("--l3-latency", type=_Duration(), default="3s", show_default=True, help="Of one from L3.")
+@click.option("--l2-latency", type=_Duration(), default="1s", show_default=True, help="Of a load from L2.")
+@click.option("--l2-bandwidth", type=_Bandwidth(), default="6GB/s", show_default=True, help="Of a load from L2.")
+@click.option("--l3-latency", type=_Duration(), default="3s", show_default=True, help="Of a load from the origin.")
 @click.option(
     "--l3-bandwidth", type=_Bandwidth(), default="1.5GB/s", show_default=True, help="Of a load from the origin."
 )

@@ -23,6 +23,9 @@ FORMAT = 1
 
 _FORMAT_KEY = "format"
 _LOCK_TIMEOUT_S = 1.0
+_CACHE_PAGES = 256
+"""Of 4 KiB each."""
+
 _FAILURES = (sqlite3.Error, diskcache.Timeout, OSError)
 _ENVIRONMENT = tuple(
     f"SQLITE_{word}" for word in ("READONLY", "CANTOPEN", "FULL", "BUSY", "LOCKED", "PERM", "AUTH", "NOMEM")
@@ -185,6 +188,8 @@ def _connect(path: Path) -> diskcache.Cache:
         sqlite_synchronous=2,
         # A mapping of a file that shrinks or has bad sectors would be a SIGBUS instead of an error.
         sqlite_mmap_size=0,
+        # All of it is read once, at the start; its default of 32 MiB would fill with what nobody reads again.
+        sqlite_cache_size=_CACHE_PAGES,
     )
 
 

@@ -20,9 +20,7 @@ from cached.levels.base import FileRef, Found, Later, at_once
 from cached.levels.files import (
     checked_digest,
     checked_ingest_id,
-    foreign,
     free_bytes,
-    fsync_folder,
     is_digest,
     is_ingest_id,
     level_errors,
@@ -30,6 +28,7 @@ from cached.levels.files import (
     open_checked,
     stat_ref,
 )
+from cached.own_files import foreign, fsync_folder
 from cached.types import Level
 
 FORMAT = "1"

@@ -6,13 +6,13 @@ import ctypes
 import errno
 import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
 from cached.errors import CachedError, InvalidRequestError, LevelError, NoRoomError, NotFoundError
 from cached.levels.base import FileRef
+from cached.own_files import foreign
 from cached.types import Level
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -146,17 +146,6 @@ def _refuse_replaced(level: Level, ref: FileRef, found: os.stat_result) -> None:
         )
 
 
-def foreign(found: os.stat_result) -> str:
-    """Why this cannot be a file of ours; empty when it can. One that was unlinked meanwhile (no name) can."""
-    if not stat.S_ISREG(found.st_mode):
-        return f"it is a {_kind(found.st_mode)}"
-    if found.st_uid != os.geteuid():
-        return f"it belongs to uid {found.st_uid}"
-    if found.st_nlink > 1:
-        return f"it has {found.st_nlink} names"
-    return ""
-
-
 def stat_ref(level: Level, path: str) -> FileRef:
     """A reference to a file of ours as it is now. Raises NotFoundError, or LevelError for what is not ours."""
     with level_errors(level, path, "stat"):
@@ -171,15 +160,6 @@ def rename_new(source: str, target: str) -> None:
     if result != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), source, None, target)
-
-
-def fsync_folder(path: str) -> None:
-    """Makes the names in a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def free_bytes(level: Level, path: str) -> int:
@@ -209,15 +189,3 @@ def _renameat2() -> ctypes._NamedFuncPointer:
     function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
     function.restype = ctypes.c_int
     return function
-
-
-def _kind(mode: int) -> str:
-    for test, name in (
-        (stat.S_ISLNK, "symbolic link"),
-        (stat.S_ISDIR, "folder"),
-        (stat.S_ISFIFO, "FIFO"),
-        (stat.S_ISSOCK, "socket"),
-    ):
-        if test(mode):
-            return name
-    return "device"

@@ -27,7 +27,6 @@ from cached.levels.base import FileRef, Found, Later, at_once
 from cached.levels.files import (
     checked_digest,
     checked_ingest_id,
-    foreign,
     free_bytes,
     is_digest,
     is_ingest_id,
@@ -37,6 +36,7 @@ from cached.levels.files import (
     stat_ref,
 )
 from cached.levels.segments import Collected, Pool, Segment, Use, probe
+from cached.own_files import foreign
 from cached.types import Level
 
 _log = structlog.get_logger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -102,7 +102,7 @@ class State(Collector):
         self._version = version
         self.gauges: Callable[[], Gauges] | None = None
         self.ready: Callable[[], bool] = lambda: False
-        self.lease_limit = 0
+        self.limit_ratios: list[Callable[[], Mapping[str, float]]] = []
         self.catalog = Reload()
         self.config = Reload()
         self.last_pull_time_s: float | None = None
@@ -122,10 +122,19 @@ class State(Collector):
         yield _single("cached_time_seconds", time.time())
         yield from _reload("catalog", self.catalog)
         yield from _reload("config", self.config)
+        yield _gauge("cached_limit_used_ratio", self._used_ratios())
         if self.last_pull_time_s is not None:
             yield _single("cached_last_pull_success_timestamp_seconds", self.last_pull_time_s)
         if self.gauges is not None:
             yield from self._of_engine(self.gauges())
+
+    def _used_ratios(self) -> list[tuple[tuple[str, ...], float]]:
+        """Of a limit that several know of, such as the listeners for calls, that of the one that is nearest to it."""
+        found: dict[str, float] = {}
+        for ratios in self.limit_ratios:
+            for limit, ratio in ratios().items():
+                found[limit] = max(ratio, found.get(limit, 0.0))
+        return [((limit,), ratio) for limit, ratio in found.items()]
 
     def _of_engine(self, now: Gauges) -> Iterator[Metric]:
         for name, field in _LEVEL_METRICS.items():
@@ -135,7 +144,6 @@ class State(Collector):
         known = {reason if reason in DEGRADED_REASONS else OTHER for reason in now.degraded}
         yield _gauge("cached_degraded", [((reason,), reason in known) for reason in DEGRADED_REASONS])
         yield _single("cached_leases", now.lease_count)
-        yield _single("cached_lease_limit", self.lease_limit)
         yield _single("cached_models", now.model_count)
         yield _single("cached_hot_models", now.hot_model_count)
         yield _single("cached_hot_models_ready", now.hot_ready_count)

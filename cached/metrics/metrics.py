@@ -6,7 +6,7 @@ read from it at scrape time, through the function given to ``bind``. Call from t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import Metric
@@ -186,9 +186,9 @@ class Metrics:
         """The last reading of the settings."""
         return self._state.config
 
-    def limit_leases(self, count: int) -> None:
-        """How many can be open at the same time."""
-        self._state.lease_limit = count
+    def bind_limits(self, used_ratios: Callable[[], Mapping[str, float]]) -> None:
+        """One more who knows how far limits of what callers may have are used. Called at each scrape."""
+        self._state.limit_ratios.append(used_ratios)
 
     def counters(self) -> dict[str, float]:
         """Every counter as in /metrics: ``cached_hits_total{level="l1"}`` → value; no braces without labels."""

@@ -68,7 +68,11 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("cached_load_wait_seconds", "histogram", (), "Time from a load's beginning until it had its room."),
     MetricInfo("cached_active_loads", "gauge", (), "Pulls and promotions in flight."),
     MetricInfo("cached_leases", "gauge", (), "Leases held now."),
-    MetricInfo("cached_lease_limit", "gauge", (), "Leases and other calls that can be open at the same time."),
+    MetricInfo(
+        "cached_limit_used_ratio", "gauge", ("limit",),
+        "Share of a limit that is used: of leases, calls, streams, connections, descriptor_connections and "
+        "unread_descriptors of a user by the one who has the most of them, of all_calls and the like by everybody.",
+    ),
     MetricInfo(
         "cached_last_pull_success_timestamp_seconds", "gauge", (),
         "Unix time at which a load from an origin last succeeded. Absent before the first.",

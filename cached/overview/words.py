@@ -28,8 +28,8 @@ HOLDINGS: Mapping[Holding, str] = {
 WRONG = frozenset(
     {
         "artifact.upload_failed", "background.failed", "catalog.refused", "config.refused", "damage.found",
-        "degraded.began", "internal.error", "l1.lost", "l2.lost", "l2.skipped", "l2.write_failed", "load.failed",
-        "mover.died",
+        "degraded.began", "descriptors.accept_failed", "front.accept_failed", "http.accept_failed", "internal.error",
+        "l1.lost", "l2.lost", "l2.skipped", "l2.write_failed", "load.failed", "mover.died",
     }
 )  # fmt: skip
 """Kinds of events that tell of a failure."""

@@ -1,4 +1,4 @@
-"""How often a model is asked for: decayed counts that are kept for ever, and what they let one expect.
+"""How often a model is asked for: decayed counts that outlive evictions, and what they let one expect.
 
 A request leaves a trace that fades with several half-lives at once. Which of them tells most about the next request
 differs from host to host (bursts of restarts, office hours, steady load), so it is learned from the requests
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from math import exp, isfinite, log
-from typing import Any
+from typing import Any, TypeVar
 
 from cached.types import Level
 
@@ -19,11 +20,26 @@ HALF_LIVES_S = (900.0, 7200.0, 86_400.0)
 HORIZON_S = 21_600.0
 """How far ahead a model's requests count: about as long as what is admitted stays before it is weighed again."""
 
+MODELS = 10_000
+"""Of which anything is learned, since callers make up names: beyond them the one used least recently is forgotten."""
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 _DECAYS = tuple(log(2) / half_life_s for half_life_s in HALF_LIVES_S)
 _D0, _D1, _D2 = _DECAYS
 _WITHIN_HORIZON = tuple(1.0 - exp(-decay * HORIZON_S) for decay in _DECAYS)
 _PRIOR = (0.1, 0.45, 0.45)
 _LEARNING = 0.01  # a few hundred requests change the mix, a single burst does not
+
+
+def put_last(table: dict[_K, _V], key: _K, value: _V, most: int) -> list[_K]:
+    """Puts it at the end of a table that keeps the ``most`` that were put last; which ones went for it."""
+    table.pop(key, None)
+    table[key] = value
+    gone = list(islice(table, max(0, len(table) - most)))
+    for old in gone:
+        del table[old]
+    return gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +107,7 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class ModelHistory:
-    """What is kept of a model for ever: some numbers, whatever was evicted or restarted since.
+    """What is kept of a model as long as it is known: some numbers, whatever was evicted or restarted since.
 
     ``requests`` counts attaches, which is what L1 is for; ``misses`` those that L1 did not have, which is what L2 is
     for. ``waited_l1_s``: what its users waited for loads since it was last kept in L1; ``waited_l2_s``: the same
@@ -140,9 +156,10 @@ def _prior_mixes() -> dict[Level, Mix]:
 
 @dataclass(slots=True)
 class History:
-    """The histories of all models a host ever saw, and the mixes learned from them. Bookkeeping: no clock, no I/O."""
+    """The histories of a host's models, and the mixes learned from them. Bookkeeping: no clock, no I/O."""
 
     models: dict[str, ModelHistory] = field(default_factory=dict)
+    """At most MODELS; the one that was asked for last is the last."""
     mixes: dict[Level, Mix] = field(default_factory=_prior_mixes)
 
     def asked(self, name: str, now_s: float, *, hit: bool) -> ModelHistory:
@@ -153,17 +170,15 @@ class History:
         if not hit:
             self.mixes[Level.L2] = self.mixes[Level.L2].learned(known.misses, now_s)
             after = replace(after, misses=known.misses.asked(now_s))
-        self.models[name] = after
+        put_last(self.models, name, after, MODELS)
         return after
 
     def waited(self, name: str, source: Level, seconds: float) -> None:
         """A load from L2 or L3 took this long: a place in L1 would have spared it, one in L2 only what is from L3."""
         known, seconds = self.of(name), max(0.0, seconds)
-        self.models[name] = replace(
-            known,
-            waited_l1_s=known.waited_l1_s + seconds,
-            waited_l2_s=known.waited_l2_s + (seconds if source is Level.L3 else 0.0),
-        )
+        waited_l2_s = known.waited_l2_s + (seconds if source is Level.L3 else 0.0)
+        after = replace(known, waited_l1_s=known.waited_l1_s + seconds, waited_l2_s=waited_l2_s)
+        put_last(self.models, name, after, MODELS)
 
     def kept(self, name: str, level: Level) -> None:
         """It was admitted to L1 or L2, so nobody waits for that any more."""
@@ -176,6 +191,10 @@ class History:
     def of(self, name: str) -> ModelHistory:
         """A model's history; an empty one for a model that was never asked for."""
         return self.models.get(name, ModelHistory())
+
+    def forget(self, name: str) -> None:
+        """It was removed. What it taught of the mixes stays."""
+        self.models.pop(name, None)
 
     def to_records(self) -> dict[str, Any]:
         """Plain data: ``{"mixes": {level: weights}, "models": {name: numbers}}``."""
@@ -192,4 +211,5 @@ class History:
             short, middle, long = map(float, weights)
             mixes[Level(level)] = Mix((short, middle, long))
         models = {name: ModelHistory.from_record(record) for name, record in records["models"].items()}
-        return History(models, mixes)
+        latest = sorted(models, key=lambda name: models[name].requests.time_s)[-MODELS:]
+        return History({name: models[name] for name in latest}, mixes)

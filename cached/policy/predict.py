@@ -12,6 +12,8 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from cached.policy.demand import MODELS, put_last
+
 SLOT_S = 1800.0
 """A habit is a time of day, this exact."""
 DAYS_KEPT = 28
@@ -47,6 +49,7 @@ class Predictor:
     """Whether those came true that the last call of ``due`` judged."""
     _first: dict[str, int] = field(default_factory=dict)
     _uses: dict[str, dict[int, set[int]]] = field(default_factory=dict)
+    """At most MODELS; the one that was used last is the last."""
     _open: dict[tuple[str, float], bool] = field(default_factory=dict)
 
     @property
@@ -65,12 +68,22 @@ class Predictor:
         """An attach."""
         day, slot, _ = self._place(now_s)
         self._first.setdefault(name, day)
-        days = self._uses.setdefault(name, {}).setdefault(slot, set())
+        slots = self._uses.get(name, {})
+        days = slots.setdefault(slot, set())
         days.add(day)
         days.difference_update({old for old in days if old <= day - DAYS_KEPT})
+        for old in put_last(self._uses, name, slots, MODELS):
+            self.forget(old)
         for (other, start_s), came in self._open.items():
             if other == name and not came and start_s <= now_s < start_s + SLOT_S:
                 self._open[other, start_s] = True
+
+    def forget(self, name: str) -> None:
+        """It was removed: nothing is expected of it any more, and nothing that was is judged."""
+        self._uses.pop(name, None)
+        self._first.pop(name, None)
+        for key in [key for key in self._open if key[0] == name]:
+            del self._open[key]
 
     def due(self, now_s: float, lead_s: Mapping[str, float] | None = None) -> tuple[Prediction, ...]:
         """Models expected from now on, or after a load that takes ``lead_s`` and has to begin now; likeliest first.
@@ -126,7 +139,7 @@ class Predictor:
     @staticmethod
     def from_records(records: Mapping[str, Any], zone: str = "UTC") -> Predictor:
         """The inverse of ``to_records``. Raises KeyError, TypeError or ValueError for anything else."""
-        models = records["models"]
+        models = dict(list(records["models"].items())[-MODELS:])
         return Predictor(
             zone,
             float(records["right"]),

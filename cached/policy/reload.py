@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import exp, log
 from typing import Any
 
+from cached.policy.demand import MODELS, put_last
 from cached.types import Level
 
 
@@ -45,6 +46,7 @@ class HopTimes:
     priors: Mapping[Level, Hop] = field(default_factory=lambda: DEFAULT_HOPS)
     _hops: dict[Level, float] = field(default_factory=dict)
     _models: dict[tuple[Level, str], tuple[float, float]] = field(default_factory=dict)
+    """MODELS for each hop at most; the one that was measured last is the last."""
 
     def observe(self, source: Level, name: str, size_bytes: int, seconds: float) -> None:
         """A load of ``size_bytes`` of a model from L2 or L3 took this long. Loads of nothing teach nothing."""
@@ -55,7 +57,13 @@ class HopTimes:
         hop = self._hops.get(source)
         self._hops[source] = measured if hop is None else hop + _HOP_LEARNING * (measured - hop)
         known, count = self._models.get((source, name), (measured, 0.0))
-        self._models[source, name] = (known + _MODEL_LEARNING * (measured - known), count + 1.0)
+        learned = (known + _MODEL_LEARNING * (measured - known), count + 1.0)
+        put_last(self._models, (source, name), learned, MODELS * len(self.priors))
+
+    def forget(self, name: str) -> None:
+        """It was removed. What it taught of the hops stays."""
+        for source in self.priors:
+            self._models.pop((source, name), None)
 
     def hop(self, source: Level, name: str) -> Hop:
         """The hop as this model meets it: its own measurements, the more of them the more they count."""
@@ -79,5 +87,8 @@ class HopTimes:
         return HopTimes(
             priors,
             {Level(level): float(factor) for level, factor in records["hops"].items()},
-            {(Level(level), name): (float(own), float(count)) for level, name, own, count in records["models"]},
+            {
+                (Level(level), name): (float(own), float(count))
+                for level, name, own, count in records["models"][-MODELS * len(priors) :]
+            },
         )

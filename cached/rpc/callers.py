@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cached.access import Caller
 from cached.errors import LimitExceededError, PermissionDeniedError
+from cached.open_files import HINT, SETTING
 from cached.types import Peer
 
 _PREFIX = "unix-abstract:"
@@ -51,7 +52,10 @@ class Callers:
     """The connections that are open now, by the name that gRPC has for their inner end. Loop only."""
 
     def __init__(self, *, per_uid: int, in_all: int) -> None:
-        self._per_uid = per_uid
+        """Where the limit of open files is for few connections, one user still leaves an eighth of them to others."""
+        self._setting = "" if per_uid <= in_all - in_all // 8 else SETTING
+        self._per_uid = min(per_uid, in_all - in_all // 8)
+        self._told = min(_TOLD, (in_all - self._per_uid) // 2)
         self._in_all = in_all
         self._connections: dict[str, _Connection] = {}
         self._counts: Counter[str] = Counter()
@@ -59,7 +63,7 @@ class Callers:
     def come(self, caller: Caller) -> str:
         """Takes a connection in, and says what its inner end is to be called. Raises LimitExceededError."""
         others = self._counts[caller.name]
-        if others >= self._per_uid + _TOLD or len(self._connections) >= self._in_all:
+        if others >= self._per_uid + self._told or len(self._connections) >= self._in_all:
             raise self._too_many(caller)
         name = f"cached-{secrets.token_hex(16)}"
         self._connections[name] = _Connection(caller, is_extra=others >= self._per_uid)
@@ -87,19 +91,23 @@ class Callers:
             found.is_extra = False
         return found.caller
 
+    def used_ratios(self) -> dict[str, float]:
+        """How far each limit is used; that of each user by the one who has the most."""
+        most = max(self._counts.values(), default=0)
+        return {"connections": most / self._per_uid, "all_connections": len(self._connections) / self._in_all}
+
     def _too_many(self, caller: Caller) -> LimitExceededError:
         if self._counts[caller.name] >= self._per_uid:
-            return exceeded("connections", caller, self._per_uid)
+            return exceeded("connections", caller, self._per_uid, self._setting)
         return LimitExceededError(
             f"the daemon has {len(self._connections)} connections, all that its limit of open files is for",
-            hint="raise the daemon's limit of open files (LimitNOFILE=), or use fewer processes",
-            limit="connections", setting="RLIMIT_NOFILE", caller=caller.name, allowed=self._in_all,
+            hint=HINT, limit="connections", setting=SETTING, caller=caller.name, allowed=self._in_all,
         )  # fmt: skip
 
 
-def exceeded(what: str, caller: Caller, allowed: int) -> LimitExceededError:
-    """The error for one more of something than a caller may have."""
-    setting = f"limits.{what.replace(' ', '_')}_per_uid"
+def exceeded(what: str, caller: Caller, allowed: int, setting: str = "") -> LimitExceededError:
+    """The error for one more of something than a caller may have. ``setting``: what bounds it, if not its own."""
+    setting = setting or f"limits.{what.replace(' ', '_')}_per_uid"
     return LimitExceededError(
         f"{caller.name} has {allowed} {what}, and may have no more",
         hint=f"close some, or let the operator raise {setting}",

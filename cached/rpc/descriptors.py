@@ -2,30 +2,34 @@
 
 One packet asks, one answers, as JSON: ``{"token": …, "files": [indices]}`` → ``{"files": [indices]}`` with a descriptor
 for each by SCM_RIGHTS, in order, or ``{"error": {reason, message, hint, fields}}``. ``{"save": "artifact"}`` →
-``{"ticket": …}``, for who wants to save a compile artifact by RPC. A connection may ask any number of times. Who is
-asking is what the kernel says (SO_PEERCRED), never what the peer says.
+``{"ticket": …}``, for who wants to save a compile artifact by RPC. A connection may ask any number of times, each time
+once it has read the answer before. Who is asking is what the kernel says (SO_PEERCRED), never what the peer says.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import socket
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
 from cached.access import AccessPolicy, Caller
 from cached.errors import CachedError, InvalidRequestError, PermissionDeniedError, UnavailableError
 from cached.failures import kind_of
+from cached.listening import accept_each, close_after
+from cached.open_files import HINT, SETTING, file_shares, not_accepted
 from cached.rpc import sockets
 from cached.rpc.callers import caller_of, exceeded
 from cached.rpc.engine import WholeEngine
 from cached.rpc.peers import groups_of, peer_of
 from cached.rpc.seen import Views
+from cached.rpc.unread import Unread, until_read
 from cached.tracing import Tracer, current_trace_id
 from cached.types import Peer
 
@@ -34,16 +38,24 @@ FILES_LIMIT = 64
 """Well below the kernel's 253 descriptors in one message."""
 
 _REFUSAL_S = 0.2
+_TOLD = 64
+"""Connections that are refused at the same time and told why; further ones are closed."""
+_SHORT = frozenset({errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE})
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of the descriptor socket."""
+    """Bounds of the descriptor socket. One user has at most half of all connections, whatever its own limit is.
 
-    connections: int = 4096
+    ``unread``: descriptors that were sent and not read; ``room_timeout_s``: how long a request waits for room there.
+    """
+
+    connections: int = field(default_factory=lambda: file_shares().descriptors)
     connections_per_uid: int = 1024
     idle_timeout_s: float = 30.0
+    unread: int = field(default_factory=lambda: file_shares().unread)
+    room_timeout_s: float = 10.0
 
 
 class DescriptorServer:
@@ -66,6 +78,7 @@ class DescriptorServer:
         self._access = access or AccessPolicy()
         self._seen = Views(engine, self._access)
         self._limits = limits or Limits()
+        self._unread = Unread(self._limits.unread)
         self._tracer = Tracer()
         self._per_uid: Counter[int] = Counter()
         self._connections: set[asyncio.Task[None]] = set()
@@ -83,13 +96,11 @@ class DescriptorServer:
             listener.close()
             raise
         self._acceptor = asyncio.create_task(
-            sockets.accept_each(
-                listener, self._serve, self._connections, self._ended, failed_event="descriptors.accept_failed"
-            ),
+            accept_each(listener, self._serve, self._connections, self._ended, self._not_accepted),
             name="descriptor-socket",
         )
         self._acceptor.add_done_callback(self._ended)
-        sockets.close_after(self._acceptor, listener)
+        close_after(self._acceptor, listener)
 
     async def stop(self) -> None:
         """Ends all connections and removes the socket; idempotent."""
@@ -103,6 +114,21 @@ class DescriptorServer:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
 
+    def used_ratios(self) -> dict[str, float]:
+        """How far each limit is used; that of each user by the one who has the most."""
+        most = max(self._per_uid.values(), default=0)
+        return self._unread.used_ratios() | {
+            "descriptor_connections": most / self._most_per_uid,
+            "all_descriptor_connections": self._per_uid.total() / self._limits.connections,
+        }
+
+    @property
+    def _most_per_uid(self) -> int:
+        return min(self._limits.connections_per_uid, max(1, self._limits.connections // 2))
+
+    def _not_accepted(self, error: OSError) -> None:
+        self._engine.failures.report("descriptors.accept_failed", not_accepted("the descriptor socket", error))
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Nobody awaits these tasks: what they end by would be told when they are collected, or never."""
         if not task.cancelled() and (failure := task.exception()) is not None:
@@ -110,39 +136,60 @@ class DescriptorServer:
 
     async def _serve(self, connection: socket.socket) -> None:
         peer = peer_of(connection)
-        self._per_uid[peer.uid] += 1
+        with self._tracer.request({}, {}):
+            try:
+                caller = self._admit(connection, peer)
+            except CachedError as error:
+                await self._turn_away(connection, peer, error)
+                return
+            self._per_uid[peer.uid] += 1
+            try:
+                await self._converse(connection, peer, caller)
+                await self._part(connection, peer)
+            finally:
+                self._unread.forget(connection)
+                self._per_uid[peer.uid] -= 1
+                if not self._per_uid[peer.uid]:
+                    del self._per_uid[peer.uid]
+
+    async def _part(self, connection: socket.socket, peer: Peer) -> None:
+        """From one who left descriptors unread only when it reads them or is gone.
+
+        The kernel counts them until then, and so they and the connection count here.
+        """
+        if not (count := self._unread.count(connection)):
+            return
+        msg = f"{count} descriptors were not read; the connection is ended, and counts until they are"
+        error = InvalidRequestError(msg, hint="read each answer of the descriptor socket, or close the connection")
+        self._engine.failures.refused("descriptors.refused", error, pid=peer.pid, uid=peer.uid)
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        await until_read(connection)
+
+    async def _converse(self, connection: socket.socket, peer: Peer, caller: Caller) -> None:
         try:
-            with self._tracer.request({}, {}):
-                await self._converse(connection, peer)
+            try:
+                while await self._exchange(connection, peer, caller):
+                    pass
+            except CachedError as error:
+                await self._send(connection, self._refusal(error, peer), [])
         except OSError as error:  # gone, or silent for too long
             _log.debug("descriptors.ended", error=str(error), pid=peer.pid, uid=peer.uid)
-        finally:
-            self._per_uid[peer.uid] -= 1
-            if not self._per_uid[peer.uid]:
-                del self._per_uid[peer.uid]
-
-    async def _converse(self, connection: socket.socket, peer: Peer) -> None:
-        try:
-            caller = await self._admitted(connection, peer)
-            while await self._exchange(connection, peer, caller):
-                pass
-        except CachedError as error:
-            await self._send(connection, self._refusal(error, peer), [])
-        except OSError:
-            raise
         except Exception as bug:  # noqa: BLE001 the boundary: told, to the peer, too
             shown = self._engine.failures.bug("descriptors", bug, pid=peer.pid, uid=peer.uid)
-            await self._send(connection, _error_packet(shown), [])
+            with contextlib.suppress(OSError):
+                await self._send(connection, _error_packet(shown), [])
 
-    async def _admitted(self, connection: socket.socket, peer: Peer) -> Caller:
-        """Of who is refused the request is taken: the kernel would tell of one left unread, and not of the answer."""
-        try:
-            return self._admit(connection, peer)
-        except CachedError:
+    async def _turn_away(self, connection: socket.socket, peer: Peer, error: CachedError) -> None:
+        """The request is taken: the kernel would tell of one left unread, and not of the answer."""
+        refusal = self._refusal(error, peer)
+        if len(self._connections) - self._per_uid.total() > _TOLD:
+            return
+        with contextlib.suppress(OSError):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_REFUSAL_S):
                     await asyncio.get_running_loop().sock_recv(connection, REQUEST_LIMIT_BYTES + 1)
-            raise
+            await self._send(connection, refusal, [])
 
     def _admit(self, connection: socket.socket, peer: Peer) -> Caller:
         caller = caller_of(peer, groups_of(connection))
@@ -150,11 +197,11 @@ class DescriptorServer:
             msg = f"uid {peer.uid}, gid {peer.gid} may not fetch descriptors"
             hint = "add the uid to access.uids or a group of it to access.gids"
             raise PermissionDeniedError(msg, hint=hint, uid=peer.uid, gid=peer.gid)
-        limits = self._limits
-        if self._per_uid[peer.uid] > limits.connections_per_uid:
+        limits, has = self._limits, self._per_uid[peer.uid]
+        if has >= limits.connections_per_uid:
             raise exceeded("descriptor connections", caller, limits.connections_per_uid)
-        if len(self._connections) > limits.connections:
-            msg = f"the descriptor socket has all the {limits.connections} connections that it takes"
+        if self._per_uid.total() >= limits.connections or has >= self._most_per_uid:
+            msg = f"the descriptor socket has all its connections, {has} of them of uid {peer.uid}"
             raise UnavailableError(msg, hint="try again in a moment", uid=peer.uid)
         return caller
 
@@ -164,21 +211,36 @@ class DescriptorServer:
             packet = await asyncio.get_running_loop().sock_recv(connection, REQUEST_LIMIT_BYTES + 1)
         if not packet:
             return False
+        async with asyncio.timeout(self._limits.idle_timeout_s):
+            await until_read(connection)
+        self._unread.forget(connection)
         if _asks_for_ticket(packet):
             await self._send(connection, self._ticket(peer), [])
             return True
         token, indices = _parse(packet)
         try:
-            descriptors = self._seen.by(caller).open_descriptors(token, indices, peer)
+            await self._unread.take(connection, peer, len(indices), self._limits.room_timeout_s)
+            await self._give(connection, peer, caller, token, indices)
         except CachedError as error:
+            self._unread.forget(connection)
             await self._send(connection, self._refusal(error, peer), [])
-            return True
-        try:
-            await self._send(connection, json.dumps({"files": indices}).encode(), descriptors)
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
         return True
+
+    async def _give(
+        self, connection: socket.socket, peer: Peer, caller: Caller, token: str, indices: list[int]
+    ) -> None:
+        try:
+            descriptors = self._seen.by(caller).open_descriptors(token, indices, peer)
+            try:
+                await self._send(connection, json.dumps({"files": indices}).encode(), descriptors)
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+        except OSError as error:
+            if error.errno not in _SHORT:
+                raise
+            msg = f"no descriptor can be sent: {error.strerror}"
+            raise UnavailableError(msg, hint=HINT, uid=peer.uid, setting=SETTING) from error
 
     def _ticket(self, peer: Peer) -> bytes:
         try:
@@ -213,7 +275,7 @@ def _asks_for_ticket(packet: bytes) -> bool:
 
 
 def _parse(packet: bytes) -> tuple[str, list[int]]:
-    hint = f'send {{"token": TEXT, "files": [at most {FILES_LIMIT} indices]}}'
+    hint = f'send {{"token": TEXT, "files": [at most {FILES_LIMIT} different indices]}}'
     if len(packet) > REQUEST_LIMIT_BYTES:
         msg = f"the request is larger than {REQUEST_LIMIT_BYTES} bytes"
         raise InvalidRequestError(msg, hint=hint)
@@ -229,6 +291,9 @@ def _parse(packet: bytes) -> tuple[str, list[int]]:
         raise InvalidRequestError(msg, hint=hint)
     if not all(type(index) is int and 0 <= index < 1 << 32 for index in files):
         msg = "a file is given by its index"
+        raise InvalidRequestError(msg, hint=hint)
+    if len(set(files)) < len(files):
+        msg = "a file is asked for twice"
         raise InvalidRequestError(msg, hint=hint)
     return token, files
 

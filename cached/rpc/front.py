@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import socket
 import stat
 from typing import cast
 
 import structlog
 
-from cached.errors import ConfigError, LimitExceededError
+from cached.errors import CachedError, ConfigError, UnavailableError
+from cached.listening import accept_each
+from cached.open_files import not_accepted
 from cached.rpc import sockets
 from cached.rpc.callers import Callers, caller_of
 from cached.rpc.engine import Failures
@@ -25,10 +26,8 @@ from cached.rpc.peers import groups_of, peer_of
 
 _BACKLOG = 1024
 _RETRY_S = 0.01
+_CONNECT_S = 10.0
 _FLUSH_S = 0.5
-_KEPT_FILES = 1024
-"""For everything else: segments, files of L2, descriptors on their way, origins. Of a low limit it is half."""
-_FILES_A_CONNECTION = 3
 _BUFFER_BYTES = 256 * 1024
 _log = structlog.get_logger(__name__)
 
@@ -37,12 +36,6 @@ def inner_path(path: str) -> str:
     """GRPC's own socket that belongs to a daemon's: ``/run/cached/cached.sock`` → ``/run/cached/.cached/rpc``."""
     folder, name = os.path.split(path)
     return os.path.join(folder, f".{name.removesuffix('.sock')}", "rpc")
-
-
-def most_connections() -> int:
-    """How many the limit of open files is for."""
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(64, (files - min(_KEPT_FILES, files // 2)) // _FILES_A_CONNECTION)
 
 
 class Front:
@@ -96,8 +89,7 @@ class Front:
             raise
         self._listener = listener
         self._acceptor = asyncio.create_task(
-            sockets.accept_each(listener, self._link, self._links, self._ended, failed_event="front.accept_failed"),
-            name="front",
+            accept_each(listener, self._link, self._links, self._ended, self._not_accepted), name="front"
         )
         self._acceptor.add_done_callback(self._ended)
 
@@ -117,6 +109,9 @@ class Front:
         with contextlib.suppress(OSError):
             os.rmdir(os.path.dirname(self.inner))
 
+    def _not_accepted(self, error: OSError) -> None:
+        self._failures.report("front.accept_failed", not_accepted("the socket of calls", error))
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Nobody awaits these tasks: what they end by is told here, or never."""
         if not task.cancelled() and (failure := task.exception()) is not None:
@@ -127,18 +122,14 @@ class Front:
         try:
             caller = caller_of(peer_of(connection), groups_of(connection))
             name = self._callers.come(caller)
-        except LimitExceededError as error:
+            try:
+                await self._splice(connection, name)
+            finally:
+                self._callers.gone(name)
+        except CachedError as error:
             self._failures.refused("rpc.refused", error, method="connect")
-            return
-        except OSError as error:  # gone already
-            _log.debug("front.gone", error=str(error))
-            return
-        try:
-            await self._splice(connection, name)
-        except OSError as error:
-            _log.debug("front.ended", error=str(error), caller=caller.name)
-        finally:
-            self._callers.gone(name)
+        except OSError as error:  # gone
+            _log.debug("front.ended", error=str(error))
 
     async def _splice(self, connection: socket.socket, name: str) -> None:
         loop = asyncio.get_running_loop()
@@ -218,11 +209,19 @@ class _End(asyncio.BufferedProtocol):
 
 
 async def _connect(link: socket.socket, path: str) -> None:
-    """To a listener of our own; while its queue is full a Unix socket answers EAGAIN, and cannot be waited for."""
+    """To a listener of our own; while its queue is full a Unix socket answers EAGAIN, and cannot be waited for.
+
+    Raises UnavailableError when it stays full.
+    """
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + _CONNECT_S
     while True:
         try:
             link.connect(path)
-        except BlockingIOError:
+        except BlockingIOError as error:
+            if loop.time() >= end_s:
+                msg = f"gRPC took no connection for {_CONNECT_S:g} s"
+                raise UnavailableError(msg, hint="try again in a moment") from error
             await asyncio.sleep(_RETRY_S)
         else:
             return

@@ -19,10 +19,14 @@ from cached.rpc import errors
 from cached.rpc.callers import calling
 from cached.rpc.engine import Failures
 from cached.rpc.limits import CallLimits
+from cached.rpc.requests import only_request
 from cached.tracing import Tracer, current_trace_id
 
 _SERVICE = "cached.v1.CacheService"
 _PREFIX = f"/{_SERVICE}/"
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+_HEALTH_S = 2.0
+"""For the request of a health check. The only call that nobody is counted for must not be held."""
 _SILENT_S = 0.02
 _WHILE_DRAINING = frozenset(
     {"Detach", "List", "Describe", "ListLeases", "Stats", "Watch", "ListArtifacts", "ListColdStarts", "Overview"}
@@ -114,10 +118,21 @@ class _TakenUp:
         await self._context.send_initial_metadata(())
 
 
+async def _request(_requests: Any, context: _Context) -> Any:
+    return await only_request(context)
+
+
+async def _as_it_is(requests: Any, _context: _Context) -> Any:
+    return requests
+
+
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Wraps CacheService only; health and reflection pass as they are.
+    """Wraps CacheService; counts reflection as a stream, and lets a health check through within a time.
 
     ``identify`` says whose call it is, or raises what is to be told to who may not make it.
+
+    To gRPC each call is one whose requests are streamed: it would read the request of any other first, and a call that
+    never sends one would be held without being counted.
     """
 
     def __init__(
@@ -144,36 +159,62 @@ class Interceptor(grpc.aio.ServerInterceptor):
         """The handler, guarded."""
         handler = await continuation(handler_call_details)
         path = str(handler_call_details.method)
-        if handler is None or not path.startswith(_PREFIX):
-            return handler
+        if handler is None:
+            return None
+        coders = handler.request_deserializer, handler.response_serializer
+        if path == HEALTH_CHECK:
+            return grpc.stream_unary_rpc_method_handler(self._health(handler.unary_unary), *coders)
+        if not path.startswith(_PREFIX):
+            # Of reflection. Health has nothing else that is answered: a watch that is not read would hold the status.
+            counted = self._counted(path.rpartition("/")[2], handler.stream_stream)
+            return grpc.stream_stream_rpc_method_handler(counted, *coders) if handler.stream_stream else None
         method = path.removeprefix(_PREFIX)
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
-            )
+            return grpc.stream_stream_rpc_method_handler(self._stream(method, handler.unary_stream), *coders)
         if handler.request_streaming:
-            return grpc.stream_unary_rpc_method_handler(
-                self._unary(method, handler.stream_unary), handler.request_deserializer, handler.response_serializer
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
-        )
+            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler.stream_unary, _as_it_is), *coders)
+        return grpc.stream_unary_rpc_method_handler(self._unary(method, handler.unary_unary), *coders)
 
-    def _unary(self, method: str, answer: Any) -> Any:
-        async def guarded(request: Any, context: _Context) -> Any:
+    def _health(self, answer: Any) -> Any:
+        """Not counted: it answers whatever else there is."""
+
+        async def guarded(_requests: Any, context: _Context) -> Any:
+            try:
+                return await answer(await only_request(context, _HEALTH_S), context)
+            except CachedError as error:
+                await self._refuse("Check", context, error)
+
+        return guarded
+
+    def _counted(self, method: str, answer: Any) -> Any:
+        async def guarded(requests: Any, context: _Context) -> None:
+            try:
+                caller = self._identify(method, context)
+                with self._limits.held(caller, method, streams=True):
+                    async with aclosing(answer(requests, context)) as messages:
+                        async for message in messages:
+                            await context.write(message)
+            except CachedError as error:
+                await self._refuse(method, context, error)
+
+        return guarded
+
+    def _unary(self, method: str, answer: Any, asked: Callable[[Any, _Context], Any] = _request) -> Any:
+        async def guarded(requests: Any, context: _Context) -> Any:
             async def work() -> Any:
-                return await answer(request, context)
+                return await answer(await asked(requests, context), context)
 
             return await self._traced(method, context, work, streams=False)
 
         return guarded
 
     def _stream(self, method: str, answer: Any) -> Any:
-        async def guarded(request: Any, context: _Context) -> None:
+        async def guarded(_requests: Any, context: _Context) -> None:
             async def work() -> None:
                 # Writing here, not yielding: a cancelled call then closes the method's generator at once, and with it
                 # the lease, and not when the generator happens to be collected.
                 with self._gate.stream():
+                    request = await only_request(context)
                     async with _TakenUp(context) as taken_up, aclosing(answer(request, context)) as messages:
                         async for message in messages:
                             await taken_up.settle()
@@ -203,8 +244,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             raise
         except CachedError as error:
             code = errors.status_code(error)
-            self._failures.refused("rpc.refused", error, method=method)
-            await errors.abort(context, error)
+            await self._refuse(method, context, error)
         except Exception as error:  # noqa: BLE001 the boundary: told, to the caller, too
             code = _code_of(error, context)
             if code is grpc.StatusCode.CANCELLED:
@@ -213,6 +253,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         finally:
             seconds = None if streams else time.monotonic() - started_s
             self._metrics.answered(method, code.name, seconds, trace_id=current_trace_id())
+
+    async def _refuse(self, method: str, context: _Context, error: CachedError) -> NoReturn:
+        self._failures.refused("rpc.refused", error, method=method)
+        await errors.abort(context, error)
 
 
 def _code_of(error: Exception, context: _Context) -> grpc.StatusCode:

@@ -16,6 +16,7 @@ from cached.errors import CachedError, ConfigError, LocalOnlyError, PermissionDe
 from cached.rpc import errors
 from cached.rpc.certificates import Certificates
 from cached.rpc.engine import Failures
+from cached.rpc.interceptor import HEALTH_CHECK
 
 LOOKING: Final = frozenset(
     {"List", "Describe", "ListLeases", "Stats", "Overview", "Trace", "Watch", "ListColdStarts", "ListArtifacts"}
@@ -24,9 +25,11 @@ LOOKING: Final = frozenset(
 OPERATING: Final = frozenset({"Pull", "SetTier", "Pin", "Unpin", "Evict", "Remove", "Verify"})
 """For operators. Whatever is in neither of the two is for this host alone."""
 
-HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
 _POLL_S = 5.0
-_MAX_CONCURRENT_RPCS = 512
+MOST_CALLS: Final = 512
+"""Of all clients together."""
+_MAX_CONCURRENT_RPCS = 8 * MOST_CALLS
+"""GRPC's own bound, which is only to be met by calls that are on their way to be refused, or to health."""
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.max_concurrent_streams", 64),
@@ -172,19 +175,17 @@ class _HealthGuard(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler, guarded; none for other methods of the health service."""
+        """The handler, guarded."""
         handler = await continuation(handler_call_details)
         path = str(handler_call_details.method)
-        if handler is None or not path.startswith("/grpc.health.v1."):
+        if handler is None or path != HEALTH_CHECK:
             return handler
-        if path != HEALTH_CHECK:
-            return None
 
-        async def guarded(request: Any, context: _Context) -> Any:
+        async def guarded(requests: Any, context: _Context) -> Any:
             try:
                 self._network.admit(HEALTH_CHECK, context)
             except CachedError as error:
                 await errors.abort(context, error)
-            return await handler.unary_unary(request, context)  # type: ignore[misc, arg-type]
+            return await handler.stream_unary(requests, context)  # type: ignore[misc, arg-type]
 
-        return grpc.unary_unary_rpc_method_handler(guarded, handler.request_deserializer, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(guarded, handler.request_deserializer, handler.response_serializer)

@@ -13,13 +13,14 @@ from cached.access import AccessPolicy
 from cached.config import LimitsConfig
 from cached.errors import ConfigError
 from cached.metrics import Metrics
+from cached.open_files import file_shares
 from cached.rpc import sockets
 from cached.rpc.callers import Callers, current_caller
 from cached.rpc.engine import WholeEngine
-from cached.rpc.front import Front, most_connections
+from cached.rpc.front import Front
 from cached.rpc.interceptor import Gate, Interceptor, Phase
 from cached.rpc.limits import CallLimits
-from cached.rpc.network import Network
+from cached.rpc.network import MOST_CALLS, Network
 from cached.rpc.seen import Views
 from cached.rpc.service import CacheService
 from cached.tracing import Tracer
@@ -38,8 +39,10 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
-_MAX_CONCURRENT_RPCS = 8192
+_MOST_CALLS = 8192
 """Every lease is one RPC for as long as it is held."""
+_MAX_CONCURRENT_RPCS = 8 * _MOST_CALLS
+"""GRPC's own bound, which is only to be met by calls that are on their way to be refused, or to health."""
 
 
 class RpcServer:
@@ -65,11 +68,11 @@ class RpcServer:
         """
         self.socket = socket
         limits = limits or LimitsConfig()
-        callers = Callers(per_uid=limits.connections_per_uid, in_all=most_connections())
+        callers = Callers(per_uid=limits.connections_per_uid, in_all=file_shares().calls)
         self._front = Front(socket, callers, engine.failures, mode=mode, gid=gid)
         self._gate = Gate()
         self._health = health.aio.HealthServicer()
-        tracer, calls = tracer or Tracer(), CallLimits(limits)
+        tracer, calls = tracer or Tracer(), CallLimits(limits, in_all=_MOST_CALLS)
         message_size = ("grpc.max_receive_message_length", parse_size(limits.message_size))
         self._server = grpc.aio.server(
             interceptors=[
@@ -83,9 +86,12 @@ class RpcServer:
         self._servers = [self._server]
         self._network = network
         if network is not None:
-            interceptor = Interceptor(self._gate, engine.failures, metrics, tracer, calls, network.admit)
+            afar = CallLimits(limits, in_all=MOST_CALLS)  # nobody is a caller of both
+            metrics.bind_limits(afar.used_ratios)
+            interceptor = Interceptor(self._gate, engine.failures, metrics, tracer, afar, network.admit)
             self._servers.append(network.make_server(interceptor, message_size))
-        metrics.limit_leases(_MAX_CONCURRENT_RPCS)
+        metrics.bind_limits(callers.used_ratios)
+        metrics.bind_limits(calls.used_ratios)
         views = Views(engine, access or AccessPolicy())
         service = CacheService(lambda: views.by(current_caller()), sockets.descriptor_socket_path(socket))
         for server in self._servers:

@@ -16,6 +16,7 @@ from cached.rpc import coldstart, overview
 from cached.rpc import converters as convert
 from cached.rpc.engine import Engine
 from cached.rpc.pacing import EventMerge, PullMerge, merge_attach, merge_verify, paced
+from cached.rpc.requests import in_time
 from cached.types import Client, Level
 from cached_client._proto import cached_pb2 as pb
 from cached_client._proto import cached_pb2_grpc
@@ -183,7 +184,7 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
         self, request_iterator: AsyncIterator[pb.PutArtifactRequest], context: _Context
     ) -> pb.PutArtifactResponse:
         """The offer, then the bytes; what is not wanted is not read."""
-        first = await anext(aiter(request_iterator), None)
+        first = await in_time(anext(aiter(request_iterator), None))
         if first is None or first.WhichOneof("part") != "offer":
             raise InvalidRequestError("the first message has no offer", hint="send the offer, then the archive's bytes")
         data = _data_of(request_iterator)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import grp
 import os
-import socket
 import stat
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import structlog
 
 from cached.errors import AlreadyRunningError, ConfigError
+from cached.own_files import opener
 
-_ACCEPT_AGAIN_S = 0.5
+_PRIVATE = 0o700
+_NO_ID = 2**32 - 1
+_ID_DIGITS = 10
+_OTHERS = 0o077
+_WRITE_BY_OTHERS = 0o022
 _log = structlog.get_logger(__name__)
 
 
@@ -41,12 +42,12 @@ class FileLock:
     ) -> None:
         """Takes the lock or raises AlreadyRunningError at once. ``what`` is locked, and by ``who``, in words."""
         self.path = path
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self._descriptor = os.open(path, flags, 0o600)
+            self._descriptor = opener(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             msg = f"cannot open the lock {path}: {error.strerror}"
-            raise ConfigError(msg, hint=f"the user of the {who} must be able to write there", file=path) from error
+            hint = f"the user of the {who} must be able to write there; a file that this user did not make is to go"
+            raise ConfigError(msg, hint=hint, file=path, key="", value="") from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -94,6 +95,38 @@ def _check_directory(path: str, what: str, key: str) -> None:
         raise ConfigError(msg, **about)
 
 
+def prepare_private_directory(path: str, what: str, key: str) -> None:
+    """Like ``prepare_directory``, for what is the daemon's alone: mode 0700, also where it was there before.
+
+    One of ours that others could look into is closed. Raises ConfigError where others could have written to it: what
+    lies in it may be theirs.
+    """
+    prepare_directory(path, _PRIVATE, what, key)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        mode = stat.S_IMODE(found.st_mode)
+        _check_private(path, found, what, key)
+        if mode & _OTHERS:
+            os.fchmod(fd, _PRIVATE)
+            _log.warning("folder.closed", path=path, what=what, mode_before=f"{mode:04o}", mode=f"{_PRIVATE:04o}")
+    finally:
+        os.close(fd)
+
+
+def _check_private(path: str, found: os.stat_result, what: str, key: str) -> None:
+    uid, mode = os.geteuid(), stat.S_IMODE(found.st_mode)
+    if found.st_uid != uid:
+        wrong = f"belongs to uid {found.st_uid}, and this is uid {uid}"
+        hint = f"chown -R {uid} {path}; or set {key} to a folder below it, which the daemon makes for itself"
+    elif mode & _WRITE_BY_OTHERS:
+        wrong = f"has mode {mode:04o}: others may write to it"
+        hint = f"see whether all in it belongs to uid {uid}, then: chmod 0700 {path}"
+    else:
+        return
+    raise ConfigError(f"the {what} {path} {wrong}", hint=hint, key=key, value=path)
+
+
 def remove_stale(path: str) -> None:
     """Removes a socket that an earlier daemon left. Only for the holder of the socket's lock. Raises ConfigError."""
     try:
@@ -110,11 +143,11 @@ def group_id(name: str, key: str) -> int:
     """The number of a group given by name or number; -1, which leaves things as they are, for an empty name."""
     if not name:
         return -1
-    if name.isdigit():
+    if name.isdecimal() and len(name) <= _ID_DIGITS and int(name) < _NO_ID:
         return int(name)
     try:
         return grp.getgrnam(name).gr_gid
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
         msg = f"{key} = {name!r}: there is no such group on this host"
         raise ConfigError(msg, hint="create the group, or give its number", key=key, value=name) from error
 
@@ -129,33 +162,3 @@ def open_to(path: str, mode: int, gid: int) -> None:
         msg = f"cannot give {path} group {gid} and mode {mode:04o}: {error.strerror}"
         hint = "make the daemon's user a member of access.socket_group"
         raise ConfigError(msg, hint=hint, key="access.socket_group", value=gid) from error
-
-
-async def accept_each(
-    listener: socket.socket,
-    serve: Callable[[socket.socket], Coroutine[Any, Any, None]],
-    tasks: set[asyncio.Task[None]],
-    ended: Callable[[asyncio.Task[None]], None],
-    *,
-    failed_event: str,
-) -> None:
-    """Serves each connection in a task of its own: in ``tasks`` until it is over, and then told to ``ended``."""
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            connection, _ = await loop.sock_accept(listener)
-        except OSError as error:
-            # Out of descriptors, usually: those who wait are served when some are back.
-            _log.warning(failed_event, error=str(error))
-            await asyncio.sleep(_ACCEPT_AGAIN_S)
-            continue
-        task = asyncio.create_task(serve(connection))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-        task.add_done_callback(ended)
-        close_after(task, connection)
-
-
-def close_after(task: asyncio.Task[None], owned: socket.socket) -> None:
-    """Also for a task that is cancelled before its first step, where a ``with`` inside it would never be reached."""
-    task.add_done_callback(lambda _: owned.close())

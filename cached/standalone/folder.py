@@ -16,7 +16,8 @@ from pathlib import Path
 from cached.errors import CachedError, InvalidRequestError, LevelError, NoRoomError, NotFoundError
 from cached.levels.base import FileRef
 from cached.levels.disk import DiskLevel
-from cached.levels.files import fsync_folder, level_errors, stat_ref
+from cached.levels.files import level_errors, stat_ref
+from cached.own_files import fsync_folder
 from cached.rpc.sockets import FileLock
 from cached.seed import FOLDER, RECORD, SeedRecord, read_seed
 from cached.types import Level

@@ -160,9 +160,9 @@ class Chains:
         """See Runner."""
         self._runner.prefer(path, offsets, by)
 
-    async def settled(self, path: str) -> None:
+    async def settled(self, path: str) -> bool:
         """See Runner."""
-        await self._runner.settled(path)
+        return await self._runner.settled(path)
 
     async def standing_in(self, source: OriginSource) -> OriginSource:
         """Where all of an object is to come from whose content nobody can prove: one place, so that none are mixed.

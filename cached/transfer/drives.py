@@ -43,9 +43,9 @@ class Drives:
         """See Runner."""
         self._runner.prefer(path, offsets, by)
 
-    async def settled(self, path: str) -> None:
+    async def settled(self, path: str) -> bool:
         """See Runner."""
-        await self._runner.settled(path)
+        return await self._runner.settled(path)
 
     def _read_by(self, job: Job) -> str | None:
         if not isinstance(job, Copy | Checksum) or job.source.memory:

@@ -56,8 +56,8 @@ class Runner(Protocol):
         """Lowers the priority of ranges at these offsets of a target, as far as they wait for their turn."""
         ...
 
-    async def settled(self, path: str) -> None:
-        """Returns when no job that was cancelled still writes to this file."""
+    async def settled(self, path: str) -> bool:
+        """Returns when no job that was cancelled still writes to this file. False: one may, and cannot be ended."""
         ...
 
 

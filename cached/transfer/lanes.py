@@ -94,9 +94,9 @@ class Lanes:
         for lane in self._lanes.values():
             lane.prefer(path, offsets, by)
 
-    async def settled(self, path: str) -> None:
+    async def settled(self, path: str) -> bool:
         """See MoverPool."""
-        await self._pool.settled(path)
+        return await self._pool.settled(path)
 
 
 def name_of(spec: OriginSpec) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
+from cached import heap
 from cached.errors import CachedError, MoverError
 from cached.transfer import wire
 from cached.transfer.control import Control
@@ -43,6 +44,7 @@ class _Answers:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until standard input ends; what was asked before is answered first."""
+    heap.share_one_arena()
     # What botocore builds up at its start would be looked through again and again: half of that time.
     gc.set_threshold(50_000)
     parser = argparse.ArgumentParser(prog="cached-mover")

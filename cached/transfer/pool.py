@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
@@ -11,6 +12,7 @@ import structlog
 
 from cached.clock import Clock
 from cached.errors import CachedError, MoverError, UnavailableError
+from cached.levels.base import FileRef
 from cached.transfer.jobs import (
     Clear,
     Copy,
@@ -54,7 +56,8 @@ class MoverPool:
     Each works on ``threads`` local jobs at a time, and all together on ``ranges`` jobs that wait for an origin (at
     least on ``threads`` each). All methods are to be called in one running event loop, and ``close`` must be awaited
     before it ends. Processes are started when those running have more than a few jobs each, and ended after
-    ``idle_timeout_s`` without work. ``restarts`` counts those that died, and ``on_death`` hears of each.
+    ``idle_timeout_s`` without work. ``restarts`` counts those that died, and ``on_death`` hears of each. ``on_lost``
+    hears of the files of one that was killed and cannot be ended, and what is done when it has ended after all.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class MoverPool:
         ranges: int = 0,
         job_timeout_s: float = 300.0,
         on_death: Callable[[MoverError], None] = lambda _error: None,
+        on_lost: Callable[[Collection[str], asyncio.Future[None]], None] = lambda _paths, _gone: None,
         start: StartMover = start_mover,
     ) -> None:
         self.capacity = movers * threads
@@ -80,6 +84,7 @@ class MoverPool:
         self._job_timeout_s = job_timeout_s
         self._clock = clock
         self._on_death = on_death
+        self._on_lost = on_lost
         self._start = start
         self._numbers = 0
         self._waiting = Waiting()
@@ -92,6 +97,8 @@ class MoverPool:
         self._prepare: Prepare | None = None
         self._closed = False
         self._idle_targets: dict[str, list[asyncio.Future[None]]] = {}
+        self._lost: Counter[str] = Counter()
+        """Targets of movers that were killed and cannot be ended."""
 
     @property
     def active_movers(self) -> int:
@@ -211,12 +218,16 @@ class MoverPool:
     def prefer(self, path: str, offsets: Collection[int], by: int) -> None:
         """See Runner. What waits for a mover here has its turn at once."""
 
-    async def settled(self, path: str) -> None:
-        """Returns when no mover writes to ``path``, not even for a caller that was cancelled."""
+    async def settled(self, path: str) -> bool:
+        """Returns when no mover writes to ``path``, not even for a caller that was cancelled.
+
+        False: one that was killed and cannot be ended may still do so, so nothing may count on what is there.
+        """
         while any(_target(ticket.job) == path for mover in self._movers for ticket in mover.in_flight.values()):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._idle_targets.setdefault(path, []).append(future)
             await future
+        return not self._lost[path]
 
     async def close(self, timeout_s: float) -> None:
         """Refuses what waits, lets movers finish for up to ``timeout_s``, then kills them. Idempotent; none is left."""
@@ -369,6 +380,8 @@ class MoverPool:
             mover.take_back(ticket.number)
         unexpected = not self._closed and (bool(tickets) or bool(mover.fault) or not mover.ending)
         cause = ": ".join([f"a mover died ({mover.death()})", *list(mover.last_lines)[-3:]])
+        if mover.lost is not None:
+            self._give_up(tickets, mover.lost)
         for ticket in tickets:
             self._settle(ticket)
             self._again(ticket, mover, cause)
@@ -386,12 +399,20 @@ class MoverPool:
         if not self._closed:
             self._dispatch()
 
+    def _give_up(self, tickets: list[Ticket], gone: asyncio.Future[None]) -> None:
+        """They are not done by another: what this one still does to their targets would go unnoticed."""
+        targets = Counter(path for ticket in tickets if (path := _target(ticket.job)) is not None)
+        self._lost.update(targets)
+        gone.add_done_callback(lambda _gone: self._lost.subtract(targets))
+        refs = [getattr(ticket.job, name, None) for ticket in tickets for name in ("source", "target")]
+        self._on_lost({ref.path for ref in refs if isinstance(ref, FileRef)}, gone)
+
     def _again(self, ticket: Ticket, mover: Mover, cause: str) -> None:
         if ticket.future.done():
             return
         # One that died before it could take a job says nothing about its jobs; _start_failed bounds those deaths.
         ticket.attempts += mover.ready
-        stays = isinstance(ticket.job, Hash | Hedge) or ticket.aborted
+        stays = isinstance(ticket.job, Hash | Hedge) or ticket.aborted or mover.lost is not None
         if self._closed or stays or ticket.attempts > _MAX_REQUEUES:
             kind = type(ticket.job).__name__
             ticket.future.set_exception(MoverError(f"{kind} was lost: {cause}", attempts=ticket.attempts))

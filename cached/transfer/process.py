@@ -24,6 +24,8 @@ _log = structlog.get_logger(__name__)
 _ANSWER_LIMIT_BYTES = 64 * 1024 * 1024
 """The longest answer: a listing of some hundred thousand objects."""
 _PIPE_GRACE_S = 0.5
+UNKILLABLE_S = 60.0
+"""A mover that was killed and has not ended by then waits in the kernel for a disk that hangs: nobody waits for it."""
 _LOG_LINE_BYTES = 2000
 _LOG_LINES = 1000
 _LAST_LINES = 12
@@ -57,7 +59,12 @@ class Ticket:
 
 
 class Mover(ABC):
-    """A running mover. ``ready`` once it has said so; ``ending`` once it was told to end or is being killed."""
+    """A running mover. ``ready`` once it has said so; ``ending`` once it was told to end or is being killed.
+
+    ``lost``: the kernel does not let it end. Done when it has: until then it may write to what its jobs were to fill.
+    """
+
+    lost: asyncio.Future[None] | None = None
 
     def __init__(self, now_s: float) -> None:
         self.idle_since_s = now_s
@@ -132,6 +139,8 @@ class MoverProcess(Mover):
         self._popen = popen
         self._loop = asyncio.get_running_loop()
         self._exited: asyncio.Future[None] = self._loop.create_future()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._patience: asyncio.TimerHandle | None = None
         self._pidfd = os.pidfd_open(popen.pid)
         self._loop.add_reader(self._pidfd, self._on_exit)
         self._answers = asyncio.StreamReader(limit=_ANSWER_LIMIT_BYTES)
@@ -171,6 +180,8 @@ class MoverProcess(Mover):
         self.fault = self.fault or why
         if not self._exited.done():
             self._popen.kill()
+            if self._patience is None:
+                self._patience = self._loop.call_later(UNKILLABLE_S, self._give_up)
 
     def death(self) -> str:
         """See Mover."""
@@ -198,8 +209,10 @@ class MoverProcess(Mover):
             raise
         finally:
             # Its last writes to memory or disk have ended only when the process has.
-            await self._exited
-            await log
+            await self._over
+            if self.lost is not None:
+                log.cancel()
+            await asyncio.wait([log])
             for transport in self._transports:
                 transport.close()
 
@@ -212,8 +225,19 @@ class MoverProcess(Mover):
         os.close(self._pidfd)
         self._popen.wait()
         self._exited.set_result(None)
+        if self._patience is not None:
+            self._patience.cancel()
+        if not self._over.done():
+            self._over.set_result(None)
         # What it wrote before is still in the pipes; nobody else is waited for.
         self._loop.call_later(_PIPE_GRACE_S, self._end_pipes)
+
+    def _give_up(self) -> None:
+        """It was killed, and does not end."""
+        self.lost = self._exited
+        self.fault = f"{self.fault}; it cannot be ended: it waits for a disk that hangs"
+        self._over.set_result(None)
+        self._end_pipes()
 
     def _end_pipes(self) -> None:
         for reader in (self._answers, self._errors):

@@ -15,6 +15,8 @@ import errno
 import fcntl
 import os
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -33,6 +35,7 @@ CACHED_BYTES = MIB // 2
 """What is checksummed, and copied while it is still in the processor's cache. STEP_BYTES are a multiple of it."""
 
 _BLOCK_BYTES = 4096
+_KEPT_S = 60.0
 _NO_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 _Call = Callable[[int, list[memoryview], int], int]
@@ -41,30 +44,35 @@ _Call = Callable[[int, list[memoryview], int], int]
 class Slabs:
     """Private buffers of CHUNK_BYTES each, as many as are used at the same time: a thread has one for its job.
 
-    Were it a thread's for ever, each of dozens would have touched all of its own in the end. Thread-safe.
+    Were it a thread's for ever, each of dozens would have touched all of its own in the end. What a burst needed goes
+    back to the host once nobody needed it for a minute. Thread-safe.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
         self._local = threading.local()
-        self._free: list[memoryview] = []
+        self._lock = threading.Lock()
+        self._free: deque[tuple[float, memoryview]] = deque()
+        """Since when each is free; the one that was used last comes last."""
 
     def view(self) -> memoryview:
         """This thread's buffer until ``give_back``, with whatever it held last, whosever it was."""
         view: memoryview | None = getattr(self._local, "view", None)
         if view is None:
-            try:
-                view = self._free.pop()  # the one that was used last, and is the likeliest to have all its pages
-            except IndexError:
-                view = huge_buffer(CHUNK_BYTES)
-            self._local.view = view
+            with self._lock:
+                view = self._free.pop()[1] if self._free else None
+            self._local.view = view = huge_buffer(CHUNK_BYTES) if view is None else view
         return view
 
     def give_back(self) -> None:
         """The thread's job is done."""
         view: memoryview | None = getattr(self._local, "view", None)
         if view is not None:
-            self._local.view = None
-            self._free.append(view)
+            now_s, self._local.view = self._now_s(), None
+            with self._lock:
+                self._free.append((now_s, view))
+                while self._free[0][0] < now_s - _KEPT_S:
+                    self._free.popleft()
 
 
 class LocalFile:

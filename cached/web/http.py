@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 from aiohttp import web
 
 from cached.errors import ConfigError
 from cached.metrics import Metrics
+from cached.open_files import file_shares
 from cached.overview import Limits, Overview
+from cached.web.connections import Connections
 from cached.web.page import StatusPage
 
 _KEY = "http.listen"
+_BACKLOG = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +37,34 @@ class Views:
 class HttpServer:
     """Serves from ``start`` to ``stop``."""
 
-    def __init__(self, listen: str, views: Views) -> None:
+    def __init__(self, listen: str, views: Views, *, connections: Connections | None = None) -> None:
         """``listen``: HOST:PORT; port 0 takes a free one, see ``address``."""
         self._listen = listen
         self._views = views
+        self._connections = connections or Connections(file_shares().http)
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
 
     @property
     def address(self) -> str:
         """HOST:PORT that it really listens on; empty before ``start``."""
-        if self._runner is None or not self._runner.addresses:
+        if self._listener is None or not self._listener.sockets:
             return ""
-        host, port = self._runner.addresses[0][:2]
+        host, port = self._listener.sockets[0].getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def start(self) -> None:
         """Binds. Raises ConfigError naming http.listen when the address is wrong or taken."""
         host, port = _split(self._listen)
-        runner = web.AppRunner(_application(self._views), access_log=None, handle_signals=False, shutdown_timeout=2.0)
+        application = _application(self._views)
+        application.middlewares.append(self._connections.middleware)
+        runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=2.0)
         await runner.setup()
+        make = cast("Callable[[], asyncio.Protocol]", runner.server)
         try:
-            await web.TCPSite(runner, host, port).start()
+            self._listener = await asyncio.get_running_loop().create_server(
+                lambda: self._connections.guarded(make), host, port, backlog=_BACKLOG
+            )
         except (OSError, OverflowError) as error:
             await runner.cleanup()
             cause = getattr(error, "strerror", None) or str(error)
@@ -64,6 +76,9 @@ class HttpServer:
     async def stop(self) -> None:
         """Ends it; idempotent."""
         runner, self._runner = self._runner, None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         if runner is not None:
             await runner.cleanup()
 

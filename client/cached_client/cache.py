@@ -78,8 +78,8 @@ class Cache:
         ``model.layers.0.*``), in whole chunks of 16 MiB; ``names``, ``state_dict``, ``stream`` and ``load_into`` then
         give those, and anything else raises NotFoundError. ``first`` fetches them before everything else of the model.
         ``files`` are patterns of paths of files that belong to the selection whole (``config.json``, ``tokenizer*``);
-        without them ``only`` fetches none. NotFoundError for a pattern that matches nothing, BadFormatError's kind
-        FormatError for weight files that cannot be read. InvalidRequestError for both ``only`` and ``first``.
+        without them ``only`` fetches none. NotFoundError for a pattern that matches nothing, FormatError
+        for weight files that cannot be read. InvalidRequestError for both ``only`` and ``first``.
         """
         request = pb.AttachRequest(
             ref=ref,

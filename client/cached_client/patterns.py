@@ -17,6 +17,12 @@ INDEX_PATH = "model.safetensors.index.json"
 """Names the weight file of each tensor."""
 
 WEIGHTS_SUFFIX = ".safetensors"
+"""Of the files whose tensors are handed out."""
+
+ANY_WEIGHTS_SUFFIX = (
+    WEIGHTS_SUFFIX, ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".onnx_data", ".h5", ".msgpack", ".ot", ".tflite",
+)  # fmt: skip
+"""Of weights in whatever format: all other files of a model are small."""
 
 _WILD = re.compile(r"[*?\[]")
 _NEAR = 3

@@ -5,7 +5,7 @@ ARG VLLM_IMAGE=docker.io/vllm/vllm-openai:v0.32.0
 FROM ${VLLM_IMAGE}
 WORKDIR /src
 COPY client client
-# pip brings what the image lacks of the client's few dependencies (grpcio, protobuf, numpy).
+# pip brings what the image lacks of the client's few dependencies (grpcio, protobuf, googleapis-common-protos, numpy).
 RUN python3 -m pip install --no-cache-dir ./client && rm -rf client
 WORKDIR /
 ENTRYPOINT ["vllm"]

@@ -2,22 +2,22 @@
 
 A test is a case for each set of its parameters; one that tries many things within itself says how many by the fixture
 ``fault_cases``, or names each exact point that it reached by ``fault_point``. What was measured on the way is told by
-``fault_figure``. What FILE says of tests that were not run this time stays, so that it can be filled in parts, one set
-of parameters at a time if need be. ``docs/generate.py`` makes a table of it.
+``fault_figure``. FILE has an entry for each test there is, by its whole name, with the commit and the date of its run;
+null for one that was never run. What is not run this time keeps its entry, so that FILE can be filled in parts; what is
+not there any more loses it. ``docs/generate.py`` makes a table of it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fault.noted import commit_now, note
 from tests.fault.rows import covering
 
 _CASES, _POINT, _FIGURE = "fault_cases", "fault_point", "fault_figure"
@@ -29,6 +29,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="run only what covers a row of tests/fault/rows.py, and write what became of it to FILE",
     )
+    parser.addoption(
+        "--fault-list",
+        metavar="FILE",
+        help="with --collect-only: write the names of all that covers a row of tests/fault/rows.py to FILE",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,11 +43,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--fault-report"):
+    if not (config.getoption("--fault-report") or config.getoption("--fault-list")):
         return
     chosen = [item for item in items if covering(item.nodeid)]
     config.hook.pytest_deselected(items=[item for item in items if not covering(item.nodeid)])
     items[:] = chosen
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if path := session.config.getoption("--fault-list"):
+        Path(path).write_text(json.dumps([item.nodeid for item in session.items]))
 
 
 @pytest.fixture
@@ -60,8 +70,10 @@ def fault_point(record_property: Callable[[str, object], None]) -> Callable[[str
 
 @pytest.fixture
 def fault_figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Notes in words what was measured where a row names a limit: no test judges by the clock."""
-    return lambda figure: record_property(_FIGURE, figure)
+    """Notes in words what was measured where a row names a limit, beside how much else: no test judges by time."""
+    return lambda figure: record_property(
+        _FIGURE, f"{figure} (load average {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs)"
+    )
 
 
 class _Report:
@@ -69,6 +81,7 @@ class _Report:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._commit = commit_now()  # not of the end: who works on meanwhile commits meanwhile
         self._tests: dict[str, dict[str, Any]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -91,21 +104,4 @@ class _Report:
                 entry[key] = values
 
     def pytest_sessionfinish(self) -> None:
-        known = json.loads(self._path.read_text()) if self._path.exists() else {}
-        tests = known.get("tests", {}) | self._tests
-        told = {
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "machine": {
-                "cpus": os.cpu_count(),
-                "kernel": platform.release(),
-                "python": platform.python_version(),
-            },
-        }
-        self._path.write_text(_lines(told, tests))
-
-
-def _lines(told: Mapping[str, Any], tests: Mapping[str, Any]) -> str:
-    """JSON with a line for each test."""
-    head = json.dumps(told, indent=1)[:-2]
-    rows = [f"  {json.dumps(name)}: {json.dumps(entry, ensure_ascii=False)}" for name, entry in sorted(tests.items())]
-    return f'{head},\n "tests": {{\n' + ",\n".join(rows) + "\n }\n}\n"
+        note(self._path, self._tests, self._commit)

@@ -53,6 +53,10 @@ def named(site: Site) -> set[str]:
     return {path.name for path in site.daemon.l2_dir.glob("blobs/*/*")}
 
 
+def index_problems(site: Site) -> list[str]:
+    return [problem for problem in site.daemon.stats().degraded if "the index cannot be written" in problem]
+
+
 def test_a_failed_sync_of_the_index_does_not_stop_the_service(site: Site) -> None:
     require_strace()
     site.add("m", model_files(2 * MB))
@@ -61,7 +65,9 @@ def test_a_failed_sync_of_the_index_does_not_stop_the_service(site: Site) -> Non
         site.pull("m")
         site.check_served("m")
         assert "(INJECTED)" in (site.folder / "log").read_text(), "the index is synced"
+        wait_for(lambda: index_problems(site), "the daemon to say that its index is not written")
     site.daemon.restart(kill=True)
+    assert not index_problems(site)
     site.pull("m")
     site.check_served("m")
 

@@ -63,6 +63,30 @@ def test_a_lease_that_is_not_there_cannot_be_given_back(served: Site) -> None:
         stub.Detach(pb.DetachRequest(lease_id="00000000"))
 
 
+def test_a_lease_is_given_back_once(served: Site) -> None:
+    """The second time it is not there: nobody else's count goes down."""
+    with served.rpc() as stub:
+        stream = stub.Attach(pb.AttachRequest(ref="m"))
+        mine = next(stream).opened
+        assert len(served.leases()) == 2
+        given = pb.DetachRequest(lease_id=mine.lease_id, token=mine.token)
+        stub.Detach(given)
+        wait_for(lambda: len(served.leases()) == 1, "the worker's lease alone")
+        for _ in range(3):
+            with refused("NOT_FOUND"), served.rpc() as again:
+                again.Detach(given)
+        stream.cancel()
+    with refused("IN_USE"):
+        served.evict("m")
+
+
+def test_another_ones_lease_cannot_be_given_back(served: Site) -> None:
+    (lease,) = served.leases()
+    for token in ("", "0" * 32, "x" * 1000):
+        with refused("PERMISSION_DENIED"), served.rpc() as stub:
+            stub.Detach(pb.DetachRequest(lease_id=lease.lease_id, token=token))
+
+
 def test_a_flood_of_calls_is_answered_and_the_daemon_stays_what_it_was(served: Site) -> None:
     with ThreadPoolExecutor(16) as pool, served.daemon.stub() as stub:
         answers = list(pool.map(lambda _: stub.List(pb.ListRequest()), range(1000)))

@@ -10,6 +10,7 @@ every byte right, and leave nothing behind.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
@@ -101,17 +102,19 @@ def announced(site: Site) -> dict[str, int]:
     return {path.name.split(".")[3]: path.stat().st_ino for path in site.segments("blob")}
 
 
-def check_next(site: Site, life: Future[None] | None = None, leaving: Collection[str] = ()) -> None:
+def check_next(site: Site, life: Future[None] | None = None, leaving: Collection[str] = ()) -> float:
     """The next daemon: adopts what memory has without reading for it, serves what is true, leaves nothing over.
 
     A worker of the ``life`` before that was attaching goes on by itself with this one, and then ends. Models that were
     whole in memory or on disk are there still, in the very same memory, as far as they were; of one that was just
     arriving, its files are. Of models that were being evicted as it died (``leaving``) what still had its name may be
-    evicted to the end instead.
+    evicted to the end instead. In how many seconds it was ready.
     """
     before = announced(site)
     on_disk = {path.name for path in site.daemon.l2_dir.glob("blobs/*/*")}
+    began_s = time.monotonic()
     site.start()
+    ready_s = time.monotonic() - began_s
     if life:
         life.result(LIFE_S)
     check_at_rest(site.daemon, content=True, kept_ingests=True)
@@ -129,6 +132,7 @@ def check_next(site: Site, life: Future[None] | None = None, leaving: Collection
     check_at_rest(site.daemon, content=False)
     failures = {key: value for key, value in site.daemon.stats().counters.items() if "checksum_failures" in key}
     assert not sum(failures.values()), f"a crash damages nothing: {failures}"
+    return ready_s
 
 
 def die(site: Site, lives: Executor, call: str, number: int) -> tuple[str, Future[None], set[str]]:
@@ -176,9 +180,15 @@ def numbers_of_calls(site: Site, calls: tuple[str, ...]) -> dict[str, int]:
 
 
 def try_points(
-    site: Site, points: list[tuple[str, int]], fault_point: Callable[[str], None], *, die: Death = die, who: str = ""
+    site: Site,
+    points: list[tuple[str, int]],
+    fault_point: Callable[[str], None],
+    *,
+    die: Death = die,
+    who: str = "",
+    ready_s: list[float] | None = None,
 ) -> int:
-    """Dies at each point, and checks; how many were reached. ``who`` makes the calls."""
+    """Dies at each point, and checks; how many were reached. ``who`` makes the calls. ``ready_s``: of the next ones."""
     reached = 0
     with ThreadPoolExecutor(1) as lives:
         for call, number in points:
@@ -188,7 +198,9 @@ def try_points(
             if what:
                 reached += 1
                 check_levels(site)
-                check_next(site, life, leaving)
+                took_s = check_next(site, life, leaving)
+                if ready_s is not None:
+                    ready_s.append(took_s)
                 fault_point(f"{who}{call}:{number} {what}")
     return reached
 
@@ -215,7 +227,9 @@ def test_killed_at_any_call(site: Site, call: str, fault_point: Callable[[str], 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_at_some_calls(site: Site, fault_point: Callable[[str], None]) -> None:
+def test_killed_at_some_calls(
+    site: Site, fault_point: Callable[[str], None], fault_figure: Callable[[str], None]
+) -> None:
     """The representative part: a point near the middle of some calls, others in each place."""
     begin(site)
     most = numbers_of_calls(site, CALLS)
@@ -225,7 +239,9 @@ def test_killed_at_some_calls(site: Site, fault_point: Callable[[str], None]) ->
     ]
     if ONLY:
         points = [(ONLY.partition(":")[0], int(ONLY.partition(":")[2]))]
-    assert try_points(site, points, fault_point) >= 1
+    ready_s: list[float] = []
+    assert try_points(site, points, fault_point, ready_s=ready_s) >= 1
+    fault_figure(f"after {len(ready_s)} kills the next daemon was ready in {max(ready_s):.1f} s at most")
 
 
 @pytest.mark.faults

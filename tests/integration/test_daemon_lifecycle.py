@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import stat
@@ -11,16 +12,20 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import cached_client
 from cached_client._proto import cached_pb2 as pb
 from tests.integration.harness import DaemonProcess, wait_for
+
+ARENA_BYTES = 64 << 20
 
 
 @pytest.fixture
@@ -61,6 +66,30 @@ def test_its_pages(daemon: DaemonProcess) -> None:
     assert "cached_ready 1.0" in metrics
     assert 'cached_level_capacity_bytes{level="l1"}' in metrics
     assert get(daemon.http + "/")[0] == 200
+
+
+def test_its_threads_and_those_of_movers_share_their_heap(daemon: DaemonProcess, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    daemon.write_catalog({"m": {"source": f"file://{source}"}})
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_event("catalog.loaded", lambda item: item["models"] == 1)
+    with cached_client.connect(str(daemon.socket)) as cache, cache.attach("m", timeout_s=60) as model:
+        assert model.read("config.json", timeout_s=60) == b"{}"
+        pids = [daemon.pid, *(mover.pid for mover in psutil.Process(daemon.pid).children())]
+        assert len(pids) > 1
+        assert [arenas_of_threads(pid) for pid in pids] == [0] * len(pids)
+    assert arenas_of_threads(os.getpid()) > 0, "they cannot be told from other memory"
+
+
+def arenas_of_threads(pid: int) -> int:
+    """Where its C library has reserved memory for threads of their own: 64 MiB, of which the first part is used."""
+    maps = re.findall(r"^(\w+)-(\w+) (\S+)", Path(f"/proc/{pid}/maps").read_text(), re.MULTILINE)
+    return sum(
+        (used, kept) == ("rw-p", "---p") and start == end and int(last, 16) - int(first, 16) == ARENA_BYTES
+        for (first, end, used), (start, last, kept) in pairwise(maps)
+    )
 
 
 @pytest.mark.parametrize("shared", ["state_dir", "socket"])
@@ -148,6 +177,60 @@ def test_the_catalog_is_reloaded_and_a_bad_one_keeps_the_old(daemon: DaemonProce
     before = len(daemon.log_events("catalog.refused"))
     daemon.signal(signal.SIGHUP)
     wait_for(lambda: len(daemon.log_events("catalog.refused")) > before, "SIGHUP reads the catalog again")
+
+
+UNFORESEEN = (
+    f'"priority": {"9" * 5000}', f'"size": "{"9" * 400}GB"', '"access": {"users": ["a\\u0000b"]}',
+    '"access": {"groups": ["\\ud800"]}', '"\\ud800": "\\u0000"', f'"tier": {"[" * 100_000}',
+)  # fmt: skip
+"""Entries of a catalog that are no mistake of its author's alone: no reader made of them what it should."""
+
+
+def test_whatever_a_catalog_holds_the_mended_one_is_read(daemon: DaemonProcess) -> None:
+    source = {"source": f"file://{daemon.folder}/nothing"}
+    for number, entry in enumerate(UNFORESEEN):
+        before = len(daemon.log_events("catalog.refused"))
+        write_entry(daemon, entry)
+        wait_for(lambda: len(daemon.log_events("catalog.refused")) > before, entry[:80])  # noqa: B023 - called here
+        assert any("catalog" in problem for problem in daemon.stats().degraded)
+        daemon.write_catalog({f"m{number}": source})
+        wait_for(lambda: f"m{number}" in names(daemon), f"the one after {entry[:80]}")  # noqa: B023 - called here
+    assert not daemon.log_events("internal.error")
+
+
+def test_a_daemon_starts_with_a_catalog_that_no_reader_foresaw(daemon: DaemonProcess) -> None:
+    for entry in UNFORESEEN:
+        write_entry(daemon, entry)
+        daemon.restart()
+        assert get(daemon.http + "/readyz")[0] == 503
+    daemon.write_catalog({})
+    wait_for(lambda: get(daemon.http + "/readyz")[0] == 200, "ready once the catalog is mended")
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000, '"/a\\u0000b"'], ids=["digits", "deep", "nul"])
+def test_whatever_the_settings_hold_the_mended_ones_are_read(daemon: DaemonProcess, value: str) -> None:
+    sound = daemon.config_file.read_text()
+    daemon.config_file.write_text(f"{sound}\n[artifacts]\ndestination = {value}\n")
+    daemon.signal(signal.SIGHUP)
+    refused = daemon.wait_event("config.refused")
+    assert str(daemon.config_file) in refused["error"]
+    daemon.config_file.write_text(sound)
+    daemon.write_catalog({"m": {"source": f"file://{daemon.folder}/nothing"}})
+    daemon.signal(signal.SIGHUP)
+    wait_for(lambda: "m" in names(daemon), "settings and catalog to be read")
+    assert "cached_config_last_reload_successful 1.0" in get(daemon.http + "/metrics")[1]
+
+
+def write_entry(daemon: DaemonProcess, entry: str) -> None:
+    """A catalog of one model, with what stands in its entry as text."""
+    fresh = daemon.catalog_file.with_suffix(".new")
+    fresh.write_text(f'{{"models": {{"m": {{"source": "file:///nothing", {entry}}}}}}}')
+    fresh.replace(daemon.catalog_file)
+
+
+def names(daemon: DaemonProcess) -> list[str]:
+    with daemon.stub() as stub:
+        return [model.name for model in stub.List(pb.ListRequest()).models]
 
 
 def test_a_catalog_behind_exchanged_links_is_noticed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,10 +129,47 @@ def test_shared_memory_that_others_fill_under_the_pull_is_an_error_and_no_signal
     assert gate.reached.wait(60)
     inside(site, "head -c 90000000 /dev/zero > /dev/shm/others || true")
     gate.release()
-    wait_for(lambda: site.describe("m").last_error, "the pull to fail")
+    failed = site.daemon.wait_event("load.failed")
+    assert (failed["reason"], failed.get("at", failed.get("level"))) == ("NO_ROOM", "l1"), failed
     assert site.summary("m").state != "ready"
+    assert not site.daemon.log_events("mover.died"), "SIGBUS ends a process"
+    assert not site.daemon.stats().counters.get("cached_mover_restarts_total")
     inside(site, "rm /dev/shm/others")
     site.pull("small")
     site.check_served("small")
     site.pull("m")
     site.check_served("m")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("how", ["renamed", "unmounted"])
+def test_a_disk_that_goes_away_under_the_daemon_is_reported_and_done_without(within: Site, how: str) -> None:
+    site = within
+    for seed, name in enumerate(("memory", "disk", "later"), 1):
+        site.add(name, model_files(3 * MB, seed=seed))
+    if how == "unmounted":
+        mounted(site, l2(site), "size=200m,mode=0700")
+    site.start()
+    for name in ("memory", "disk"):
+        site.pull(name)
+        wait_for(lambda name=name: site.summary(name).l2_bytes > 0, "the copy in L2")  # type: ignore[misc]
+    site.evict("disk", "l1")
+    away = l2(site).with_name("away")
+    if how == "unmounted":
+        inside(site, f"umount -l {l2(site)}")
+    else:
+        l2(site).rename(away)
+    assert site.check_served("memory").from_level == "l1"
+    assert site.check_served("disk").from_level == "l3"
+    site.pull("later")
+    site.check_served("later")
+    wait_for(lambda: any("l2" in problem.lower() for problem in site.daemon.stats().degraded), "it to say so")
+    if how == "renamed":
+        shutil.rmtree(l2(site), ignore_errors=True)
+        away.rename(l2(site))
+        wait_for(lambda: not site.daemon.stats().degraded, "L2 to be well again")
+        wait_for(lambda: site.summary("later").l2_bytes > 0, "the copy in L2")
+        for name in ("memory", "disk", "later"):
+            site.evict(name, "l1")
+            assert site.check_served(name).from_level == "l2"

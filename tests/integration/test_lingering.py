@@ -8,8 +8,11 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from cached.cache.evictor import _UNMAP_POLL_S, _UNMAP_WAIT_S
 from cached.cache.load import Chosen, Load
+from cached.errors import LevelError
 from cached.manifest import Manifest
 from cached.overview import Limits, MovePhase
 from cached.refs import Ref
@@ -88,7 +91,11 @@ async def test_an_overview_is_given_while_a_load_waits_for_its_turn(tmp_path: Pa
         assert in_l1(cache, "m")
 
 
-async def test_a_model_that_is_removed_while_a_part_of_it_is_chosen_is_brought_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_a_model_that_is_removed_while_a_part_of_it_is_chosen_is_brought_again(
+    tmp_path: Path, is_read: bool
+) -> None:
+    """Whether its heads were read just before, or not any more."""
     host = Host(tmp_path, MovedClock("2026-11-21 12:00"))
     host.add("m")
     async with host.run() as cache:
@@ -99,6 +106,8 @@ async def test_a_model_that_is_removed_while_a_part_of_it_is_chosen_is_brought_a
         async def removed_meanwhile(manifest: Manifest, selection: Selection) -> Chosen:
             chosen = await choose(manifest, selection)
             await cache.remove("m")
+            if not is_read:
+                raise LevelError("l1: a blob does not exist", level=Level.L1, path="blob", cause="gone")
             return chosen
 
         pulls.choose = removed_meanwhile  # type: ignore[method-assign]

@@ -39,7 +39,10 @@ def test_nothing_is_readable_beyond_the_owner_under_any_umask(tmp_path: Path, um
     for name, data in model_files(MB).items():
         (source / name).write_bytes(data)
     command = ("sh", "-c", f'umask {umask}; exec "$@"', "sh", *SERVE)
-    with DaemonProcess(tmp_path / "d", models={"m": {"source": f"file://{source}"}}, command=command) as daemon:
+    daemon = DaemonProcess(tmp_path / "d", models={"m": {"source": f"file://{source}"}}, command=command)
+    daemon.state_dir.mkdir()
+    daemon.state_dir.chmod(0o755)  # as an operator, or a service manager, makes it
+    with daemon:
         with cached_client.connect(str(daemon.socket)) as cache, cache.attach("m", wait=True):
             pass
         daemon.restart()  # so that what is written at the end is there, too

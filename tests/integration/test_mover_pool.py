@@ -18,6 +18,7 @@ from cached.errors import (
     MoverError,
     UnavailableError,
 )
+from cached.transfer import process
 from cached.transfer.jobs import (
     Checksum,
     Copy,
@@ -90,6 +91,34 @@ async def test_a_mover_that_hangs_is_replaced(files: Files) -> None:
         assert_moved(await running, content)
         assert hanging not in pool.pids
         assert pool.restarts == 1
+
+
+async def test_a_mover_that_was_killed_and_cannot_be_ended_gives_its_jobs_back(files: Files, monkeypatch) -> None:
+    content = content_of(MIB)
+    source, target = files.memory(MIB, content), files.memory(MIB)
+    clock, heard = MovableClock(), []
+    monkeypatch.setattr(process, "UNKILLABLE_S", 0.1)
+    async with pool_of(movers=1, threads=1, clock=clock, on_lost=lambda *told: heard.append(told)) as pool:
+        await pool.run(Checksum(source, 0, MIB))
+        stuck = pool.pids[0]
+        os.kill(stuck, signal.SIGSTOP)
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess.Popen, "kill", lambda _popen: None)  # as in the kernel, where no signal arrives
+            running = asyncio.create_task(pool.run(Copy(source, target, 0, MIB)))
+            await until(lambda: pool.in_flight == 1, "handed over")
+            clock.ahead_s = 400.0
+            with pytest.raises(MoverError, match=r"Copy was lost.*cannot be ended: it waits for a disk that hangs"):
+                await running
+        assert pool.restarts == 1
+        assert not await pool.settled(target.path), "it may still write there"
+        assert await pool.settled(source.path)
+        assert_moved(await pool.run(Checksum(source, 0, MIB)), content)
+        [(paths, gone)] = heard
+        assert paths == {source.path, target.path}
+        os.kill(stuck, signal.SIGKILL)
+        await until(gone.done, "it to end after all")
+        await asyncio.sleep(0)
+        assert await pool.settled(target.path)
 
 
 async def test_movers_are_started_on_demand_and_ended_when_idle(files: Files) -> None:

@@ -175,8 +175,9 @@ async def test_composite_checksums_vouch_part_by_part(tmp_path: Path, algorithm:
         def prefer(self, path: str, offsets: Collection[int], by: int) -> None:
             """Nothing ever waits."""
 
-        async def settled(self, path: str) -> None:
+        async def settled(self, path: str) -> bool:
             """Nothing is ever under way."""
+            return True
 
     for expected, vouched in ((value, True), ("0" * 64, False)):
         source = OriginSource(

@@ -47,6 +47,24 @@ def test_passing_failures_of_the_origin_are_borne(site: Site) -> None:
     assert sum(retries) > len(PASSING)
 
 
+@pytest.mark.parametrize("kind", ["truncate", "short_length", "wrong_range", "whole"])
+def test_an_answer_that_stays_wrong_is_asked_for_three_times_and_no_more(site: Site, kind: Any) -> None:
+    site.add("m", model_files(SIZE))
+    site.settings |= {"transfer": {"max_attempts": 3}}
+    offset, length = chunk_ranges(SIZE)[1]
+    second = f"bytes={offset}-{offset + length - 1}"
+    settings = {"after_bytes": 1000} if kind in {"truncate", "short_length"} else {}
+    fault = site.proxy.inject(kind, times=-1, path=WEIGHTS, range=second, **settings)
+    site.start()
+    with refused("ORIGIN_PROTOCOL") as seen:
+        site.pull("m")
+    assert seen["path"] == WEIGHTS
+    assert fault.hits == site.ranges(WEIGHTS).count(second) == 3
+    check_at_rest(site.daemon, kept_ingests=True, content=False)
+    site.proxy.heal()
+    site.check_served("m")
+
+
 def test_an_origin_that_hangs_is_left_after_its_stall_deadline(site: Site) -> None:
     site.add("m", model_files(SIZE))
     site.settings |= {"s3": {"read_timeout_s": 0.5}}

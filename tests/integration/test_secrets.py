@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf import json_format
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 import cached_client
 from cached.cli.main import main
@@ -19,6 +20,7 @@ from cached_client._proto import cached_pb2 as pb
 from tests.http_servers import Hub
 from tests.integration.harness import DaemonProcess, wait_for
 from tests.integration.support import MB, model_files
+from tests.otlp import Collector
 from tests.servers import RcloneS3
 
 WRONG_KEY = "wrong0aws0secret0key00000000000000000000"
@@ -34,7 +36,15 @@ SECRETS = (WRONG_KEY, SESSION, HUB_TOKEN, WEB_TOKEN, "sas0signature0of0azure", P
 
 
 @pytest.fixture(scope="module")
-def daemon(rclone_s3: RcloneS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+def collector() -> Iterator[Collector]:
+    with Collector() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def daemon(
+    rclone_s3: RcloneS3, collector: Collector, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DaemonProcess]:
     """One whose credentials are wrong, whose proxy is away, and whose web server wants a token."""
     folder = tmp_path_factory.mktemp("secrets")
     token_file = folder / "token"
@@ -56,9 +66,12 @@ def daemon(rclone_s3: RcloneS3, tmp_path_factory: pytest.TempPathFactory) -> Ite
             "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": WRONG_KEY, "AWS_SESSION_TOKEN": SESSION,
             "HF_TOKEN": HUB_TOKEN, "HF_ENDPOINT": hub.url, "AZURE_STORAGE_ACCOUNT_NAME": "account",
             "AZURE_STORAGE_SAS_KEY": SAS, "HTTP_PROXY": f"http://user:{PROXY}@127.0.0.1:9",
-            "NO_PROXY": "127.0.0.1", "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_PROXY": "127.0.0.1", "AWS_EC2_METADATA_DISABLED": "true", "OTEL_BSP_SCHEDULE_DELAY": "50",
         }  # fmt: skip
-        settings = {"transfer": {"retry_budget_s": 0.5, "max_attempts": 2}}
+        settings = {
+            "transfer": {"retry_budget_s": 0.5, "max_attempts": 2},
+            "telemetry": {"otlp_endpoint": collector.endpoint},
+        }
         yield stack.enter_context(
             DaemonProcess(folder / "d", models=models, settings=settings, environment=environment)
         )
@@ -153,17 +166,28 @@ def kept(daemon: DaemonProcess) -> Iterator[str]:
                 continue
 
 
+def failed_spans(collector: Collector) -> list[str]:
+    """The errors of those that a collector was sent so far."""
+    return [span.status.message for span in list(collector.spans) if span.status.code == Status.STATUS_CODE_ERROR]
+
+
 def test_no_secret_is_in_anything_that_comes_out(
-    daemon: DaemonProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    daemon: DaemonProcess,
+    collector: Collector,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     told = list(asked(daemon))
     wait_for(lambda: daemon.log_events("load.failed"), "a pull to have failed")
+    wait_for(lambda: any("signed3" in error for error in failed_spans(collector)), "the span of the last pull")
     for name, texts in (
         ("answers", told),
         ("methods and pages", list(shown(daemon))),
         ("files and processes", list(kept(daemon))),
         ("commands", list(commands(daemon, tmp_path, monkeypatch, capsys))),
         ("log", [daemon.log(all_starts=True)]),
+        ("spans", [str(span) for span in list(collector.spans)]),
     ):
         assert texts
         for text in texts:

@@ -73,6 +73,20 @@ def test_a_shard_that_is_only_recognised_when_it_is_there_is_stored_once(site: S
     site.check_served("b")
 
 
+def test_what_another_model_had_already_is_fetched_where_it_is_gone(site: Site) -> None:
+    """It was never fetched for this model, but the origin's marker of it is known."""
+    two(site, digests=True)
+    site.start()
+    site.pull("a")
+    site.pull("b")
+    site.evict("a", "all")
+    site.evict("b")
+    site.l2_blob("b", "same-bytes.safetensors").unlink()
+    with site.cache() as cache, cache.attach("b", only=["*"], timeout_s=60) as model:
+        model.wait()
+    site.check_served("b")
+
+
 def test_a_shard_only_in_l2_is_promoted_for_the_other_model(site: Site) -> None:
     _, second = two(site, digests=True)
     site.start()

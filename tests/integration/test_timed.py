@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from math import inf, nan
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cached.catalog_file import parse_catalog
-from cached.errors import InUseError, InvalidRequestError, NoSourceError
+from cached.errors import CachedError, InUseError, InvalidRequestError, NoSourceError, UnavailableError
+from cached.refs import Ref
 from cached.types import Level, PullPhase, Tier
 from tests.integration.hosts import Host, MovedClock, berlin, in_l1, kinds, pull, shown, ticks, until
 from tests.integration.support import MB, Site, Worker, model_files, refused
@@ -170,6 +172,52 @@ async def test_timed_pulls_are_taken_back_by_never_and_by_rm(host: Host) -> None
         assert shown(cache, "m").pull_times_s == ()
         assert not shown(cache, "m").summary.size_bytes
         assert kinds(cache).count("pull.unscheduled") == 2
+
+
+async def test_names_of_timed_pulls_that_were_taken_back_refused_or_failed_are_not_kept(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, at_s = f"file://{host.folder}/nowhere", berlin("2026-11-20T08:00").timestamp()
+    async with host.run() as cache:
+        for number in range(5):
+            await pull(cache, f"m{number}", at_time_s=at_s, source=source)
+            await pull(cache, f"m{number}", at_time_s=inf)
+        assert cache.list_models() == ()
+        await pull(cache, "first", at_time_s=at_s, source=source)
+        monkeypatch.setattr("cached.cache.timed_pulls._MOST", 1)
+        with pytest.raises(UnavailableError, match="1 pulls are scheduled already"):
+            await pull(cache, "second", at_time_s=at_s, source=source)
+        with pytest.raises(CachedError):
+            await pull(cache, "first", source=source)
+        assert [model.name for model in cache.list_models()] == ["first"], "its timed pull is still to come"
+        host.clock.go_to("2026-11-20T08:00")
+        await until(lambda: cache.list_models() == (), "the name to go with the pull that failed")
+
+
+async def test_a_name_stays_while_a_pull_of_it_is_under_way(host: Host) -> None:
+    host.add("m")
+    source = host.models.pop("m")["source"]
+    async with host.run() as cache:
+        run = cache._parts.pulls.begin(Ref("m"), source=source)
+        await asyncio.sleep(0)
+        await pull(cache, "m", at_time_s=inf)
+        await run.until_planned()
+        assert shown(cache, "m").summary.source == source
+
+
+async def test_what_was_learned_of_a_model_goes_with_it(host: Host) -> None:
+    host.add("m")
+    host.add("other")
+    async with host.run() as cache:
+        for name in ("m", "other"):
+            async with await cache.attach(name):
+                await until(lambda name=name: in_l1(cache, name), "the model")  # type: ignore[misc]
+        await cache.remove("m")
+    async with host.run() as cache:
+        parts = cache._parts
+        learned = parts.services.history._requests.models, parts.foresight._predictor._uses
+        assert [set(names) for names in learned] == [{"other"}, {"other"}]
+        assert {name for _, name in parts.services.history._hops._models} == {"other"}
 
 
 async def test_a_timed_pull_that_fails_is_told_as_any_other(host: Host) -> None:

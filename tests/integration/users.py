@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.integration.harness import DaemonProcess
-from tests.integration.support import MB, Worker, model_files
+from tests.integration.support import MB, SERVE, Worker, model_files
 
 ANN, BEN, CLO = 61001, 61002, 61003
 """Users that no host has."""
@@ -33,13 +33,27 @@ def public_folder() -> Iterator[Path]:
 
 
 @contextmanager
+def as_uid(uid: int) -> Iterator[None]:
+    """What this process connects to meanwhile takes it for that user."""
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@contextmanager
 def shared_daemon(
     models: Mapping[str, Mapping[str, Any]],
     *,
     tenants: Mapping[str, Any] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    around: Sequence[str] = (),
 ) -> Iterator[tuple[DaemonProcess, Open]]:
-    """A daemon with models of 100 kB, each with this entry in the catalog, and what opens a client as a user."""
+    """A daemon with models of 100 kB, each with this entry in the catalog, and what opens a client as a user.
+
+    ``around``: the program that starts it.
+    """
     with public_folder() as folder, ExitStack() as stack:
         entries = {}
         for number, (name, entry) in enumerate(models.items()):
@@ -51,7 +65,10 @@ def shared_daemon(
         merged = {name: dict(values) for name, values in ALL_MAY_OPEN.items()}
         for name, values in (settings or {}).items():
             merged.setdefault(name, {}).update(values)
-        daemon = stack.enter_context(DaemonProcess(folder / "d", models=entries, tenants=tenants, settings=merged))
+        command = (*around, *SERVE)
+        daemon = stack.enter_context(
+            DaemonProcess(folder / "d", models=entries, tenants=tenants, settings=merged, command=command)
+        )
         folder.joinpath("d").chmod(0o755)
 
         def as_user(uid: int, *groups: int) -> Worker:

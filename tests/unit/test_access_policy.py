@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
+import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from cached.access import AccessList, AccessPolicy, Caller
 from cached.errors import LimitExceededError, NoRoomError, NotFoundError, PermissionDeniedError
+from cached.open_files import FileShares, file_shares
 from cached.overview import Limits
 from cached.rpc.callers import Callers, caller_of
-from cached.rpc.front import most_connections
+from cached.rpc.front import Front
 from cached.rpc.limits import CallLimits
 from cached.rpc.seen import Seen, Views
 from cached.settings import LimitsConfig
@@ -153,14 +157,17 @@ def test_connections_beyond_the_limit_are_told_and_further_ones_closed() -> None
     for name in [*names[:2], *names[3:]]:
         callers.gone(name)
     assert callers.of(f"unix-abstract:{names[2]}") is ANN
-    few = Callers(per_uid=50, in_all=1)
+    few = Callers(per_uid=2, in_all=3)
     few.come(ANN)
+    few.come(BEN)
+    few.come(BEN)
+    assert few.used_ratios() == {"connections": 1, "all_connections": 1}
     with pytest.raises(LimitExceededError, match="limit of open files"):
-        few.come(BEN)
+        few.come(ANN)
 
 
 def test_a_call_that_is_refused_is_not_counted() -> None:
-    limits = CallLimits(LimitsConfig(calls_per_uid=3, leases_per_uid=1, streams_per_uid=1))
+    limits = CallLimits(LimitsConfig(calls_per_uid=3, leases_per_uid=1, streams_per_uid=1), in_all=8)
     with limits.held(ANN, "Attach", streams=True):
         for _ in range(5):
             with pytest.raises(LimitExceededError, match="1 leases"), limits.held(ANN, "Attach", streams=True):
@@ -169,14 +176,57 @@ def test_a_call_that_is_refused_is_not_counted() -> None:
             with pytest.raises(LimitExceededError, match="3 calls"), limits.held(ANN, "List", streams=False):
                 pass
             with limits.held(BEN, "Attach", streams=True):
-                pass
+                assert limits.used_ratios() == {"calls": 1, "leases": 1, "streams": 1, "all_calls": 0.5}
+    assert not any(limits.used_ratios().values())
     with limits.held(ANN, "Attach", streams=True):
         pass
 
 
-@pytest.mark.parametrize(("files", "connections"), [(200, 64), (1024, 170), (4096, 1024), (65536, 21504)])
-def test_connections_leave_files_for_everything_else(
-    monkeypatch: pytest.MonkeyPatch, files: int, connections: int
+def test_one_user_leaves_connections_to_others_where_the_limit_of_open_files_is_low() -> None:
+    callers = Callers(per_uid=4096, in_all=100)
+    for _ in range(88 + 6):
+        callers.come(ANN)
+    with pytest.raises(LimitExceededError, match="88 connections") as caught:
+        callers.come(ANN)
+    assert caught.value.fields["setting"] == "RLIMIT_NOFILE"
+    assert callers.of(f"unix-abstract:{callers.come(BEN)}") is BEN
+
+
+@pytest.mark.parametrize(
+    ("files", "shares"),
+    [
+        (200, FileShares(calls=29, descriptors=12, http=12, unread=100)),
+        (1024, FileShares(calls=149, descriptors=64, http=64, unread=512)),
+        (65536, FileShares(calls=20138, descriptors=4096, http=128, unread=32768)),
+        (resource.RLIM_INFINITY, FileShares(calls=347818, descriptors=4096, http=128, unread=1 << 19)),
+    ],
+)
+def test_listeners_together_leave_files_for_everything_else(
+    monkeypatch: pytest.MonkeyPatch, files: int, shares: FileShares
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _kind: (files, files))
-    assert most_connections() == connections
+    assert file_shares() == shares
+
+
+async def test_a_connection_that_grpc_does_not_take_is_refused_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cached.rpc.front._CONNECT_S", 0.05)
+    engine = FakeEngine()
+    front = Front(str(tmp_path / "cached.sock"), Callers(per_uid=9, in_all=12), engine.failures, mode=0o600)
+    front.prepare()
+    with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as waiting:
+        full.bind(front.inner)
+        full.listen(0)
+        waiting.connect(front.inner)
+        await front.start()
+        try:
+            reader, writer = await asyncio.open_unix_connection(front.path)
+            async with asyncio.timeout(30):
+                assert await reader.read() == b""
+            writer.close()
+        finally:
+            await front.stop()
+    counters = engine.failures._metrics.counters()
+    assert counters['cached_failures_total{reason="UNAVAILABLE"}'] == 1
+    assert [event.kind for event in engine.failures._events.recent] == ["rpc.refused"]

@@ -167,7 +167,7 @@ def test_the_files_of_a_web_server_are_a_list():
 
 def test_formats_and_schemes_are_those_that_the_origins_know():
     assert set(FORMATS) == set(selection.FORMATS)
-    assert set(SCHEMES) == set(registry.supported_schemes())
+    assert set(SCHEMES) == set(registry._READABLE)
 
 
 def test_tenants_have_bounds_and_models_may_be_theirs():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import fcntl
 import io
 import json
@@ -10,14 +12,19 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import cast
 
 import pytest
 import structlog
 
 from cached import logs
+from cached.cache import ModelCache
+from cached.daemon import _Daemon
 from cached.errors import AlreadyRunningError, ConfigError
+from cached.listening import Seldom
 from cached.rpc import sockets
 from cached.sdnotify import Notifier
+from tests.unit.rpc_support import FakeEngine
 
 
 def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
@@ -51,6 +58,37 @@ def test_folders_are_made_with_their_mode_whatever_the_umask(tmp_path: Path) -> 
     assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o750, "an operator's mode is kept"
 
 
+@pytest.mark.parametrize("before", [0o700, 0o750, 0o755, 0o711])
+def test_the_state_folder_is_closed_to_others_also_where_it_was_there(tmp_path: Path, before: int) -> None:
+    path = tmp_path / "state"
+    path.mkdir()
+    path.chmod(before)
+    sockets.prepare_private_directory(str(path), "state folder", "daemon.state_dir")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("before", [0o770, 0o777, 0o1777, 0o702])
+def test_a_state_folder_that_others_could_write_to_is_refused_with_the_command(tmp_path: Path, before: int) -> None:
+    path = tmp_path / "state"
+    path.mkdir()
+    path.chmod(before)
+    with pytest.raises(ConfigError, match=f"the state folder {path} has mode {before:04o}: others may write") as caught:
+        sockets.prepare_private_directory(str(path), "state folder", "daemon.state_dir")
+    assert caught.value.hint.endswith(f"chmod 0700 {path}")
+    assert caught.value.fields == {"key": "daemon.state_dir", "value": str(path)}
+    assert stat.S_IMODE(path.stat().st_mode) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to give a folder to another user")
+def test_a_state_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.mkdir(mode=0o700)
+    os.chown(path, 65534, 65534)
+    with pytest.raises(ConfigError, match="belongs to uid 65534, and this is uid 0") as caught:
+        sockets.prepare_private_directory(str(path), "state folder", "daemon.state_dir")
+    assert f"chown -R 0 {path}" in caught.value.hint
+
+
 def test_what_cannot_be_a_folder_names_the_setting(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -73,8 +111,9 @@ def test_groups_by_name_and_number() -> None:
     assert sockets.group_id("", "access.socket_group") == -1
     assert sockets.group_id("70001", "access.socket_group") == 70001
     assert sockets.group_id("root", "access.socket_group") == 0
-    with pytest.raises(ConfigError, match=r"access\.socket_group"):
-        sockets.group_id("no-such-group", "access.socket_group")
+    for name in ("no-such-group", "²", "a\0b", "4294967295", "9" * 5000):
+        with pytest.raises(ConfigError, match=r"access\.socket_group"):
+            sockets.group_id(name, "access.socket_group")
 
 
 def test_logs_are_json_lines_of_one_shape_for_everybody() -> None:
@@ -133,8 +172,29 @@ def test_the_service_manager_is_told(tmp_path: Path, abstract: bool) -> None:
         assert manager.recv(999) == b"STOPPING=1"
 
 
+def test_a_status_of_any_characters_reaches_the_service_manager(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        Notifier(str(tmp_path / "notify")).ready("catalog: \ud800\0 ü")
+        assert manager.recv(999) == "READY=1\nSTATUS=catalog: \\ud800\\0 ü".encode()
+
+
 def test_without_a_service_manager_nothing_happens(tmp_path: Path) -> None:
     Notifier.from_environment({}).ready()
     Notifier.from_environment({"NOTIFY_SOCKET": str(tmp_path / "gone")}).ready()
     other = {"WATCHDOG_USEC": "4000000", "WATCHDOG_PID": str(os.getpid() + 1)}
     assert Notifier.from_environment(other).watchdog_s is None
+
+
+async def test_that_http_cannot_accept_is_told_once_a_minute_and_is_no_fault_of_the_program() -> None:
+    daemon = object.__new__(_Daemon)
+    daemon._engine = cast("ModelCache", FakeEngine())
+    daemon._telling = Seldom()
+    short = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    for _ in range(3):  # as asyncio says it, each second
+        context = {"message": "socket.accept() out of system resource", "exception": short, "socket": object()}
+        daemon._on_stray(asyncio.get_running_loop(), context)
+    daemon._on_stray(asyncio.get_running_loop(), {"message": "a task was lost"})
+    events = cast("FakeEngine", daemon._engine).failures._events.recent
+    assert [event.kind for event in events] == ["http.accept_failed", "internal.error"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -16,10 +17,12 @@ from typing import Any
 import pytest
 
 from cached.access import AccessList, AccessPolicy, Caller
+from cached.errors import LimitExceededError
 from cached.rpc.callers import caller_of
 from cached.rpc.descriptors import FILES_LIMIT, REQUEST_LIMIT_BYTES, DescriptorServer, Limits
 from cached.rpc.peers import container_of
 from cached.rpc.sockets import descriptor_socket_path
+from cached.rpc.unread import Unread
 from cached.types import Peer
 from tests.unit.rpc_support import FakeEngine
 
@@ -63,7 +66,7 @@ class Place:
 
 @asynccontextmanager
 async def serving(folder: Path, **options: Any) -> AsyncIterator[Place]:
-    engine = FakeEngine(files=[folder / "a", folder / "b"])
+    engine = FakeEngine(files=[folder / f"file {index}" for index in range(FILES_LIMIT)])
     for index, path in enumerate(engine.files):
         path.write_text(f"content {index}")
     server = DescriptorServer(engine, str(folder / "cached-fd.sock"), mode=0o600, **options)
@@ -107,7 +110,7 @@ async def test_the_daemon_keeps_no_descriptor_that_it_sent(tmp_path: Path) -> No
         worker = it.worker()
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(3):
-            _, received = await worker.ask({"token": "secret", "files": [0, 1] * 32})
+            _, received = await worker.ask({"token": "secret", "files": [*range(FILES_LIMIT)]})
             assert len(received) == FILES_LIMIT
             for descriptor in received:
                 os.close(descriptor)
@@ -142,6 +145,7 @@ async def test_a_wrong_token_is_told_and_the_connection_goes_on(tmp_path: Path) 
         json.dumps({"token": "secret", "files": []}).encode(),
         json.dumps({"token": "secret", "files": [0] * (FILES_LIMIT + 1)}).encode(),
         json.dumps({"token": "secret", "files": [-1]}).encode(),
+        json.dumps({"token": "secret", "files": [1, 0, 1]}).encode(),
         json.dumps({"token": "secret", "files": [True]}).encode(),
         json.dumps({"token": "secret", "files": [0], "more": "x" * REQUEST_LIMIT_BYTES}).encode(),
     ],
@@ -229,6 +233,154 @@ async def test_one_user_cannot_take_all_connections(tmp_path: Path) -> None:
 async def test_an_idle_connection_is_ended(tmp_path: Path) -> None:
     async with serving(tmp_path, limits=Limits(idle_timeout_s=0.05)) as it:
         assert await it.worker().is_closed()
+
+
+ALL = {"token": "secret", "files": [*range(FILES_LIMIT)]}
+
+
+async def asked(worker: Worker) -> dict[str, Any]:
+    """What it is answered; its descriptors are closed."""
+    answer, descriptors = await worker.ask(ALL)
+    assert len(descriptors) == len(answer.get("files", ()))
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return answer
+
+
+def failures(it: Place) -> dict[str, float]:
+    counters = it.engine.failures._metrics.counters()
+    return {key: value for key, value in counters.items() if key.startswith("cached_failures_total") and value}
+
+
+async def test_an_answer_comes_only_once_the_one_before_was_read(tmp_path: Path) -> None:
+    async with serving(tmp_path) as it:
+        worker = it.worker()
+        for _ in range(5):
+            await worker.send(json.dumps(ALL).encode())
+        for asked in range(1, 6):
+            answer, descriptors = await worker.answer()
+            assert len(it.engine.calls) <= asked + 1
+            assert answer == {"files": ALL["files"]}
+            for descriptor in descriptors:
+                os.close(descriptor)
+        assert it.server.used_ratios()["all_descriptor_connections"] == 1 / it.server._limits.connections
+
+
+async def test_who_holds_descriptors_back_gets_no_more_and_is_told(tmp_path: Path) -> None:
+    limits = Limits(unread=4 * FILES_LIMIT, room_timeout_s=0.05)
+    async with serving(tmp_path, limits=limits) as it:
+        hoarder, other = it.worker(), it.worker()
+        await hoarder.send(json.dumps(ALL).encode())
+        while not it.engine.calls:
+            await asyncio.sleep(0.01)
+        assert it.server.used_ratios()["all_unread_descriptors"] == pytest.approx(1 / 4)
+        answer = await asked(other)
+        assert answer == {"files": ALL["files"]}
+        await hoarder.send(json.dumps(ALL).encode())
+        third = it.worker()
+        await third.send(json.dumps(ALL).encode())
+        while len(it.engine.calls) < 3:
+            await asyncio.sleep(0.01)
+        answer = await asked(other)
+        assert answer["error"]["reason"] == "LIMIT_EXCEEDED"
+        assert answer["error"]["fields"]["setting"] == "RLIMIT_NOFILE"
+        assert failures(it) == {'cached_failures_total{reason="LIMIT_EXCEEDED"}': 1}
+        hoarder.socket.close()
+        answer = await asked(other)
+        assert answer == {"files": ALL["files"]}, "what it held is free"
+
+
+async def test_who_does_not_read_is_ended_and_counts_until_it_is_gone(tmp_path: Path) -> None:
+    limits = Limits(unread=2 * FILES_LIMIT, idle_timeout_s=0.1, room_timeout_s=0.05)
+    async with serving(tmp_path, limits=limits) as it:
+        hoarder = it.worker()
+        await hoarder.send(json.dumps(ALL).encode())
+        while not failures(it):
+            await asyncio.sleep(0.01)
+        assert failures(it) == {'cached_failures_total{reason="INVALID_REQUEST"}': 1}
+        assert it.server.used_ratios()["unread_descriptors"] == 1
+        answer = await asked(it.worker())
+        assert answer["error"]["reason"] == "LIMIT_EXCEEDED"
+        _, descriptors = await hoarder.answer()
+        assert len(descriptors) == FILES_LIMIT, "what was sent can still be read"
+        for descriptor in descriptors:
+            os.close(descriptor)
+        assert await hoarder.is_closed()
+        answer = await asked(it.worker())
+        assert answer == {"files": ALL["files"]}
+
+
+async def test_users_who_hold_back_leave_room_for_one_who_does_not() -> None:
+    unread = Unread(1024)
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(64)]
+    senders = iter([pair[0] for pair in pairs])
+    try:
+        for uid in (1, 2, 3):
+            with pytest.raises(LimitExceededError):
+                while True:
+                    sender = next(senders)
+                    await unread.take(sender, Peer(1, uid, uid), 64, 0)
+                    sender.send(b"descriptors")
+        await unread.take(next(senders), Peer(1, 4, 4), 64, 0)
+    finally:
+        for pair in pairs:
+            for end in pair:
+                end.close()
+
+
+@pytest.mark.parametrize("number", [errno.ETOOMANYREFS, errno.EMFILE])
+async def test_a_shortage_is_told_and_the_connection_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def short(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    async with serving(tmp_path) as it:
+        worker = it.worker()
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "send_fds", short)
+            answer = await asked(worker)
+        assert answer["error"]["reason"] == "UNAVAILABLE"
+        assert os.strerror(number) in answer["error"]["message"]
+        assert failures(it) == {'cached_failures_total{reason="UNAVAILABLE"}': 1}
+        assert await asked(worker) == {"files": ALL["files"]}
+
+
+async def test_that_no_connection_can_be_taken_is_told_once_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cached.listening._AGAIN_S", 0.01)
+    async with serving(tmp_path) as it:
+        loop, tried = asyncio.get_running_loop(), 0
+        real = loop.sock_accept
+
+        async def accept(listener: socket.socket) -> tuple[socket.socket, Any]:
+            nonlocal tried
+            accepted = await real(listener)
+            tried += 1
+            if tried <= 3:
+                accepted[0].close()
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return accepted
+
+        monkeypatch.setattr(loop, "sock_accept", accept)
+        it.worker()
+        while tried < 4:
+            worker = it.worker()
+            await asyncio.sleep(0.02)
+        answer = await asked(worker)
+        assert answer == {"files": ALL["files"]}
+        assert failures(it) == {'cached_failures_total{reason="UNAVAILABLE"}': 1}
+        events = it.engine.failures._events.recent
+        assert [event.kind for event in events] == ["descriptors.accept_failed"]
+
+
+async def test_one_user_has_half_of_all_connections_at_most(tmp_path: Path) -> None:
+    async with serving(tmp_path, limits=Limits(connections=4)) as it:
+        for _ in range(2):
+            await asked(it.worker())
+        answer, _ = await it.worker().answer()
+        assert answer["error"]["reason"] == "UNAVAILABLE", "which the client takes for: try again"
 
 
 async def test_the_socket_has_its_mode_and_goes_with_the_server(tmp_path: Path) -> None:

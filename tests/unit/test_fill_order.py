@@ -42,7 +42,8 @@ class Recorder:
     def prefer(self, path: str, offsets: Collection[int], by: int) -> None:
         self.preferred.append((path, tuple(sorted(offsets))))
 
-    async def settled(self, path: str) -> None: ...
+    async def settled(self, path: str) -> bool:
+        return True
 
 
 def fill_of(

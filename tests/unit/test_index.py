@@ -15,6 +15,7 @@ import pytest
 from cached.errors import LevelError
 from cached.index import Index, ModelRecord, PartFile, PartRecord, PendingPull, TimedPull
 from cached.index.records import PARTS
+from cached.index.store import Store
 from cached.manifest import BlobRecord, FileEntry, Manifest
 from cached.types import CheckedBy, Level, Tier
 from cached.units import CHUNK_BYTES
@@ -112,6 +113,13 @@ def test_big_values_stay_in_the_database(path: Path) -> None:
     assert {item.name.split("-")[0] for item in path.iterdir()} == {"cache.db"}
     with closing(Index(path)) as index:
         assert index.blobs() == [big]
+
+
+def test_little_of_it_stays_in_memory_even_where_the_file_says_otherwise(path: Path) -> None:
+    with diskcache.Cache(str(path), sqlite_cache_size=8192):
+        pass
+    with closing(Store(path)) as store:
+        assert list(store._cache._sql("PRAGMA cache_size")) == [(256,)]
 
 
 def test_a_transaction_counts_as_a_whole_or_not_at_all(path: Path) -> None:

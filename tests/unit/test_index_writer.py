@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cached.cache.index_writer import IndexWriter
+from cached.errors import LevelError
 from cached.index import Index, ModelRecord
 
 
@@ -93,6 +94,58 @@ async def test_a_write_that_fails_is_told_and_tried_again_with_the_next(
     assert heard[1:] == [None]
     assert stored(tmp_path) == ["a", "b"]
     await writer.stop()
+
+
+async def test_a_disk_that_hangs_is_told_and_nobody_waits_for_it_any_more(
+    index: Index, tmp_path: Path, monkeypatch
+) -> None:
+    heard: list[Exception | None] = []
+    begun, go_on = threading.Event(), threading.Event()
+    write = index.write
+
+    def hang(unwritten):
+        begun.set()
+        go_on.wait(30)
+        write(unwritten)
+
+    monkeypatch.setattr(index, "write", hang)
+    monkeypatch.setattr("cached.cache.index_writer.ANSWER_S", 0.1)
+    writer = IndexWriter(index, heard.append)
+    writer.start()
+    index.put_model(ModelRecord(name="a"))
+    await asyncio.to_thread(begun.wait, 10)
+    async with asyncio.timeout(10):
+        await asyncio.gather(writer.durable(), writer.durable())
+        index.put_model(ModelRecord(name="b"))
+        await writer.durable()
+    assert len(heard) == 1
+    assert isinstance(heard[0], LevelError)
+    assert "has not answered for 0 s" in heard[0].message
+    go_on.set()
+    async with asyncio.timeout(10):
+        while heard[-1] is not None:
+            await asyncio.sleep(0.01)
+    await writer.durable()
+    assert stored(tmp_path) == ["a", "b"], "what was changed meanwhile is written, too"
+    assert await writer.stop()
+
+
+async def test_an_end_does_not_wait_for_a_disk_that_hangs(index: Index, monkeypatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hang(_unwritten):
+        begun.set()
+        go_on.wait(30)
+
+    monkeypatch.setattr(index, "write", hang)
+    monkeypatch.setattr("cached.cache.index_writer.ANSWER_S", 0.1)
+    writer = IndexWriter(index, lambda _: None)
+    writer.start()
+    index.put_model(ModelRecord(name="a"))
+    await asyncio.to_thread(begun.wait, 10)
+    async with asyncio.timeout(10):
+        assert not await writer.stop()
+    go_on.set()
 
 
 async def test_several_writes_in_one_transaction_are_one_change_and_an_undone_one_is_none(index: Index) -> None:

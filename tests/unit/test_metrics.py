@@ -51,7 +51,7 @@ def metrics() -> Metrics:
     """With something in each metric."""
     metrics = Metrics("1.2")
     metrics.bind(lambda: GAUGES, lambda: True)
-    metrics.limit_leases(64)
+    metrics.bind_limits(lambda: {"leases": 0.5})
     metrics.evictions.labels(level="l1", reason="room").inc()
     metrics.admissions.labels(level="l1", verdict="transient").inc()
     metrics.retries.labels(reason="ORIGIN_UNAVAILABLE").inc()

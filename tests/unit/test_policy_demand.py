@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from cached.policy import Demand, History, Mix, ModelHistory
+from cached.policy import Demand, History, Mix, ModelHistory, demand
 from cached.policy.demand import HALF_LIVES_S, HORIZON_S, NEVER
 from cached.types import Level
 
@@ -104,6 +104,24 @@ def test_history_survives_as_plain_numbers() -> None:
     again = History.from_records(json.loads(json.dumps(history.to_records())))
     assert again == history
     assert History.from_records(History().to_records()) == History()
+
+
+def test_the_models_that_were_asked_for_last_are_kept_and_what_is_removed_is_forgotten(monkeypatch) -> None:
+    monkeypatch.setattr(demand, "MODELS", 3)
+    history = History()
+    for time_s, name in enumerate(("a", "b", "c", "a", "d")):
+        history.asked(name, float(time_s), hit=False)
+    assert list(history.models) == ["c", "a", "d"]
+    history.waited("c", Level.L3, 1.0)
+    history.asked("e", 9.0, hit=True)
+    assert list(history.models) == ["d", "c", "e"]
+    assert list(History.from_records(history.to_records()).models) == ["c", "d", "e"]
+    monkeypatch.setattr(demand, "MODELS", 2)
+    assert list(History.from_records(history.to_records()).models) == ["d", "e"], "what an earlier daemon kept too many"
+    history.forget("c")
+    history.forget("unknown")
+    assert list(history.models) == ["d", "e"]
+    assert history.of("c") == ModelHistory()
 
 
 def test_a_record_of_another_shape_is_refused() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 
+from cached.policy import predict
 from cached.policy.predict import SLOT_S, Prediction, Predictor
 
 MONDAY = datetime(2026, 11, 2, tzinfo=UTC)
@@ -120,6 +121,25 @@ def test_times_are_those_of_the_zone() -> None:
         predictor.used("office", datetime(2026, 10, day, 7, 10, tzinfo=UTC).timestamp())
     assert names(predictor.due(datetime(2026, 10, 26, 8, 10, tzinfo=UTC).timestamp())) == ["office"]
     assert predictor.due(datetime(2026, 10, 26, 7, 10, tzinfo=UTC).timestamp()) == ()
+
+
+def test_the_models_that_were_used_last_are_kept_and_what_is_removed_is_forgotten(monkeypatch) -> None:
+    monkeypatch.setattr(predict, "MODELS", 3)
+    predictor = weekdays_at_nine(1)
+    predictor.due(at(7, 9.0))
+    predictor.used("a", at(7, 9.1))
+    predictor.used("office", at(7, 9.1))
+    predictor.used("b", at(7, 9.2))
+    predictor.used("c", at(7, 9.3))
+    assert set(predictor.to_records()["models"]) == {"office", "b", "c"}
+    predictor.forget("office")
+    predictor.forget("unknown")
+    predictor.due(at(7, 10.0))
+    assert predictor.precision is None, "what was expected of it is not judged"
+    assert predictor.due(at(8, 9.0)) == ()
+    records = predictor.to_records()
+    monkeypatch.setattr(predict, "MODELS", 1)
+    assert set(Predictor.from_records(records).to_records()["models"]) == {"c"}
 
 
 def test_habits_survive_as_plain_data() -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cached.errors import NoRoomError
-from cached.policy import Hop, HopTimes
+from cached.policy import Hop, HopTimes, reload
 from cached.policy.hot import check_hot
 from cached.policy.reload import DEFAULT_HOPS
 from cached.types import Level
@@ -61,6 +61,22 @@ def test_loads_of_nothing_teach_nothing_and_absurd_ones_little() -> None:
     assert times.hop(L2, "m") == PRIORS[L2]
     times.observe(L2, "m", 1, 1e30)
     assert times.hop(L2, "m").seconds(0) <= 1000.0 * PRIORS[L2].seconds(0) * 1.001
+
+
+def test_the_models_that_were_measured_last_are_kept_and_what_is_removed_is_forgotten(monkeypatch) -> None:
+    monkeypatch.setattr(reload, "MODELS", 2)
+    times = HopTimes(PRIORS)
+    for name in ("a", "b", "a", "c", "d", "e"):
+        times.observe(L3, name, 10**9, 3.0)
+    assert [name for _, name in times._models] == ["a", "c", "d", "e"], "two for each of two hops"
+    times.observe(L2, "e", 10**9, 3.0)
+    times.forget("e")
+    times.forget("unknown")
+    assert [name for _, name in times._models] == ["c", "d"]
+    times.observe(L3, "e", 10**9, 3.0)
+    records = times.to_records()
+    monkeypatch.setattr(reload, "MODELS", 1)
+    assert [name for _, name in HopTimes.from_records(records, PRIORS)._models] == ["d", "e"]
 
 
 def test_what_was_learned_survives_as_plain_data() -> None:

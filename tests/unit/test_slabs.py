@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from cached.transfer.ranges import Slabs
 from cached.units import CHUNK_BYTES
@@ -52,3 +54,22 @@ def test_a_job_without_a_buffer_gives_none_back() -> None:
         other = executor.submit(slabs.view).result()
     assert other is view
     assert slabs.view() is not view
+
+
+def test_what_a_burst_needed_is_let_go_once_nobody_needed_it_for_a_minute() -> None:
+    clock = [0.0]
+    slabs, together = Slabs(lambda: clock[0]), threading.Barrier(4)
+    seen: list[weakref.ref[Any]] = []
+
+    def job(_: int) -> None:
+        seen.append(weakref.ref(slabs.view().obj))
+        together.wait(30)
+        slabs.give_back()
+
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(job, range(4)))
+    for clock[0] in (30.0, 60.0, 90.0):
+        assert len([mapping for mapping in seen if mapping() is not None]) == 4
+        slabs.view()
+        slabs.give_back()
+    assert len([mapping for mapping in seen if mapping() is not None]) == 1

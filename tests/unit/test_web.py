@@ -10,7 +10,7 @@ import hashlib
 import re
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import pytest
@@ -18,8 +18,9 @@ import pytest
 from cached.errors import ConfigError
 from cached.metrics import Metrics
 from cached.overview import Limits, Overview
+from cached.web.connections import Connections
 from cached.web.http import HttpServer, Views
-from cached.web.page import Renderer
+from cached.web.page import Renderer, StatusPage
 from cached.web.view import view_of
 from tests.unit.rpc_support import OVERVIEW, STATS, SUMMARY
 
@@ -220,3 +221,63 @@ async def test_a_taken_port_names_the_setting() -> None:
             await server.start()
         assert caught.value.fields["key"] == "http.listen"
         await server.stop()
+
+
+@asynccontextmanager
+async def bounded(connections: Connections) -> AsyncIterator[tuple[str, int]]:
+    server = HttpServer("127.0.0.1:0", Place().server._views, connections=connections)
+    await server.start()
+    try:
+        host, port = server.address.split(":")
+        yield host, int(port)
+    finally:
+        await server.stop()
+
+
+async def test_connections_without_a_request_are_closed_and_answers_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, asked = asyncio.Event(), asyncio.Event()
+
+    async def page(_page: StatusPage) -> object:
+        asked.set()
+        await slow.wait()
+        raise RuntimeError("nothing to show")
+
+    monkeypatch.setattr(StatusPage, "get", page)
+    async with bounded(Connections(8, idle_s=0.2)) as (host, port):
+        answered, asking = await asyncio.open_connection(host, port)
+        asking.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asked.wait()
+        for said in (b"", b"GET / HTTP/1.1\r\nHos", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(said)
+            async with asyncio.timeout(20):
+                with suppress(ConnectionResetError):
+                    told = await reader.read()
+            assert (b"200 OK" in told) == said.endswith(b"\r\n\r\n")
+            writer.close()
+        slow.set()
+        async with asyncio.timeout(20):
+            assert b" 500 " in await answered.readline(), "it took longer than a connection may be silent"
+        asking.close()
+
+
+async def test_connections_have_a_bound_and_who_is_beyond_it_is_told() -> None:
+    async with bounded(Connections(2)) as (host, port):
+        held = [await asyncio.open_connection(host, port) for _ in range(2)]
+        for _, writer in held:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        for reader, _ in held:
+            assert b"200 OK" in await reader.readline()
+        reader, writer = await asyncio.open_connection(host, port)
+        assert b" 503 " in await reader.readline()
+        writer.close()
+        held.pop()[1].close()
+        async with asyncio.timeout(20):
+            while True:
+                reader, writer = await asyncio.open_connection(host, port)
+                writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                line = await reader.readline()
+                writer.close()
+                if b"200 OK" in line:
+                    break
+        held.pop()[1].close()

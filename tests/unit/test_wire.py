@@ -112,9 +112,10 @@ def test_an_error_arrives_as_its_own_type(number, error):
 
 
 def test_error_fields_keep_their_names_and_text():
+    """As far as it can be written down: what is no text of a file's name is escaped."""
     _, found = wire.decode_answer(wire.encode_error(1, IntegrityError("bad", path="a\udcff", offset_bytes=16)))
     assert isinstance(found, IntegrityError)
-    assert found.fields == {"path": "a\udcff", "offset_bytes": "16"}
+    assert found.fields == {"path": r"a\udcff", "offset_bytes": "16"}
     _, found = wire.decode_answer(wire.encode_error(1, NoRoomError("full", hint="make room")))
     assert isinstance(found, NoRoomError)
     assert found.hint == "make room"

@@ -30,6 +30,7 @@ from cached_client.attach import Model
 from cached_client.cache import Cache
 from cached_client.errors import FormatError, InvalidRequestError
 from cached_client.gpu.load import parse_device
+from cached_client.patterns import ANY_WEIGHTS_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,9 +41,6 @@ OLDEST, TOO_NEW = (4, 51), (6,)
 
 _CONFIG = "config.json"
 _GENERATION_CONFIG = "generation_config.json"
-_WEIGHT_SUFFIXES = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".onnx_data", ".h5", ".msgpack", ".ot", ".tflite",
-)  # fmt: skip
 _ELSEWHERE = {
     "state_dict": "the cache gives it",
     "gguf_file": "a GGUF file is not read through this path",
@@ -157,7 +155,7 @@ def small_files(model: Model, names: tuple[str, ...] | None, timeout_s: float | 
     with TemporaryDirectory(prefix="cached-") as made:
         folder = Path(made)
         for path in model.files:
-            wanted = path in names if names is not None else not path.endswith(_WEIGHT_SUFFIXES)
+            wanted = path in names if names is not None else not path.endswith(ANY_WEIGHTS_SUFFIX)
             if wanted:
                 target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)

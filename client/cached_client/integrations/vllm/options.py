@@ -27,7 +27,9 @@ class LoaderOptions:
     model: str = _option(
         "", "Name of the model in the cache, `NAME` or `NAME@REVISION`. Not needed where `--model` is its directory."
     )
-    socket: str = _option("", "The daemon's socket. Default: `CACHED_SOCKET`, else `/run/cached/cached.sock`.")
+    socket: str = _option(
+        "", "The daemon's socket. Default: `CACHED_SOCKET`, else `/run/cached/cached.sock`, else this user's own."
+    )
     source: str = _option("", "Origin of a model that is not in the catalog, e.g. `s3://bucket/llama`.")
     wait: bool = _option(False, "Wait until the model is complete and checked before the first weight is handed over.")
     timeout_s: float | None = _option(None, "Limit for the whole load. Default: as long as it takes.")

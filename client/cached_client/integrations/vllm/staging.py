@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 
 from cached_client.errors import CacheError
 from cached_client.integrations.vllm.naming import STAGED_MARK
+from cached_client.patterns import ANY_WEIGHTS_SUFFIX
 
 if TYPE_CHECKING:
     from cached_client.attach import Model
-
-_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".msgpack", ".h5")
 
 
 def default_folder() -> Path:
@@ -47,7 +46,7 @@ def stage(model: Model, into: Path, *, weights: bool = False, timeout_s: float |
     try:
         fresh.mkdir(mode=0o700, parents=True)
         for path in model.files:
-            if weights or not path.endswith(_WEIGHTS):
+            if weights or not path.endswith(ANY_WEIGHTS_SUFFIX):
                 target = fresh / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(model.view(path, timeout_s))

@@ -1,0 +1,62 @@
+"""Accepts connections for as long as a listener lives, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+_AGAIN_S = 0.5
+_TELL_AGAIN_S = 60.0
+
+
+async def accept_each(
+    listener: socket.socket,
+    serve: Callable[[socket.socket], Coroutine[Any, Any, None]],
+    tasks: set[asyncio.Task[None]],
+    ended: Callable[[asyncio.Task[None]], None],
+    failed: Callable[[OSError], None],
+) -> None:
+    """Serves each connection in a task of its own: in ``tasks`` until it is over, and then told to ``ended``.
+
+    ``failed``: why none can be taken, at most once a minute while that is so.
+    """
+    loop = asyncio.get_running_loop()
+    telling = Seldom()
+    while True:
+        try:
+            connection, _ = await loop.sock_accept(listener)
+        except OSError as error:
+            # Out of descriptors, usually: those who wait are served when some are back.
+            if telling.now():
+                failed(error)
+            await asyncio.sleep(_AGAIN_S)
+            continue
+        task = asyncio.create_task(serve(connection))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        task.add_done_callback(ended)
+        close_after(task, connection)
+        # So that it counts itself before the next one is taken: of those that wait no accept would let it run.
+        await asyncio.sleep(0)
+
+
+def close_after(task: asyncio.Task[None], owned: socket.socket) -> None:
+    """Also for a task that is cancelled before its first step, where a ``with`` inside it would never be reached."""
+    task.add_done_callback(lambda _: owned.close())
+
+
+class Seldom:
+    """Whether it is time to tell of something again that may go on for long: once a minute. Loop only."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+
+    def now(self) -> bool:
+        """True for the first time within a minute."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._next_s:
+            return False
+        self._next_s = now_s + _TELL_AGAIN_S
+        return True

@@ -1,0 +1,220 @@
+"""L2 where the disk hangs: who waits is told, what is not carried out yet counts, and in the end nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cached.cache import disk_work
+from cached.cache.disk_work import DiskWork
+from cached.errors import LevelError
+from cached.ledger import Ledger
+from cached.levels.disk import DiskLevel
+from cached.signals import Signal, Threads
+from cached.types import Level
+
+CONTENT = b"weights" * 100
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+INGEST = DIGEST[:32]
+OTHER = "b" * 32
+
+
+class Hanging(DiskLevel):
+    """A disk that answers nothing until ``answer``, from the moment on that it is told to hang."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.answer = threading.Event()
+        self.answer.set()
+
+    def create(self, ingest_id, size_bytes):
+        self.answer.wait(30)
+        return super().create(ingest_id, size_bytes)
+
+    def commit(self, ingest_id, digest):
+        self.answer.wait(30)
+        return super().commit(ingest_id, digest)
+
+    def discard(self, ingest_id):
+        assert self.answer.is_set() or threading.current_thread() is not threading.main_thread(), "the loop would hang"
+        self.answer.wait(30)
+        super().discard(ingest_id)
+
+    def remove(self, digest, *, later=lambda work: work()):
+        if self.answer.is_set():
+            super().remove(digest, later=later)
+        elif threading.current_thread() is threading.main_thread():
+            later(lambda: self.answer.wait(30))
+        else:
+            self.answer.wait(30)
+            super().remove(digest, later=later)
+
+
+class Scene:
+    def __init__(self, folder: Path) -> None:
+        self.disk = Hanging(folder / "l2")
+        self.disk.scan()
+        self.ledger = Ledger(Level.L2, 1_000_000)
+        self.work = DiskWork(self.disk, self.ledger, Signal())
+        self.heard: list[LevelError | None] = []
+        self.work.on_hang = self.heard.append
+
+    async def arrived(self, ingest_id: str = INGEST) -> None:
+        """An open ingest with all of its bytes."""
+        self.ledger.reserve(ingest_id, len(CONTENT))
+        await self.work.create({ingest_id: len(CONTENT)})
+        Path(self.disk.ingest(ingest_id).path).write_bytes(CONTENT)
+
+    async def answered(self) -> None:
+        self.disk.answer.set()
+        async with asyncio.timeout(10):
+            while self.work.hangs:
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    monkeypatch.setattr(disk_work, "ANSWER_S", 0.1)
+    made = Scene(tmp_path)
+    yield made
+    made.disk.answer.set()
+
+
+async def test_a_commit_that_hangs_is_told_counts_until_it_ends_and_leaves_nothing(scene: Scene) -> None:
+    await scene.arrived()
+    scene.disk.answer.clear()
+    with pytest.raises(LevelError, match=r"l2: the disk has not answered for 0 s \(commit\)") as caught:
+        await scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False)
+    assert caught.value.fields["level"] == "l2"
+    assert scene.heard == [caught.value]
+    assert (scene.ledger.used_bytes, scene.ledger.reserved_bytes) == (len(CONTENT), 0), "the bytes are still there"
+    with pytest.raises(LevelError, match="has not answered an earlier call yet"):
+        await scene.work.create({OTHER: 1})
+    with pytest.raises(LevelError, match="has not answered an earlier call yet"):
+        await scene.work.freed()
+    await scene.answered()
+    assert scene.heard == [caught.value, None]
+    assert scene.ledger.used_bytes == 0
+    found = scene.disk.scan()
+    assert (found.blobs, found.ingests) == ({}, {}), "nobody was told of it"
+    await scene.arrived()
+    assert (await scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False)).size_bytes == len(CONTENT)
+
+
+async def test_a_late_commit_of_what_is_there_already_leaves_that_there(scene: Scene) -> None:
+    await scene.arrived()
+    await scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False)
+    scene.ledger.release(INGEST)
+    await scene.arrived(OTHER)
+    scene.disk.answer.clear()
+    with pytest.raises(LevelError):
+        await scene.work.commit(OTHER, DIGEST, len(CONTENT), known=True)
+    await scene.answered()
+    found = scene.disk.scan()
+    assert (set(found.blobs), found.ingests) == ({DIGEST}, {})
+
+
+async def test_blocks_that_are_not_given_in_time_are_given_back(scene: Scene) -> None:
+    scene.disk.answer.clear()
+    for ingest_id in (INGEST, OTHER):
+        scene.ledger.reserve(ingest_id, 4096)
+    with pytest.raises(LevelError, match="allocate"):
+        await scene.work.create({INGEST: 4096, OTHER: 4096})
+    assert scene.ledger.used_bytes == 8192
+    await scene.answered()
+    assert scene.ledger.used_bytes == 0
+    assert scene.disk.scan().ingests == {}
+
+
+async def test_while_it_hangs_the_loop_drops_nothing_itself(scene: Scene) -> None:
+    await scene.arrived()
+    await scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False)
+    scene.ledger.commit(INGEST, f"blob:{DIGEST}")
+    await scene.arrived(OTHER)
+    scene.ledger.reserve("c" * 32, 4096)
+    scene.disk.answer.clear()
+    with pytest.raises(LevelError):
+        await scene.work.create({"c" * 32: 4096})
+    scene.work.discard(OTHER, scene.ledger.release(OTHER))
+    scene.work.remove(DIGEST, scene.ledger.remove(f"blob:{DIGEST}"))
+    assert scene.ledger.used_bytes == 2 * len(CONTENT) + 4096
+    await scene.answered()
+    assert scene.ledger.used_bytes == 0
+    found = scene.disk.scan()
+    assert (found.blobs, found.ingests) == ({}, {})
+
+
+async def test_who_is_cancelled_waits_for_a_disk_that_hangs_no_longer_than_others(scene: Scene) -> None:
+    await scene.arrived()
+    scene.disk.answer.clear()
+    task = asyncio.create_task(scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert scene.work.hangs
+    await scene.answered()
+    assert scene.ledger.used_bytes == 0
+    assert scene.disk.scan().blobs == {}
+
+
+async def test_bytes_that_the_disk_does_not_give_back_are_not_waited_for_without_end(scene: Scene) -> None:
+    await scene.arrived()
+    await scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False)
+    scene.disk.answer.clear()
+    scene.work.remove(DIGEST, len(CONTENT))
+    with pytest.raises(LevelError, match=r"\(free\)"):
+        await scene.work.freed()
+    await scene.answered()
+    await scene.work.freed()
+
+
+async def test_a_mover_that_cannot_be_ended_means_a_disk_that_hangs(scene: Scene) -> None:
+    gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    await scene.arrived()
+    scene.work.hang_until(gone)
+    assert scene.heard[0] is not None
+    with pytest.raises(LevelError):
+        await scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False)
+    scene.work.discard(INGEST, scene.ledger.release(INGEST))
+    gone.set_result(None)
+    await scene.answered()
+    assert scene.heard[1:] == [None]
+    assert (scene.ledger.used_bytes, scene.disk.scan().ingests) == (0, {})
+
+
+async def test_an_end_does_not_wait_for_what_hangs(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_work, "_END_S", 0.05)
+    await scene.arrived()
+    await scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False)
+    scene.disk.answer.clear()
+    scene.work.remove(DIGEST, len(CONTENT))
+    async with asyncio.timeout(10):
+        await scene.work.close()
+
+
+async def test_threads_are_begun_as_they_are_needed_kept_and_ended() -> None:
+    threads, loop = Threads(2, "test"), asyncio.get_running_loop()
+    names = {await loop.run_in_executor(threads, lambda: threading.current_thread().name) for _ in range(5)}
+    assert names <= {"test_1", "test_2"}
+    hold = threading.Event()
+    held = [loop.run_in_executor(threads, hold.wait, 10) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    running = [thread for thread in threading.enumerate() if thread.name in {"test_1", "test_2"}]
+    assert len(running) == 2
+    assert all(thread.daemon for thread in running)
+    hold.set()
+    assert await asyncio.gather(*held) == [True] * 3
+    with pytest.raises(ZeroDivisionError):
+        await loop.run_in_executor(threads, lambda: 1 / 0)
+    threads.shutdown()
+    for thread in running:
+        thread.join(10)
+    with pytest.raises(RuntimeError, match="have ended"):
+        threads.submit(print)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import faulthandler
 import os
 import resource
@@ -25,9 +24,7 @@ from cached.clock import SystemClock
 from cached.config import Config, LoadedConfig, wants_telemetry
 from cached.errors import CachedError, ConfigError
 from cached.layout import claim_layout
-from cached.listening import Seldom
 from cached.metrics import Metrics, Reload
-from cached.open_files import not_accepted
 from cached.overview import Limits, Overview
 from cached.rpc import sockets
 from cached.rpc.descriptors import DescriptorServer
@@ -176,7 +173,6 @@ class _Daemon:
         self._status = StatusReporter(notifier, self._engine, self._problems)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._telling = Seldom()
         self._phase = "starting"
         access, policy = config.access, self._engine.visibility.policy
         mode, group = int(access.socket_mode, 8), sockets.group_id(access.socket_group, "access.socket_group")
@@ -204,7 +200,7 @@ class _Daemon:
         metrics.bind_limits(self._descriptors.used_ratios)
         host = config.fleet.node_name or socket.gethostname()
         views = Views(self._metrics, self._not_ready, self._overview, host=host)
-        self._http = HttpServer(config.http.listen, views) if config.http.listen else None
+        self._http = HttpServer(config.http.listen, views, self._engine.failures) if config.http.listen else None
 
     async def run(self) -> None:
         """Until it is told to stop. Whatever was begun is ended, in reverse order."""
@@ -353,12 +349,8 @@ class _Daemon:
             await background.stop()
 
     def _on_stray(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What nobody awaited and nobody caught; and that HTTP's listener could not accept, each second."""
+        """What nobody awaited and nobody caught."""
         message, error = str(context.get("message", "")), context.get("exception")
-        if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE} and "socket" in context:
-            if self._telling.now():
-                self._engine.failures.report("http.accept_failed", not_accepted("the HTTP listener", error))
-            return
         self._engine.failures.bug("event loop", error or RuntimeError(message), said=message)
 
     def _on_stop(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import cast
 
 from aiohttp import web
@@ -22,13 +23,20 @@ class Connections:
         self._idle_s = idle_s
         self._open: set[_Guard] = set()
 
-    def guarded(self, make: Callable[[], asyncio.Protocol]) -> asyncio.Protocol:
-        """What serves one more: ``make``'s protocol, or one that says that there are too many."""
+    async def serve(self, connection: socket.socket, make: Callable[[], asyncio.Protocol]) -> None:
+        """One more, by ``make``'s protocol, to its end. Who is beyond the bound is told so."""
+        loop = asyncio.get_running_loop()
         if len(self._open) >= self._most:
-            return _Full()
-        guard = _Guard(make(), self._open, self._idle_s)
+            with suppress(OSError):  # gone
+                await loop.sock_sendall(connection, _FULL)
+            return
+        guard = _Guard(make(), self._idle_s)
         self._open.add(guard)
-        return guard
+        try:
+            await loop.connect_accepted_socket(lambda: guard, connection)
+            await guard.lost.wait()
+        finally:
+            self._open.discard(guard)
 
     @web.middleware
     async def middleware(
@@ -45,10 +53,10 @@ class Connections:
 class _Guard(asyncio.Protocol):
     """Around aiohttp's own protocol, which would wait for a first request for ever, and for the next one an hour."""
 
-    def __init__(self, inner: asyncio.Protocol, others: set[_Guard], idle_s: float) -> None:
+    def __init__(self, inner: asyncio.Protocol, idle_s: float) -> None:
         self.transport: asyncio.Transport | None = None
+        self.lost = asyncio.Event()
         self._inner = inner
-        self._others = others
         self._idle_s = idle_s
         self._timer: asyncio.TimerHandle | None = None
 
@@ -67,9 +75,9 @@ class _Guard(asyncio.Protocol):
         self._inner.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._others.discard(self)
         self._stop_timer()
         self.transport = None
+        self.lost.set()
         self._inner.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -91,10 +99,3 @@ class _Guard(asyncio.Protocol):
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-
-
-class _Full(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast("asyncio.Transport", transport)
-        transport.write(_FULL)
-        transport.close()

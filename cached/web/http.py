@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import cast
 
 from aiohttp import web
 
+from cached.cache.failures import Failures
 from cached.errors import ConfigError
+from cached.listening import accept_each
 from cached.metrics import Metrics
-from cached.open_files import file_shares
+from cached.open_files import file_shares, not_accepted
 from cached.overview import Limits, Overview
 from cached.web.connections import Connections
 from cached.web.page import StatusPage
@@ -37,20 +40,23 @@ class Views:
 class HttpServer:
     """Serves from ``start`` to ``stop``."""
 
-    def __init__(self, listen: str, views: Views, *, connections: Connections | None = None) -> None:
+    def __init__(self, listen: str, views: Views, failures: Failures, connections: Connections | None = None) -> None:
         """``listen``: HOST:PORT; port 0 takes a free one, see ``address``."""
         self._listen = listen
         self._views = views
+        self._failures = failures
         self._connections = connections or Connections(file_shares().http)
         self._runner: web.AppRunner | None = None
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[socket.socket] = []
+        self._acceptors: list[asyncio.Task[None]] = []
+        self._served: set[asyncio.Task[None]] = set()
 
     @property
     def address(self) -> str:
         """HOST:PORT that it really listens on; empty before ``start``."""
-        if self._listener is None or not self._listener.sockets:
+        if not self._listeners:
             return ""
-        host, port = self._listener.sockets[0].getsockname()[:2]
+        host, port = self._listeners[0].getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def start(self) -> None:
@@ -60,11 +66,8 @@ class HttpServer:
         application.middlewares.append(self._connections.middleware)
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=2.0)
         await runner.setup()
-        make = cast("Callable[[], asyncio.Protocol]", runner.server)
         try:
-            self._listener = await asyncio.get_running_loop().create_server(
-                lambda: self._connections.guarded(make), host, port, backlog=_BACKLOG
-            )
+            self._listeners = await _bound(host, port)
         except (OSError, OverflowError) as error:
             await runner.cleanup()
             cause = getattr(error, "strerror", None) or str(error)
@@ -72,15 +75,57 @@ class HttpServer:
             hint = f"give {_KEY} another port or an address of this host, or '' to serve no HTTP"
             raise ConfigError(msg, hint=hint, key=_KEY, value=self._listen) from error
         self._runner = runner
+        make = cast("Callable[[], asyncio.Protocol]", runner.server)
+        for listener in self._listeners:
+            accepting = accept_each(
+                listener,
+                lambda connection: self._connections.serve(connection, make),
+                self._served,
+                self._ended,
+                self._not_accepted,
+            )
+            self._acceptors.append(asyncio.create_task(accepting, name="http"))
+            self._acceptors[-1].add_done_callback(self._ended)
 
     async def stop(self) -> None:
         """Ends it; idempotent."""
+        await self._end(self._acceptors)
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
         runner, self._runner = self._runner, None
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
         if runner is not None:
             await runner.cleanup()
+        await self._end(self._served)
+
+    async def _end(self, tasks: Collection[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _not_accepted(self, error: OSError) -> None:
+        self._failures.report("http.accept_failed", not_accepted("the HTTP listener", error))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody awaits these tasks: what they end by is told here, or never."""
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._failures.bug("http", failure)
+
+
+async def _bound(host: str, port: int) -> list[socket.socket]:
+    """A listener for each address of ``host``, all of the first one's port. Raises OSError, OverflowError."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners: list[socket.socket] = []
+    try:
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            free = (address[0], port or listeners[0].getsockname()[1], *address[2:]) if listeners else address
+            listeners.append(socket.create_server(free, family=family, backlog=_BACKLOG))
+            listeners[-1].setblocking(False)
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
 
 
 def _split(listen: str) -> tuple[str, int]:

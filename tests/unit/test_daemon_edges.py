@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import io
 import json
@@ -21,7 +20,6 @@ from cached import logs
 from cached.cache import ModelCache
 from cached.daemon import _Daemon
 from cached.errors import AlreadyRunningError, ConfigError
-from cached.listening import Seldom
 from cached.rpc import sockets
 from cached.sdnotify import Notifier
 from tests.unit.rpc_support import FakeEngine
@@ -187,14 +185,9 @@ def test_without_a_service_manager_nothing_happens(tmp_path: Path) -> None:
     assert Notifier.from_environment(other).watchdog_s is None
 
 
-async def test_that_http_cannot_accept_is_told_once_a_minute_and_is_no_fault_of_the_program() -> None:
+async def test_what_nobody_caught_is_told() -> None:
     daemon = object.__new__(_Daemon)
     daemon._engine = cast("ModelCache", FakeEngine())
-    daemon._telling = Seldom()
-    short = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    for _ in range(3):  # as asyncio says it, each second
-        context = {"message": "socket.accept() out of system resource", "exception": short, "socket": object()}
-        daemon._on_stray(asyncio.get_running_loop(), context)
     daemon._on_stray(asyncio.get_running_loop(), {"message": "a task was lost"})
     events = cast("FakeEngine", daemon._engine).failures._events.recent
-    assert [event.kind for event in events] == ["http.accept_failed", "internal.error"]
+    assert [event.kind for event in events] == ["internal.error"]

@@ -8,6 +8,7 @@ import dataclasses
 import gzip
 import hashlib
 import re
+import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +16,9 @@ from contextlib import asynccontextmanager, suppress
 import aiohttp
 import pytest
 
+from cached.cache.events import EventBus
+from cached.cache.failures import Failures
+from cached.clock import SystemClock
 from cached.errors import ConfigError
 from cached.metrics import Metrics
 from cached.overview import Limits, Overview
@@ -31,8 +35,10 @@ class Place:
         self.overview: Overview | None = OVERVIEW
         self.looks = 0
         self.metrics = Metrics("1.2")
+        self.events = EventBus(SystemClock())
+        self.failures = Failures(self.events, self.metrics, SystemClock())
         views = Views(self.metrics, lambda: self.reasons, self.look, host="node-<7>")
-        self.server = HttpServer("127.0.0.1:0", views)
+        self.server = HttpServer("127.0.0.1:0", views, self.failures)
 
     def look(self, limits: Limits) -> Overview | None:
         self.looks += 1
@@ -206,9 +212,14 @@ def test_a_busy_host_makes_a_small_page() -> None:
     assert b"and 4800 more" in html
 
 
+def server_on(listen: str, connections: Connections | None = None) -> HttpServer:
+    place = Place()
+    return HttpServer(listen, place.server._views, place.failures, connections)
+
+
 @pytest.mark.parametrize("listen", ["nonsense", "127.0.0.1:99999", ":80", "203.0.113.7:0", "no.such.host.invalid:80"])
 async def test_a_wrong_address_names_the_setting(listen: str) -> None:
-    server = HttpServer(listen, Place().server._views)
+    server = server_on(listen)
     with pytest.raises(ConfigError, match=r"http\.listen") as caught:
         await server.start()
     assert caught.value.fields["value"] == listen
@@ -216,7 +227,7 @@ async def test_a_wrong_address_names_the_setting(listen: str) -> None:
 
 async def test_a_taken_port_names_the_setting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        server = HttpServer(f"127.0.0.1:{taken.getsockname()[1]}", Place().server._views)
+        server = server_on(f"127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(ConfigError, match="in use") as caught:
             await server.start()
         assert caught.value.fields["key"] == "http.listen"
@@ -225,7 +236,7 @@ async def test_a_taken_port_names_the_setting() -> None:
 
 @asynccontextmanager
 async def bounded(connections: Connections) -> AsyncIterator[tuple[str, int]]:
-    server = HttpServer("127.0.0.1:0", Place().server._views, connections=connections)
+    server = server_on("127.0.0.1:0", connections)
     await server.start()
     try:
         host, port = server.address.split(":")
@@ -281,3 +292,38 @@ async def test_connections_have_a_bound_and_who_is_beyond_it_is_told() -> None:
                 if b"200 OK" in line:
                     break
         held.pop()[1].close()
+
+
+async def test_all_addresses_of_a_name_are_served_on_one_port() -> None:
+    server = server_on("localhost:0")
+    await server.start()
+    try:
+        port = int(server.address.rpartition(":")[2])
+        found = await asyncio.get_running_loop().getaddrinfo("localhost", port, type=socket.SOCK_STREAM)
+        for host in {address[0] for _, _, _, _, address in found}:
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in await reader.readline()
+            writer.close()
+    finally:
+        await server.stop()
+
+
+async def test_who_comes_while_no_descriptor_is_left_is_served_later_and_that_is_told_once() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with serving() as place:
+        host, port = place.server.address.split(":")
+        with socket.socket() as client:
+            client.setblocking(False)
+            with socket.socket() as free:
+                lowest_free = free.fileno()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+            try:
+                await asyncio.get_running_loop().sock_connect(client, (host, int(port)))
+                await asyncio.sleep(1.2)  # it has tried again by then
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert [event.kind for event in place.events.recent] == ["http.accept_failed"]
+            await asyncio.get_running_loop().sock_sendall(client, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            async with asyncio.timeout(20):
+                assert b"200 OK" in await asyncio.get_running_loop().sock_recv(client, 1 << 16)

@@ -6,18 +6,20 @@ import asyncio
 import grp
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cached.cache.artifacts import Artifacts, destination_of
 from cached.cache.cold_starts import ColdStarts
 from cached.cache.content import Contents
 from cached.cache.describe import Describer
+from cached.cache.disk_work import DiskWork
 from cached.cache.events import EventBus
 from cached.cache.evictor import Evictor
 from cached.cache.explainer import Explainer
-from cached.cache.failures import Failures
+from cached.cache.failures import Degraded, Failures
 from cached.cache.foresight import Foresight
 from cached.cache.history import UseHistory
 from cached.cache.inspector import Inspector
@@ -133,64 +135,19 @@ def build_parts(
     config: Config, metrics: Metrics, clock: Clock, tracer: Tracer, *, version: str, outside: Outside = _REAL
 ) -> Parts:
     """Raises ConfigError for what only shows on this host."""
-    state_dir = Path(config.daemon.state_dir)
-    journal_dir = state_dir / "journals"
-    journal_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     instance = instance_of(config.daemon.state_dir)
     events = EventBus(clock)
     failures = Failures(events, metrics, clock)
-
-    def on_mover_death(error: MoverError) -> None:
-        metrics.mover_restarts.inc()
-        failures.report("mover.died", error)
-
-    def on_mover_lost(paths: Collection[str], gone: asyncio.Future[None]) -> None:
-        disk = services.storage.disk
-        if disk is not None and any(path.startswith(f"{folder}/") for path in paths for folder in config.l2.folders):
-            disk.hang_until(gone)
-
-    pool = new_movers(config, clock, on_death=on_mover_death, on_lost=on_mover_lost, start=outside.start_mover)
-    lanes = new_lanes(config, clock, pool, on_hedge=lambda outcome: metrics.hedges.labels(outcome=outcome).inc())
-    degraded = failures.degraded
-
-    def on_index_fault(failure: Exception | None) -> None:
-        if failure is None:
-            degraded.ended("index")
-            return
-        error = failure if isinstance(failure, CachedError) else failures.bug("index", failure)
-        degraded.began("index", f"the index cannot be written: {error.message}", error)
-
-    def on_quarantine(why: str) -> None:
-        if why:
-            degraded.began("quarantine", f"damaged, and cannot be fetched again: {why}")
-        else:
-            degraded.ended("quarantine")
-
-    index = Index(state_dir / "index", outside.open_store)
-    registry = Registry(index, on_index_fault, time_zone=config.policy.time_zone)
-    chains = _chains(config, metrics, clock, lanes, pool, events, failures)
-    registry.on_quarantine = on_quarantine
-    services = Services(
-        clock=clock,
-        runner=chains,
-        chains=chains,
-        storage=_storage(config, instance),
-        registry=registry,
-        verified=VerifiedTimes(registry, clock),
-        history=UseHistory(registry, clock),
-        metrics=metrics,
-        tracer=tracer,
-        events=events,
-        view=DirectoryView(Path(config.daemon.models_dir)),
-        seeds=Seeds(config.l2.seed_dirs, events),
-        retry=RetryPolicy(max_attempts=config.transfer.max_attempts, budget_s=config.transfer.retry_budget_s),
-        width=max(pool.capacity, config.transfer.max_ranges) + config.transfer.threads_per_mover,
-        write_slots=asyncio.Semaphore(max(1, pool.capacity // 4)),
-        journal_dir=journal_dir,
-        failures=failures,
+    storage = _storage(config, instance)
+    pool = new_movers(
+        config,
+        clock,
+        on_death=partial(_mover_died, metrics, failures),
+        on_lost=partial(_mover_lost, storage.disk, config.l2.folders),
+        start=outside.start_mover,
     )
-    if services.storage.disk is not None:
-        services.storage.disk.on_hang = services.l2_hangs
+    lanes = new_lanes(config, clock, pool, on_hedge=lambda outcome: metrics.hedges.labels(outcome=outcome).inc())
+    services = _services(config, metrics, clock, tracer, events, failures, storage, pool, lanes, outside.open_store)
     leases = LeaseTable()
     evictor = Evictor(services, leases, grace_s=config.daemon.restart_grace_s)
     loader = Loader(services, evictor, max_loads=config.transfer.max_concurrent_loads)
@@ -201,7 +158,7 @@ def build_parts(
     inspector = Inspector(services, pulls)
     view = services.view
     artifacts = Artifacts(services, resolver, loader, evictor, config.artifacts)
-    cold_starts = ColdStarts(registry, metrics, services.events, clock)
+    cold_starts = ColdStarts(services.registry, metrics, events, clock)
     describer = Describer(
         services, loader, leases, view, Explainer(services, evictor), pulls, version=version, instance=instance
     )
@@ -229,11 +186,83 @@ def build_parts(
         overviews=Overviews(services, loader, leases, evictor, pulls, describer, cold_starts),
         artifacts=artifacts,
         visibility=Visibility(services, artifacts, new_policy(config.access), config.l1),
-        trace=TraceLog(TraceFiles(state_dir), clock),
+        trace=TraceLog(TraceFiles(Path(config.daemon.state_dir)), clock),
         node_labels=NodeLabels(services, kube, prefix=config.fleet.label_prefix)
         if kube is not None and config.fleet.node_labels
         else None,
     )
+
+
+def _services(
+    config: Config,
+    metrics: Metrics,
+    clock: Clock,
+    tracer: Tracer,
+    events: EventBus,
+    failures: Failures,
+    storage: Storage,
+    pool: MoverPool,
+    lanes: Lanes,
+    open_store: Callable[[Path], Store],
+) -> Services:
+    state_dir = Path(config.daemon.state_dir)
+    journal_dir = state_dir / "journals"
+    journal_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    index = Index(state_dir / "index", open_store)
+    registry = Registry(index, partial(_index_fault, failures), time_zone=config.policy.time_zone)
+    registry.on_quarantine = partial(_quarantined, failures.degraded)
+    chains = _chains(config, metrics, clock, lanes, pool, events, failures)
+    services = Services(
+        clock=clock,
+        runner=chains,
+        chains=chains,
+        storage=storage,
+        registry=registry,
+        verified=VerifiedTimes(registry, clock),
+        history=UseHistory(registry, clock),
+        metrics=metrics,
+        tracer=tracer,
+        events=events,
+        view=DirectoryView(Path(config.daemon.models_dir)),
+        seeds=Seeds(config.l2.seed_dirs, events),
+        retry=RetryPolicy(max_attempts=config.transfer.max_attempts, budget_s=config.transfer.retry_budget_s),
+        width=max(pool.capacity, config.transfer.max_ranges) + config.transfer.threads_per_mover,
+        write_slots=asyncio.Semaphore(max(1, pool.capacity // 4)),
+        journal_dir=journal_dir,
+        failures=failures,
+    )
+    if storage.disk is not None:
+        storage.disk.on_hang = services.l2_hangs
+    return services
+
+
+def _mover_died(metrics: Metrics, failures: Failures, error: MoverError) -> None:
+    metrics.mover_restarts.inc()
+    failures.report("mover.died", error)
+
+
+def _mover_lost(
+    disk: DiskWork | None, folders: Sequence[str], paths: Collection[str], gone: asyncio.Future[None]
+) -> None:
+    """One that the kernel does not let end: if it was at work on L2, that hangs until it is ``gone``."""
+    if disk is not None and any(path.startswith(f"{folder}/") for path in paths for folder in folders):
+        disk.hang_until(gone)
+
+
+def _index_fault(failures: Failures, failure: Exception | None) -> None:
+    """The index could not be written, or (None) can be again."""
+    if failure is None:
+        failures.degraded.ended("index")
+        return
+    error = failure if isinstance(failure, CachedError) else failures.bug("index", failure)
+    failures.degraded.began("index", f"the index cannot be written: {error.message}", error)
+
+
+def _quarantined(degraded: Degraded, why: str) -> None:
+    if why:
+        degraded.began("quarantine", f"damaged, and cannot be fetched again: {why}")
+    else:
+        degraded.ended("quarantine")
 
 
 def new_movers(

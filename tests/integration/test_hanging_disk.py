@@ -6,15 +6,16 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cached.cache import disk_work
+from cached.cache import ModelCache, disk_work
 from cached.cache.capacity import Limit
 from cached.levels.disk import DiskLevel
 from cached.types import Level
-from tests.integration.hosts import Host, MovedClock, in_l1, kinds, pull, shown, until
+from tests.integration.hosts import Host, MovedClock, in_l1, kinds, pull, shown, ticks, until
 
 MODELS = 2 + min(32, (os.cpu_count() or 1) + 4)
 """More than the loop's own executor has threads."""
@@ -113,3 +114,39 @@ async def test_l2_is_degraded_for_as_long_as_any_reason_is_left(host: Host) -> N
         services.storage.limits[Level.L2] = limit
         services.l2_written("0" * 64)
         assert "l2" not in services.degraded
+
+
+async def test_a_disk_that_hangs_is_not_trimmed_which_would_free_nothing(host: Host) -> None:
+    names = ["a", "b", "c"]
+    for name in names:
+        host.add(name)
+
+    def in_l2(cache: ModelCache) -> list[str]:
+        return [name for name in names if shown(cache, name).summary.l2_bytes]
+
+    async with host.run() as cache:
+        disk, gone = cache._parts.services.storage.disk, asyncio.get_running_loop().create_future()
+        assert disk is not None
+        for name in names:
+            await pull(cache, name, level=Level.L2)
+        disk.hang_until(gone)
+        cache.set_budgets(replace(host.config, l2=replace(host.config.l2, capacity="1.5MB")))
+        host.clock.pass_by(600)
+        await ticks(cache)
+        assert in_l2(cache) == names
+        gone.set_result(None)
+        await until(lambda: len(in_l2(cache)) == 1, "what is beyond the budget to go")
+
+
+async def test_a_mover_that_cannot_be_ended_hangs_the_disk_that_it_works_on(host: Host) -> None:
+    async with host.run() as cache:
+        services, lost = cache._parts.services, cache._parts.pool._on_lost
+        gone = asyncio.get_running_loop().create_future()
+        assert services.storage.disk is not None
+        lost(["/dev/shm/cached.x.ingest", f"{host.config.l2.path}-another/ingest"], gone)
+        assert not services.storage.disk.hangs
+        lost(["/dev/shm/cached.x.ingest", f"{host.config.l2.path}/ingest"], gone)
+        assert services.storage.disk.hangs
+        assert "l2" in services.degraded
+        gone.set_result(None)
+        await until(lambda: "l2" not in services.degraded, "the disk to answer")

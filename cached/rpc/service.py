@@ -24,6 +24,8 @@ from cached_client._proto import cached_pb2_grpc
 PROGRESS_INTERVAL_S = 0.1
 RANGES_INTERVAL_S = 0.01
 KEEP_ALIVE_S = 15.0
+LEAVES_WITHIN_S = 5.0
+"""Until who has given its lease back is expected to have cancelled the lease's stream, too."""
 _REF_LIMIT = 4096
 _CLIENT_NAME_LIMIT = 256
 _TRACE_BATCH = 1000
@@ -64,7 +66,7 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
                     yield pb.PullResponse(progress=convert.progress_message(moment))
 
     async def Attach(self, request: pb.AttachRequest, context: _Context) -> AsyncIterator[pb.AttachResponse]:
-        """The lease: it is given back when this generator is closed."""
+        """The lease: it is given back when this generator is closed, or by Detach, which usually comes before that."""
         attachment = await self._engine.attach(
             _ref(request.ref),
             source=_bounded("source", request.source),
@@ -84,6 +86,8 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
                         yield pb.AttachResponse(keep_alive=pb.KeepAlive())
                     else:
                         yield convert.attach_message(event, self._descriptor_socket)
+        # A status that meets its caller's cancellation takes memory that gRPC never frees: now there is none to meet.
+        await asyncio.sleep(LEAVES_WITHIN_S)
 
     async def Detach(self, request: pb.DetachRequest, context: _Context) -> pb.DetachResponse:
         """Ends a lease early."""

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cached.errors import CachedError, ConfigError, NoRoomError
 from cached.metrics import Metrics
+from cached.rpc import service
 from cached.rpc.server import SERVICE, RpcServer
 from cached.rpc.service import CacheService
 from cached.types import (
@@ -182,14 +183,34 @@ async def test_an_idle_attach_is_kept_alive(tmp_path: Path) -> None:
     assert engine.held == 0
 
 
-async def test_detach_ends_the_stream(tmp_path: Path) -> None:
+async def detached(it: Served) -> Any:
+    """A lease's stream once the lease was given back."""
+    call = it.stub.Attach(pb.AttachRequest(ref="tiny"))
+    it.engine.attach_events.put_nowait(OPENED)
+    await call.read()
+    await it.stub.Detach(pb.DetachRequest(lease_id="l1", token="secret"))
+    async with asyncio.timeout(20):
+        await it.engine.released.wait()
+    return call
+
+
+async def test_detach_ends_the_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "LEAVES_WITHIN_S", 0.05)
     async with served(tmp_path) as it:
-        call = it.stub.Attach(pb.AttachRequest(ref="tiny"))
-        it.engine.attach_events.put_nowait(OPENED)
-        await call.read()
-        await it.stub.Detach(pb.DetachRequest(lease_id="l1", token="secret"))
+        call = await detached(it)
         assert await call.read() is grpc.aio.EOF
         assert it.engine.held == 0
+
+
+async def test_who_detaches_cancels_the_stream_before_a_status_is_on_its_way(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        for _ in range(20):
+            (await detached(it)).cancel()
+            it.engine.released.clear()
+        name = 'cached_rpc_total{method="Attach",code="CANCELLED"}'
+        async with asyncio.timeout(20):
+            while it.metrics.counters().get(name) != 20:
+                await asyncio.sleep(0.01)
 
 
 async def test_a_load_that_fails_ends_the_attach_with_its_error(tmp_path: Path) -> None:

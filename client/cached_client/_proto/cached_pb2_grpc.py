@@ -160,7 +160,7 @@ class CacheServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Detach(self, request, context):
-        """Ends a lease early; its stream is closed by the daemon.
+        """Ends a lease early. Its stream is the caller's to cancel then; the daemon closes it some seconds later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

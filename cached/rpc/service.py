@@ -86,7 +86,7 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
                         yield pb.AttachResponse(keep_alive=pb.KeepAlive())
                     else:
                         yield convert.attach_message(event, self._descriptor_socket)
-        # A status that meets its caller's cancellation takes memory that gRPC never frees: now there is none to meet.
+        # What describes a status that meets its caller's cancellation gRPC never frees (grpc/grpc#43360).
         await asyncio.sleep(LEAVES_WITHIN_S)
 
     async def Detach(self, request: pb.DetachRequest, context: _Context) -> pb.DetachResponse:

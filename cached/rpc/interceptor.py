@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from cached.access import Caller
-from cached.errors import CachedError, UnavailableError
+from cached.errors import CachedError, PermissionDeniedError, UnavailableError
 from cached.metrics import Metrics
 from cached.rpc import errors
 from cached.rpc.callers import calling
@@ -28,6 +28,8 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _HEALTH_S = 2.0
 """For the request of a health check. The only call that nobody is counted for must not be held."""
 _SILENT_S = 0.02
+_GONE_S = 0.2
+"""Until gRPC, too, knows that a connection has ended."""
 _WHILE_DRAINING = frozenset(
     {"Detach", "List", "Describe", "ListLeases", "Stats", "Watch", "ListArtifacts", "ListColdStarts", "Overview"}
 )
@@ -189,7 +191,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def _counted(self, method: str, answer: Any) -> Any:
         async def guarded(requests: Any, context: _Context) -> None:
             try:
-                caller = self._identify(method, context)
+                caller = await self._caller(method, context)
                 with self._limits.held(caller, method, streams=True):
                     async with aclosing(answer(requests, context)) as messages:
                         async for message in messages:
@@ -236,7 +238,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         code, started_s = grpc.StatusCode.OK, time.monotonic()
         try:
             self._gate.check(method)
-            caller = self._identify(method, context)
+            caller = await self._caller(method, context)
             with calling(caller), self._limits.held(caller, method, streams=streams):
                 return await work()
         except asyncio.CancelledError:
@@ -253,6 +255,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
         finally:
             seconds = None if streams else time.monotonic() - started_s
             self._metrics.answered(method, code.name, seconds, trace_id=current_trace_id())
+
+    async def _caller(self, method: str, context: _Context) -> Caller:
+        """Raises what ``identify`` does; but calls of a connection that ended before them are cancelled in a moment."""
+        try:
+            return self._identify(method, context)
+        except PermissionDeniedError:
+            await asyncio.sleep(_GONE_S)
+            raise
 
     async def _refuse(self, method: str, context: _Context, error: CachedError) -> NoReturn:
         self._failures.refused("rpc.refused", error, method=method)

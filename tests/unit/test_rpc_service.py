@@ -15,9 +15,11 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cached.errors import CachedError, ConfigError, NoRoomError
+from cached.access import Caller
+from cached.errors import CachedError, ConfigError, NoRoomError, PermissionDeniedError
 from cached.metrics import Metrics
 from cached.rpc import service
+from cached.rpc.callers import Callers
 from cached.rpc.server import SERVICE, RpcServer
 from cached.rpc.service import CacheService
 from cached.types import (
@@ -211,6 +213,30 @@ async def test_who_detaches_cancels_the_stream_before_a_status_is_on_its_way(tmp
         async with asyncio.timeout(20):
             while it.metrics.counters().get(name) != 20:
                 await asyncio.sleep(0.01)
+
+
+async def test_calls_of_a_connection_that_has_ended_are_no_refusals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    def gone(callers: Callers, peer: str) -> Caller:
+        asked.set()
+        raise PermissionDeniedError("nobody knows who makes this call")
+
+    async with served(tmp_path) as it:
+        monkeypatch.setattr(Callers, "of", gone)
+        call = it.stub.Attach(pb.AttachRequest(ref="tiny"))
+        async with asyncio.timeout(20):
+            await asked.wait()
+            call.cancel()
+            while not it.metrics.counters().get('cached_rpc_total{method="Attach",code="CANCELLED"}'):
+                await asyncio.sleep(0.01)
+        assert not it.engine.failures._events.recent
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await it.stub.List(pb.ListRequest())
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert [event.kind for event in it.engine.failures._events.recent] == ["rpc.refused"]
 
 
 async def test_a_load_that_fails_ends_the_attach_with_its_error(tmp_path: Path) -> None:

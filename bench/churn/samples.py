@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cached_client._proto import cached_pb2 as pb
 from tests.integration.harness import DaemonProcess
 
@@ -128,7 +126,8 @@ class Trend:
 
 def trend(samples: list[Sample], name: str) -> Trend | None:
     """None where too few samples have the quantity."""
-    points = [(item["at_s"], item[name]) for item in _judged(samples) if name in item]
+    until_s = max((sample["at_s"] for sample in samples), default=0.0)
+    points = [(item["at_s"], item[name]) for item in samples if name in item and item["at_s"] >= until_s / 3]
     if len(points) < 3:
         return None
     mean_s = sum(at for at, _ in points) / len(points)
@@ -141,25 +140,6 @@ def trend(samples: list[Sample], name: str) -> Trend | None:
         mean + slope * (first_s - mean_s), mean + slope * (last_s - mean_s), min(values), max(values),
         (last_s - first_s) / 3600,
     )  # fmt: skip
-
-
-def growth_per_hour(samples: list[Sample], name: str) -> float | None:
-    """By least squares over the same time, at the same number of leases: these come and go, and each takes something.
-
-    None where too few samples have the quantity.
-    """
-    used = [item for item in _judged(samples) if name in item]
-    if len(used) < 4:
-        return None
-    causes = np.array([[1.0, item["at_s"], item["leases"]] for item in used])
-    (_, per_second, _), *_ = np.linalg.lstsq(causes, np.array([item[name] for item in used]))
-    return float(per_second) * 3600
-
-
-def _judged(samples: list[Sample]) -> list[Sample]:
-    """Those of the last two thirds of the time."""
-    until_s = max((sample["at_s"] for sample in samples), default=0.0)
-    return [sample for sample in samples if sample["at_s"] >= until_s / 3]
 
 
 def _excess_bytes(level: pb.LevelStats) -> int:

@@ -10,7 +10,7 @@ import pytest
 from bench.churn.crew import Tally
 from bench.churn.report import as_result, churn_text
 from bench.churn.run import Outcome, Plan, run
-from bench.churn.samples import growth_per_hour, trend
+from bench.churn.samples import trend
 from bench.churn.told import Told
 
 _MORE_THREADS = min(32, (os.cpu_count() or 1) + 4)
@@ -37,17 +37,6 @@ def test_a_trend_is_seen_through_noise_and_what_was_before_does_not_count() -> N
     assert settled
     assert abs(settled.per_hour) < 1
     assert trend(line(1, 0)[:2], "x") is None
-
-
-def test_what_leases_take_is_no_growth() -> None:
-    held = [{**item, "leases": 800 + item["at_s"] / 30 + 50 * (index % 7)} for index, item in enumerate(line(100, 12))]
-    leased = [{**item, "x": item["x"] + 3 * item["leases"]} for item in held]
-    plain = trend(leased, "x")
-    assert plain
-    assert plain.per_hour > 300
-    assert growth_per_hour(leased, "x") == pytest.approx(12, abs=1)
-    assert growth_per_hour([{**item, "leases": 9.0} for item in held], "x") == pytest.approx(12, abs=0.5)
-    assert growth_per_hour(leased[:3], "x") is None
 
 
 def outcome_of(samples: list[dict[str, float]], seconds: float = 3600, **plan: float) -> Outcome:

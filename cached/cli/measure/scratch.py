@@ -94,16 +94,19 @@ def _removed(path: Path) -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """No signal that a person sends ends this block. In the main thread only; elsewhere none arrives anyway."""
+    """A signal that a person sends in this block is heard at its end; other threads than the main one get none."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    held: dict[int, None] = {}
     numbers = (signal.SIGINT, signal.SIGALRM, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    before = {number: signal.signal(number, lambda number, _: held.setdefault(number)) for number in numbers}
     try:
         yield
     finally:
         _restore(before)
+        for number in held:
+            signal.raise_signal(number)
 
 
 @contextmanager

@@ -23,13 +23,14 @@ async def accept_each(
     ``failed``: why none can be taken, at most once a minute while that is so.
     """
     loop = asyncio.get_running_loop()
-    telling = Seldom()
+    tell_at_s = 0.0
     while True:
         try:
             connection, _ = await loop.sock_accept(listener)
         except OSError as error:
             # Out of descriptors, usually: those who wait are served when some are back.
-            if telling.now():
+            if (now_s := loop.time()) >= tell_at_s:
+                tell_at_s = now_s + _TELL_AGAIN_S
                 failed(error)
             await asyncio.sleep(_AGAIN_S)
             continue
@@ -45,18 +46,3 @@ async def accept_each(
 def close_after(task: asyncio.Task[None], owned: socket.socket) -> None:
     """Also for a task that is cancelled before its first step, where a ``with`` inside it would never be reached."""
     task.add_done_callback(lambda _: owned.close())
-
-
-class Seldom:
-    """Whether it is time to tell of something again that may go on for long: once a minute. Loop only."""
-
-    def __init__(self) -> None:
-        self._next_s = 0.0
-
-    def now(self) -> bool:
-        """True for the first time within a minute."""
-        now_s = asyncio.get_running_loop().time()
-        if now_s < self._next_s:
-            return False
-        self._next_s = now_s + _TELL_AGAIN_S
-        return True

@@ -19,7 +19,7 @@ from cached.rpc import errors
 from cached.rpc.callers import calling
 from cached.rpc.engine import Failures
 from cached.rpc.limits import CallLimits
-from cached.rpc.requests import only_request
+from cached.rpc.requests import GONE_S, only_request
 from cached.tracing import Tracer, current_trace_id
 
 _SERVICE = "cached.v1.CacheService"
@@ -28,8 +28,6 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _HEALTH_S = 2.0
 """For the request of a health check. The only call that nobody is counted for must not be held."""
 _SILENT_S = 0.02
-_GONE_S = 0.2
-"""Until gRPC, too, knows that a connection has ended."""
 _WHILE_DRAINING = frozenset(
     {"Detach", "List", "Describe", "ListLeases", "Stats", "Watch", "ListArtifacts", "ListColdStarts", "Overview"}
 )
@@ -261,7 +259,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         try:
             return self._identify(method, context)
         except PermissionDeniedError:
-            await asyncio.sleep(_GONE_S)
+            await asyncio.sleep(GONE_S)
             raise
 
     async def _refuse(self, method: str, context: _Context, error: CachedError) -> NoReturn:

@@ -14,7 +14,8 @@ from cached.errors import InvalidRequestError, TimeoutExpiredError
 T = TypeVar("T")
 FIRST_S = 60.0
 """For the first message of a call; it usually comes with the call itself."""
-_GONE_S = 0.05
+GONE_S = 0.2
+"""Until gRPC, too, knows that a connection has ended, and cancels its calls."""
 
 
 async def in_time(message: Awaitable[T], timeout_s: float | None = None) -> T:
@@ -38,6 +39,6 @@ async def only_request(context: grpc.aio.ServicerContext[Any, Any], timeout_s: f
     except DecodeError as error:
         raise InvalidRequestError("the request cannot be read", hint="use the contract in proto/cached/v1") from error
     if request is grpc.aio.EOF:
-        await asyncio.sleep(_GONE_S)  # a caller that went away looks the same; its call is cancelled a moment later
+        await asyncio.sleep(GONE_S)  # a caller that went away looks the same
         raise InvalidRequestError("the call ended before its request came", hint="send one message")
     return request

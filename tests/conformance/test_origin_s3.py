@@ -6,7 +6,7 @@ import datetime as dt
 import itertools
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from cached.errors import (
     OriginProtocolError,
     OriginUnavailableError,
 )
-from cached.origins.base import OriginChecksum, OriginSpec
+from cached.origins.base import OriginChecksum, OriginObject, OriginSpec
 from cached.origins.net.body import range_problem
 from cached.origins.registry import open_origin, open_writable
 from cached.origins.s3 import S3Origin
@@ -383,38 +383,39 @@ def test_large_uploads_go_in_parts_with_a_checksum(server, tmp_path: Path):
         assert stored.checksums == (OriginChecksum("crc64nvme", checksum.crc64_hex(checksum.crc64nvme(data))),)
 
 
-def test_an_upload_survives_a_busy_server_and_a_refused_checksum(rclone, tmp_path: Path):
+@pytest.fixture
+def uploading(rclone: RcloneS3, tmp_path: Path) -> Iterator[tuple[CountingProxy, Callable[[], OriginObject], str]]:
+    """What is before the server, how to upload DATA as ``w`` through it, and the bucket."""
     bucket = new_bucket(rclone)
-    source = tmp_path / "w"
-    source.write_bytes(DATA)
+    (tmp_path / "w").write_bytes(DATA)
     with CountingProxy(rclone.endpoint_url) as proxy:
         origin = open_writable(OriginSpec(f"s3://{bucket}/m", {"endpoint_url": proxy.endpoint_url}))
-        proxy.inject("status", method="PUT", status=503)
-        proxy.inject("status", method="PUT", status=501)
-        assert origin.upload_file(source, "w").size_bytes == len(DATA)
-        assert [seen.status for seen in proxy.requests("PUT")] == [503, 501, 200]
-        proxy.inject("status", method="PUT", status=403, times=-1)
-        with pytest.raises(OriginDeniedError) as error:
-            origin.upload_file(source, "w")
-        assert_discreet(error.value)
+        yield proxy, lambda: origin.upload_file(tmp_path / "w", "w"), bucket
         origin.close()
+
+
+def test_an_upload_survives_a_busy_server_and_a_refused_checksum(rclone, uploading):
+    proxy, upload, bucket = uploading
+    proxy.inject("status", method="PUT", status=503)
+    proxy.inject("status", method="PUT", status=501)
+    assert upload().size_bytes == len(DATA)
+    assert [seen.status for seen in proxy.requests("PUT")] == [503, 501, 200]
+    proxy.inject("status", method="PUT", status=403, times=-1)
+    with pytest.raises(OriginDeniedError) as error:
+        upload()
+    assert_discreet(error.value)
     assert rclone.get(bucket, "m/w") == DATA
 
 
-def test_an_upload_that_seems_to_arrive_wrong_is_sent_once_more(rclone, tmp_path: Path):
-    bucket = new_bucket(rclone)
-    source = tmp_path / "w"
-    source.write_bytes(DATA)
-    with CountingProxy(rclone.endpoint_url) as proxy:
-        origin = open_writable(OriginSpec(f"s3://{bucket}/m", {"endpoint_url": proxy.endpoint_url}))
-        proxy.inject("short_length", method="HEAD", path="m/w")
-        assert origin.upload_file(source, "w").size_bytes == len(DATA)
-        assert len(proxy.requests("PUT")) == 2
-        proxy.inject("short_length", method="HEAD", path="m/w", times=2)
-        with pytest.raises(IntegrityError) as error:
-            origin.upload_file(source, "w")
-        assert error.value.fields == {"path": "w", "check": "size", "expected": str(len(DATA)), "found": "0"}
-        origin.close()
+def test_an_upload_that_seems_to_arrive_wrong_is_sent_once_more(uploading):
+    proxy, upload, _ = uploading
+    proxy.inject("short_length", method="HEAD", path="m/w")
+    assert upload().size_bytes == len(DATA)
+    assert len(proxy.requests("PUT")) == 2
+    proxy.inject("short_length", method="HEAD", path="m/w", times=2)
+    with pytest.raises(IntegrityError) as error:
+        upload()
+    assert error.value.fields == {"path": "w", "check": "size", "expected": str(len(DATA)), "found": "0"}
 
 
 def test_an_upload_that_arrives_wrong_is_an_integrity_error(moto, tmp_path: Path, monkeypatch):

@@ -70,6 +70,11 @@ class Scene:
         await self.work.create({ingest_id: len(CONTENT)})
         Path(self.disk.ingest(ingest_id).path).write_bytes(CONTENT)
 
+    async def landed(self) -> None:
+        """A blob whose bytes the ledger still holds for its ingest."""
+        await self.arrived()
+        await self.work.commit(INGEST, DIGEST, len(CONTENT), known=False)
+
     async def answered(self) -> None:
         self.disk.answer.set()
         async with asyncio.timeout(10):
@@ -107,8 +112,7 @@ async def test_a_commit_that_hangs_is_told_counts_until_it_ends_and_leaves_nothi
 
 
 async def test_a_late_commit_of_what_is_there_already_leaves_that_there(scene: Scene) -> None:
-    await scene.arrived()
-    await scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False)
+    await scene.landed()
     scene.ledger.release(INGEST)
     await scene.arrived(OTHER)
     scene.disk.answer.clear()
@@ -132,8 +136,7 @@ async def test_blocks_that_are_not_given_in_time_are_given_back(scene: Scene) ->
 
 
 async def test_while_it_hangs_the_loop_drops_nothing_itself(scene: Scene) -> None:
-    await scene.arrived()
-    await scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False)
+    await scene.landed()
     scene.ledger.commit(INGEST, f"blob:{DIGEST}")
     await scene.arrived(OTHER)
     scene.ledger.reserve("c" * 32, 4096)
@@ -165,8 +168,7 @@ async def test_who_is_cancelled_waits_for_a_disk_that_hangs_no_longer_than_other
 
 
 async def test_bytes_that_the_disk_does_not_give_back_are_not_waited_for_without_end(scene: Scene) -> None:
-    await scene.arrived()
-    await scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False)
+    await scene.landed()
     scene.disk.answer.clear()
     scene.work.remove(DIGEST, len(CONTENT))
     with pytest.raises(LevelError, match=r"\(free\)"):
@@ -191,8 +193,7 @@ async def test_a_mover_that_cannot_be_ended_means_a_disk_that_hangs(scene: Scene
 
 async def test_an_end_does_not_wait_for_what_hangs(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk_work, "_END_S", 0.05)
-    await scene.arrived()
-    await scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False)
+    await scene.landed()
     scene.disk.answer.clear()
     scene.work.remove(DIGEST, len(CONTENT))
     async with asyncio.timeout(10):

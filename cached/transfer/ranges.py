@@ -35,7 +35,7 @@ CACHED_BYTES = MIB // 2
 """What is checksummed, and copied while it is still in the processor's cache. STEP_BYTES are a multiple of it."""
 
 _BLOCK_BYTES = 4096
-_KEPT_S = 60.0
+_KEPT_S = 10.0
 _NO_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 _Call = Callable[[int, list[memoryview], int], int]
@@ -45,7 +45,7 @@ class Slabs:
     """Private buffers of CHUNK_BYTES each, as many as are used at the same time: a thread has one for its job.
 
     Were it a thread's for ever, each of dozens would have touched all of its own in the end. What a burst needed goes
-    back to the host once nobody needed it for a minute. Thread-safe.
+    back to the host once nobody needed it for ten seconds. Thread-safe.
     """
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:

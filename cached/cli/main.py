@@ -7,15 +7,10 @@ from collections.abc import Sequence
 import click
 
 from cached import __version__
-from cached.cli import artifact, catalog, coldstart, convert, models, ops, path, pull, push, run, serve, simulate
-from cached.cli.bench import bench
 from cached.cli.connect import Globals
-from cached.cli.doctor import doctor
 from cached.cli.failures import INTERRUPTED, exit_code, print_failure
 from cached.cli.interrupt import heard_interrupts
 from cached.cli.sections import Sections
-from cached.cli.service import install_service, uninstall_service
-from cached.cli.top import top
 from cached.errors import CachedError
 from cached_client.errors import CacheError
 
@@ -48,40 +43,6 @@ def cli(context: click.Context, /, **options: str) -> None:
     Completion: eval "$(_CACHED_COMPLETE=bash_source cached)"   (also zsh_source; fish_source)
     """  # noqa: D301 click reads the control character
     context.obj = Globals(**options)
-
-
-for _command in (
-    serve.serve,
-    pull.pull,
-    models.ls,
-    models.ps,
-    models.show,
-    models.tier,
-    models.pin,
-    models.unpin,
-    models.evict,
-    models.rm,
-    pull.verify,
-    path.path,
-    run.run,
-    push.push,
-    convert.convert_command,
-    artifact.artifact,
-    simulate.simulate_command,
-    coldstart.coldstart,
-    ops.stats,
-    top,
-    ops.events,
-    ops.health,
-    doctor,
-    bench,
-    ops.config,
-    catalog.catalog,
-    ops.version,
-    install_service,
-    uninstall_service,
-):
-    cli.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

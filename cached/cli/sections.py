@@ -1,37 +1,75 @@
-"""The commands as `cached --help` shows them: by what one wants to do."""
+"""The commands as `cached --help` shows them: by what one wants to do. Only what is run is imported."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any, Final
 
 import click
 
 SECTIONS: Final = {
-    "Models": ("pull", "ls", "show", "path", "run", "ps", "verify"),
-    "What stays where": ("tier", "pin", "unpin", "evict", "rm", "simulate"),
-    "Publish and prepare": ("push", "catalog", "convert", "artifact"),
-    "The daemon": ("serve", "install-service", "uninstall-service", "config", "health", "stats", "top", "events"),
-    "This host": ("doctor", "bench", "coldstart", "version"),
-}
-"""Title → names, in the order in which they are shown. A test sees to it that every command is in one."""
+    "Models": {
+        "pull": "pull:pull", "ls": "models:ls", "show": "models:show", "path": "path:path", "run": "run:run",
+        "ps": "models:ps", "verify": "pull:verify",
+    },
+    "What stays where": {
+        "tier": "models:tier", "pin": "models:pin", "unpin": "models:unpin", "evict": "models:evict", "rm": "models:rm",
+        "simulate": "simulate:simulate_command",
+    },
+    "Publish and prepare": {
+        "push": "push:push", "catalog": "catalog:catalog", "convert": "convert:convert_command",
+        "artifact": "artifact:artifact",
+    },
+    "The daemon": {
+        "serve": "serve:serve", "install-service": "service:install_service",
+        "uninstall-service": "service:uninstall_service", "config": "ops:config", "health": "ops:health",
+        "stats": "ops:stats", "top": "top:top", "events": "ops:events",
+    },
+    "This host": {
+        "doctor": "doctor:doctor", "bench": "bench:bench", "coldstart": "coldstart:coldstart", "version": "ops:version",
+    },
+}  # fmt: skip
+"""Title → name → where in this package it is, in the order in which they are shown."""
 
 _INDENT = 6
 
 
+class _Commands(Mapping[str, click.Command]):
+    """Name → command, imported when it is first asked for: all of them take longer than most of them run."""
+
+    def __init__(self) -> None:
+        self._places = {name: place for names in SECTIONS.values() for name, place in names.items()}
+
+    def __getitem__(self, name: str) -> click.Command:
+        module, _, attribute = self._places[name].partition(":")
+        command: click.Command = getattr(import_module(f"cached.cli.{module}"), attribute)
+        return command
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 class Sections(click.Group):
-    """A group that lists its commands in sections; what is in none comes last."""
+    """A group of all commands that lists them in sections."""
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.commands = _Commands()  # type: ignore[assignment]  # click only reads it
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """See click.Group."""
-        sections = {title: [name for name in names if name in self.commands] for title, names in SECTIONS.items()}
-        shown = {name for names in sections.values() for name in names}
-        sections["More"] = [name for name in self.list_commands(ctx) if name not in shown]
-        longest = max(map(len, self.commands), default=0)
-        for title, names in sections.items():
-            if names:
-                with formatter.section(title):
-                    formatter.write_dl(self._rows(names, formatter.width - _INDENT - longest, longest))
-
-    def _rows(self, names: list[str], limit: int, longest: int) -> list[tuple[str, str]]:
-        """Of all sections the same columns."""
-        return [(name.ljust(longest), self.commands[name].get_short_help_str(limit)) for name in names]
+        longest = max(map(len, self.commands))
+        limit = formatter.width - _INDENT - longest
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                # Of all sections the same columns.
+                formatter.write_dl(
+                    [(name.ljust(longest), self.commands[name].get_short_help_str(limit)) for name in names]
+                )

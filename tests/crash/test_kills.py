@@ -23,8 +23,8 @@ from tests.integration.harness import wait_for
 from tests.integration.support import MB, Site, model_files, safetensors, sha256
 from tests.invariants import check_at_rest
 
-KILLS = int(os.environ.get("CRASH_KILLS", "10"))
-STEPS = int(os.environ.get("CRASH_STEPS", "10"))
+KILLS = int(os.environ.get("CRASH_KILLS", "5"))
+STEPS = int(os.environ.get("CRASH_STEPS", "5"))
 SEED = int(os.environ.get("CRASH_SEED", "1"))
 NEVER = 0
 SHARED = safetensors(CHUNK_BYTES + MB, 99)

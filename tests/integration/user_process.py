@@ -41,13 +41,13 @@ class _User:
         self._held: list[Any] = []
         self._stack = ExitStack()
 
-    def call(self, method: str, limit: int = 1000, **request: Any) -> dict[str, Any]:
-        """What a method answers: its messages, of a stream at most ``limit`` of them, and how it ended."""
+    def call(self, method: str, limit: int = 1000, within_s: float = _TIMEOUT_S, **request: Any) -> dict[str, Any]:
+        """What a method answers and how it ends; of a stream what comes in time, and at most ``limit`` messages."""
         message = json_format.ParseDict(request, getattr(pb, f"{method}Request")())
         stub = cached_pb2_grpc.CacheServiceStub(self._channel)
         answers: list[Any] = []
         try:
-            answer: Any = getattr(stub, method)(message, timeout=_TIMEOUT_S)
+            answer: Any = getattr(stub, method)(message, timeout=within_s)
             if hasattr(answer, "__next__"):
                 for item in answer:
                     answers.append(json_format.MessageToDict(item))

@@ -425,8 +425,6 @@ def test_small_words():
 def test_every_command_is_shown_once_in_a_section():
     listed = [name for names in SECTIONS.values() for name in names]
     assert len(set(listed)) == len(listed)
-    assert set(cli.commands) <= set(listed), "name it in cached/cli/sections.py"
     shown = CliRunner().invoke(cli, ["--help"]).output
     for name in cli.commands:
         assert len(re.findall(rf"^  {name} +\S", shown, re.MULTILINE)) == 1, name
-    assert "More:" not in shown

@@ -186,10 +186,10 @@ wire: $(STAMP) $(STAMP_PROTO) ## buf lint, the generated code is fresh, no break
 	if tag=$$(git describe --tags --abbrev=0 2>/dev/null); then $(BIN)/buf breaking --against ".git#tag=$$tag"; fi
 
 .PHONY: docs-check
-docs-check: $(STAMP) ## Documents and manifests are fresh, name what there is, and their links lead somewhere
+docs-check: $(STAMP) ## Documents and manifests are fresh, name what there is, and links lead somewhere (`make test` carries pages out)
 	$(BIN)/python -m deploy.generate --check
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/python -m pytest -q tests/docs
+	$(BIN)/python -m pytest -q -m "not slow" tests/docs
 
 .PHONY: locks
 locks: ## The locks hold pins and hashes, no address, index or option

@@ -21,6 +21,11 @@ def share_one_arena() -> None:
         mallopt(_M_ARENA_MAX, 1)
 
 
+def put_off_the_collector() -> None:
+    """For the start of a process: what it builds up then stays, and would be looked through some 200 times."""
+    gc.set_threshold(50_000)
+
+
 def spare_the_collector() -> None:
     """What is there by now stays; looking through it again and again would hold the loop up.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import structlog
 
-from cached import logs
+from cached import heap, logs
 from cached.cli.connect import Globals, pass_globals
 from cached.config import LoadedConfig, load_config, process_environment
 from cached.errors import CachedError
@@ -51,6 +51,7 @@ def serve(options: Globals, /, file: Path | None, **flags: str | None) -> int:
       cached serve
       cached serve --state-dir ~/.cache/cached --l1-capacity 16GiB --catalog models.json
     """  # noqa: D301 click reads the control character
+    heap.put_off_the_collector()
     given = {"socket": options.socket or None} | {name: value for name, value in flags.items() if value is not None}
     overrides = {FLAGS[name]: value for name, value in given.items() if value is not None}
     environment = process_environment()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import gc
 import os
 import signal
 import sys
@@ -45,8 +44,7 @@ class _Answers:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until standard input ends; what was asked before is answered first."""
     heap.share_one_arena()
-    # What botocore builds up at its start would be looked through again and again: half of that time.
-    gc.set_threshold(50_000)
+    heap.put_off_the_collector()
     parser = argparse.ArgumentParser(prog="cached-mover")
     for group in Group:
         parser.add_argument(f"--{group.value}-threads", type=int, required=True)

@@ -17,7 +17,7 @@ from tests.docs.documents import section, text_of
 from tests.docs.pages import run_page
 from tests.servers import RcloneS3
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 """A page is a dozen programs that start; on a busy machine that takes its time."""
 
 

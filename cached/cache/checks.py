@@ -5,6 +5,7 @@ And what is there already, before it counts for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cached.cache.registry import Presence
@@ -84,6 +85,19 @@ async def confirm_there(services: Services, level: Level, record: BlobRecord, ar
     )  # fmt: skip
     for index in expected:
         await fill.mend(index)
+
+
+def name_in_memory(services: Services, ingest_id: str, record: BlobRecord, on_blob: Callable[[str, str], None]) -> None:
+    """What L1 kept of an earlier pull becomes the blob that just landed in L2, if all of it was verified there.
+
+    Workers may map it, and the journal that says so goes with the load to L2. It is confirmed before anybody gets it.
+    """
+    storage, registry = services.storage, services.registry
+    is_whole = len(services.journalled(ingest_id, Level.L1)) == len(record.crc64)
+    if is_whole and storage.kept_bytes(Level.L1, ingest_id) and not registry.blobs[record.digest].at(Level.L1):
+        storage.commit_kept(ingest_id, record, services.moved_segment)
+        registry.found(record.digest, Level.L1)
+        on_blob(ingest_id, record.digest)
 
 
 def _mismatch(order: BlobOrder, check: str, expected: str, found: str) -> IntegrityError:

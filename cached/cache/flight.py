@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from cached.cache.checks import confirm_origin_checksum, confirm_sha256, confirm_there, strongest
+from cached.cache import checks
 from cached.cache.pace import Pace, Written
 from cached.cache.persist import Persist
 from cached.cache.seeds import SeedFile
@@ -96,7 +96,7 @@ class BlobOrder:
     @property
     def vouched(self) -> bool:
         """The origin has a checksum of the whole, and the catalog nothing stronger."""
-        return not self.sha256 and self.origin is not None and strongest(self.origin.item.checksums) is not None
+        return not self.sha256 and self.origin is not None and checks.strongest(self.origin.item.checksums) is not None
 
     @property
     def journalled(self) -> bool:
@@ -282,7 +282,7 @@ class Flight:
             self._pass(None)
         elif self.order.vouched:
             with self._tracer.start("verify"):
-                await confirm_origin_checksum(self._services.runner, self.order, self.fill)
+                await checks.confirm_origin_checksum(self._services.runner, self.order, self.fill)
             self._pass(CheckedBy.ORIGIN_CHECKSUM)
 
     async def _named(self) -> BlobRecord:
@@ -290,7 +290,7 @@ class Flight:
             return self.order.record
         fill = self.fill
         if self.order.sha256:
-            confirm_sha256(self.order, fill.sha256)
+            checks.confirm_sha256(self.order, fill.sha256)
             self._pass(CheckedBy.CATALOG_SHA256)
         elif not self.verified:
             self._pass(CheckedBy.FIRST_SEEN)
@@ -307,7 +307,7 @@ class Flight:
         if self.order.adopt:
             self._services.metrics.adopted_bytes.inc(record.size_bytes)
         else:
-            await confirm_there(self._services, level, record, self.target)
+            await checks.confirm_there(self._services, level, record, self.target)
             self.target = await storage.commit(level, self.order.ingest_id, record, self._services.moved_segment)
             if level is Level.L1:
                 self._on_blob(self.order.ingest_id, record.digest)
@@ -316,6 +316,8 @@ class Flight:
             self._services.verified.note(record.digest, Level.L2)
         if self._journal is not None:
             self._journal.landed(record.digest)
+        if level is Level.L2:
+            checks.name_in_memory(self._services, self.order.ingest_id, record, self._on_blob)
         self.record = record
         self.signal.notify()
 

@@ -300,6 +300,12 @@ class Storage:
         self.closed.notify()
         return ref
 
+    def commit_kept(self, ingest_id: str, record: BlobRecord, moved: Callable[[str, str], None]) -> None:
+        """Makes the blob of what waits in L1 to be taken up, even where L1 may hold less now."""
+        self.l1.commit(ingest_id, record.digest, moved)
+        self._ledgers[Level.L1].remove(_kept(ingest_id))
+        self.adopt(Level.L1, record.digest, record.size_bytes)
+
     def suspend(self, level: Level, ingest_id: str, *, sparse: bool = False) -> None:
         """Keeps an open ingest for later: its bytes are used, no longer reserved. One that L2 dropped is gone.
 

@@ -21,6 +21,7 @@ import pytest
 
 from cached.units import CHUNK_BYTES
 from cached_client import CacheError, DaemonUnavailableError
+from cached_client.errors import InUseError
 from tests.crash.test_kills import ask, attach_part
 from tests.fault.strace import Calls, is_alive, require_strace, traced, wait_until_written
 from tests.integration.harness import wait_for
@@ -87,8 +88,17 @@ def clear(site: Site) -> None:
     """Both levels are empty, and a mover runs."""
     for name in "ab":
         ask(site, partial(site.evict, name, "all"))
-    site.evict("c", "all")
+    wait_for(lambda: evicted(site, "c"), "c to be free")
     site.pull("c")
+
+
+def evicted(site: Site, name: str) -> bool:
+    """Not while a daemon that has just started confirms what it found of it."""
+    try:
+        site.evict(name, "all")
+    except InUseError:
+        return False
+    return True
 
 
 def check_levels(site: Site) -> None:

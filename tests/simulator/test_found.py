@@ -12,6 +12,7 @@ import tests.simulator.scale
 import asyncio, gc, hashlib, random, sys, traceback
 from dataclasses import replace
 from pathlib import Path
+from cached.cache.recovery import Recovery
 from cached.errors import LevelError, NoRoomError
 from cached.types import Damage, Level, Peer, Selection, Tier
 from tests.simulator import history
@@ -273,6 +274,27 @@ _STOPPED_BEFORE_IT_WAS_RECORDED = """
             assert not self.checks.left_l1() and self.served_bytes() == self._world.fetched_bytes
             await self._release()
 """
+_STOPPED_AND_THEN_PULLED_TO_L2 = """
+        if self._world.lives == 1:
+            for path in ("config.json", "a.safetensors", "b.safetensors", "shared.safetensors"):
+                self._world.bucket.put(f"m0/{path}", random.Random(path).randbytes(9000), vouched=True)
+            await self._follow("m0", await self.cache.attach("m0", source=f"{BUCKET}/m0"))
+            assert not self._parts.services.registry.models["m0"].manifests
+            async def resume_later(recovery, resume=Recovery.resume):
+                await asyncio.sleep(10.0)  # as where much has to be confirmed first
+                await resume(recovery)
+            Recovery.resume = resume_later
+        else:
+            [holder] = self._world.holders
+            self._to_be_back = self._kept_for_workers()
+            assert holder.revision in self._to_be_back
+            await self._pull("m0", Level.L2, wait=True)  # whose end is recorded
+            await self._take_up(holder)
+            assert not holder.lost
+            await self._settled()
+            assert not self.checks.left_l1(), self.checks.left_l1()
+            await self._release()
+"""
 
 
 @pytest.mark.parametrize(
@@ -291,6 +313,7 @@ _STOPPED_BEFORE_IT_WAS_RECORDED = """
         pytest.param(_POOL_ABOVE_A_SMALLER_BUDGET, 1, id="a pool, and a budget that is smaller"),
         pytest.param(_PART_OF_AN_OLD_REVISION, 1, id="a part of an old revision that a new one takes over"),
         pytest.param(_STOPPED_BEFORE_IT_WAS_RECORDED, 2, id="stopped after the worker had all, before it was recorded"),
+        pytest.param(_STOPPED_AND_THEN_PULLED_TO_L2, 2, id="stopped before it was recorded, then pulled to L2 alone"),
         pytest.param(_FAILED_AT_ITS_END, 1, id="a load that fails after its workers had all of it"),
     ],
 )

@@ -58,11 +58,7 @@ class Storage:
         self._host_bytes = 0
         self.pressure = Pressure()
         self.closed = Signal()
-        self._disk = {
-            level: DiskWork(store, self._ledgers[level], self.closed)
-            for level, store in self._levels.items()
-            if level is not Level.L1
-        }
+        self._disk = {} if l2 is None else {Level.L2: DiskWork(l2, self._ledgers[Level.L2], self.closed)}
 
     @property
     def disk(self) -> DiskWork | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.hosts import remove_segments
 from tests.integration.support import Site
 from tests.servers import CountingProxy, MotoS3, RcloneS3, S3Server
 
@@ -22,6 +23,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     item.stash[_FAILED] = item.stash.get(_FAILED, False) or report.failed
     return report
+
+
+@pytest.fixture(autouse=True)
+def no_segments() -> Iterator[None]:
+    """Nothing stays in shared memory of engines in the test's own process."""
+    yield
+    remove_segments()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from cached.cache import ModelCache
+from cached.cache.build import instance_of
 from cached.catalog_file import parse_catalog
 from cached.config import load_config
 from cached.metrics import Metrics
@@ -24,6 +25,7 @@ BERLIN = ZoneInfo("Europe/Berlin")
 DEADLINE_S = 30.0
 _ROUNDS = ("upkeep", "timed_pulls", "foresight", "pool_keeper")
 """The tasks that look at the host again and again."""
+_made: list[Host] = []
 
 
 def berlin(text: str) -> datetime:
@@ -72,6 +74,7 @@ class Host:
             "l1.capacity": "64MiB", "l1.memory_reserve_bytes": "0B", "l1.free_ahead": "1%", "l2.capacity": "200MiB",
         }  # fmt: skip
         self.config = load_config(None, {}, values | {key.replace("__", "."): v for key, v in settings.items()}).config
+        _made.append(self)
 
     def add(self, name: str, size_bytes: int = MB, **entry: Any) -> None:
         source = self.folder / f"origin-{name}"
@@ -91,6 +94,13 @@ class Host:
             cache.check_invariants()
         finally:
             await cache.close()
+
+
+def remove_segments() -> None:
+    """Of all hosts since the last time: engines leave them to the next one on the same state."""
+    while _made:
+        for segment in Path("/dev/shm").glob(f"cached.{instance_of(_made.pop().config.daemon.state_dir)}.*"):
+            segment.unlink(missing_ok=True)
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

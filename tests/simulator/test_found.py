@@ -9,7 +9,7 @@ from tests.simulator.test_simulator import run
 _LIFE = """
 import os
 import tests.simulator.scale
-import asyncio, gc, hashlib, random, sys, traceback
+import asyncio, gc, hashlib, random, shutil, sys, traceback
 from dataclasses import replace
 from pathlib import Path
 from cached.cache.recovery import Recovery
@@ -54,6 +54,7 @@ for seed in range(1, 16):
 else:
     print("all well")
 sys.stdout.flush()
+shutil.rmtree(folder.parent)
 os._exit(0)
 """
 _EMPTY_PART = """

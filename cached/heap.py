@@ -22,7 +22,7 @@ def share_one_arena() -> None:
 
 
 def put_off_the_collector() -> None:
-    """For the start of a process: what it builds up then stays, and would be looked through some 200 times."""
+    """What a process builds up at its start stays, and would be looked through again and again. Movers keep it."""
     gc.set_threshold(50_000)
 
 

@@ -93,9 +93,10 @@ def name_in_memory(services: Services, ingest_id: str, record: BlobRecord, on_bl
     Workers may map it, and the journal that says so goes with the load to L2. It is confirmed before anybody gets it.
     """
     storage, registry = services.storage, services.registry
-    is_whole = len(services.journalled(ingest_id, Level.L1)) == len(record.crc64)
-    if is_whole and storage.kept_bytes(Level.L1, ingest_id) and not registry.blobs[record.digest].at(Level.L1):
-        storage.commit_kept(ingest_id, record, services.moved_segment)
+    if not storage.kept_bytes(Level.L1, ingest_id) or registry.blobs[record.digest].at(Level.L1):
+        return  # as nearly always: the journal is read for the others alone
+    is_verified = len(services.journalled(ingest_id, Level.L1)) == len(record.crc64)
+    if is_verified and storage.commit_kept(ingest_id, record, services.moved_segment):
         registry.found(record.digest, Level.L1)
         on_blob(ingest_id, record.digest)
 

@@ -296,11 +296,13 @@ class Storage:
         self.closed.notify()
         return ref
 
-    def commit_kept(self, ingest_id: str, record: BlobRecord, moved: Callable[[str, str], None]) -> None:
-        """Makes the blob of what waits in L1 to be taken up, even where L1 may hold less now."""
-        self.l1.commit(ingest_id, record.digest, moved)
-        self._ledgers[Level.L1].remove(_kept(ingest_id))
-        self.adopt(Level.L1, record.digest, record.size_bytes)
+    def commit_kept(self, ingest_id: str, record: BlobRecord, moved: Callable[[str, str], None]) -> bool:
+        """Makes the blob of what waits in L1, even where L1 may hold less now. False, and it is gone, if it is torn."""
+        if whole := self._is_whole(Level.L1, ingest_id, record.size_bytes):
+            self.l1.commit(ingest_id, record.digest, moved)
+            self._ledgers[Level.L1].remove(_kept(ingest_id))
+            self.adopt(Level.L1, record.digest, record.size_bytes)
+        return whole
 
     def suspend(self, level: Level, ingest_id: str, *, sparse: bool = False) -> None:
         """Keeps an open ingest for later: its bytes are used, no longer reserved. One that L2 dropped is gone.

@@ -38,6 +38,12 @@ def wait_for(condition: Callable[[], T], what: str, timeout_s: float = DEADLINE_
     return value
 
 
+def segments_of(state_dir: str) -> list[Path]:
+    """Shared-memory objects of the instance that has its state there, pool and ingests included."""
+    instance = instance_of(state_dir)
+    return sorted(path for path in Path("/dev/shm").iterdir() if instance in path.name)
+
+
 class DaemonProcess:
     """Use as a context manager: leaving it ends the daemon, whatever state it is in, and removes its segments.
 
@@ -258,5 +264,4 @@ class DaemonProcess:
 
     def segments(self) -> list[Path]:
         """Shared-memory objects of this daemon's instance, pool and ingests included."""
-        instance = instance_of(str(self.state_dir))
-        return sorted(path for path in Path("/dev/shm").iterdir() if instance in path.name)
+        return segments_of(str(self.state_dir))

@@ -14,11 +14,11 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from cached.cache import ModelCache
-from cached.cache.build import instance_of
 from cached.catalog_file import parse_catalog
 from cached.config import load_config
 from cached.metrics import Metrics
 from cached.types import ModelDetail, PullPhase
+from tests.integration.harness import segments_of
 from tests.integration.support import MB, safetensors
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -99,7 +99,7 @@ class Host:
 def remove_segments() -> None:
     """Of all hosts since the last time: engines leave them to the next one on the same state."""
     while _made:
-        for segment in Path("/dev/shm").glob(f"cached.{instance_of(_made.pop().config.daemon.state_dir)}.*"):
+        for segment in segments_of(_made.pop().config.daemon.state_dir):
             segment.unlink(missing_ok=True)
 
 

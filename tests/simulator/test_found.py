@@ -281,7 +281,8 @@ _STOPPED_AND_THEN_PULLED_TO_L2 = """
                 self._world.bucket.put(f"m0/{path}", random.Random(path).randbytes(9000), vouched=True)
             await self._follow("m0", await self.cache.attach("m0", source=f"{BUCKET}/m0"))
             assert not self._parts.services.registry.models["m0"].manifests
-            async def resume_later(recovery, resume=Recovery.resume):
+            self._world.resume = resume = Recovery.resume
+            async def resume_later(recovery):
                 await asyncio.sleep(10.0)  # as where much has to be confirmed first
                 await resume(recovery)
             Recovery.resume = resume_later
@@ -289,6 +290,7 @@ _STOPPED_AND_THEN_PULLED_TO_L2 = """
             [holder] = self._world.holders
             self._to_be_back = self._kept_for_workers()
             assert holder.revision in self._to_be_back
+            Recovery.resume = self._world.resume
             await self._pull("m0", Level.L2, wait=True)  # whose end is recorded
             await self._take_up(holder)
             assert not holder.lost

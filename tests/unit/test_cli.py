@@ -422,6 +422,18 @@ def test_small_words():
     assert [exit_code(kind.reason) for kind in kinds] == [3, 6]
 
 
+def test_only_what_is_run_is_imported():
+    code = """
+import sys
+from cached.cli.main import main
+main(["config", "example"])
+sys.exit(any(name in sys.modules for name in ("cached.cli.doctor", "cached.cli.serve", "cached.daemon")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "[l1]" in done.stdout
+
+
 def test_every_command_is_shown_once_in_a_section():
     listed = [name for names in SECTIONS.values() for name in names]
     assert len(set(listed)) == len(listed)

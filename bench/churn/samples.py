@@ -18,9 +18,10 @@ from tests.integration.harness import DaemonProcess
 Sample = dict[str, float]
 """Name of a quantity → its value; ``at_s`` is the time since the churn began."""
 
-
 TRANSIENT_SHARE = 0.25
 """The default of ``l1.transient_capacity``: what L1 may hold beside its budget."""
+_TASKS_OF_A_LEASE = 3
+"""Of the daemon's loop: its connection, its call, and what waits for its end."""
 
 
 class Sampler:
@@ -45,7 +46,10 @@ class Sampler:
             sample |= {f"mover_{name}": value for name, value in movers[0].items()}
         segments = [path.stat().st_size for path in self._daemon.segments() if path.is_file()]
         sample |= {"segments": len(segments), "segment_mb": sum(segments) / 1e6}
-        return sample | self._counted() | self._heap(pid)
+        sample |= self._counted() | self._heap(pid)
+        if "tasks" in sample:
+            sample["other_tasks"] = sample["tasks"] - _TASKS_OF_A_LEASE * sample["leases"]
+        return sample
 
     def _counted(self) -> Sample:
         """What the daemon itself says."""

@@ -27,12 +27,10 @@ class _Flight(Generic[T]):
 class SingleFlight(Generic[K, T]):
     """Joins callers who want the same thing at the same time. Belongs to the loop.
 
-    With ``keep_running`` a flight goes on when its last caller was cancelled (a pull does); otherwise it is cancelled
-    then. A flight that fails while nobody waits is logged.
+    A flight whose last caller was cancelled is cancelled. One that fails while nobody waits is logged.
     """
 
-    def __init__(self, *, keep_running: bool = False) -> None:
-        self._keep_running = keep_running
+    def __init__(self) -> None:
         self._flights: dict[K, _Flight[T]] = {}
 
     async def do(self, key: K, start: Callable[[], Awaitable[T]]) -> T:
@@ -53,31 +51,16 @@ class SingleFlight(Generic[K, T]):
             await asyncio.wait({flight.task})
         finally:
             flight.waiters -= 1
-            if not flight.waiters and not self._keep_running and not flight.task.done():
+            if not flight.waiters and not flight.task.done():
                 flight.cancelled = True
                 flight.task.cancel()
         if flight.task.cancelled():
             raise UnavailableError(f"work on {key!r} was cancelled", hint="ask again")
         return flight.task.result()
 
-    def in_flight(self) -> list[K]:
-        """The keys of all flights, those being cancelled among them; oldest first."""
-        return [key for key, flight in self._flights.items() if not flight.task.done()]
-
-    def waiters(self, key: K) -> int:
-        """How many callers wait for ``key`` now."""
-        flight = self._flights.get(key)
-        return flight.waiters if flight is not None else 0
-
-    async def cancel(self, key: K) -> None:
-        """Cancels a flight and waits until it ended; its callers get UnavailableError. No flight: does nothing."""
-        await self._cancel([flight for at, flight in self._flights.items() if at == key])
-
     async def close(self) -> None:
-        """Cancels all flights and waits until they ended."""
-        await self._cancel(list(self._flights.values()))
-
-    async def _cancel(self, flights: list[_Flight[T]]) -> None:
+        """Cancels all flights and waits until they ended; their callers get UnavailableError."""
+        flights = list(self._flights.values())
         tasks = [flight.task for flight in flights if not flight.task.done()]
         for flight in flights:
             flight.cancelled = True

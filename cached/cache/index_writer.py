@@ -74,7 +74,7 @@ class IndexWriter:
         self._index.write_behind(None)
         if not self._hangs:
             # SQLite's connection is the thread's own.
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._index.disconnect)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._index.close)
         self._thread.shutdown()
         self._task = self._thread = None
         self._tried.notify()

@@ -43,7 +43,7 @@ class Registry:
         self.models: dict[str, Model] = {}
         self.blobs: dict[str, Blob] = {}
         self.changes = 0
-        """Grows whenever a model, a revision or a blob, or where one is, changes; not when a model is merely used."""
+        """Grows whenever a model, a revision or a blob, or where one is, changes, and when uses are written down."""
         self.tenants: Mapping[str, Mapping[Level, str]] = {}
         """Name → what each level gives to the models of a tenant together: a size, or a share of the level."""
         self._time_zone = time_zone

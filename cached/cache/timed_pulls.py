@@ -16,8 +16,8 @@ from cached.types import Level, Tier
 
 _LOOK_S = 1.0
 _LATE_S = 60.0
-_MOST = 1000
 """A time that has passed by no more than this was meant as now: clocks differ, and requests take a moment."""
+_MOST = 1000
 _FURTHEST_S = 366 * 86400.0
 
 

@@ -232,12 +232,8 @@ class Index:
             if key in self._unwritten and self._unwritten[key] == text:
                 del self._unwritten[key]
 
-    def disconnect(self) -> None:
-        """Ends the connection of the calling thread."""
-        self._store.close()
-
     def close(self) -> None:
-        """Ends the connection; idempotent. What could not be written is lost. Only reads may follow."""
+        """Ends the calling thread's connection; idempotent. What was not written is lost. Only reads may follow."""
         self._store.close()
 
     def _put(self, kind: Kind[T], value: T) -> None:

@@ -40,7 +40,7 @@ HedgeOutcome = Literal["won", "lost", "failed"]
 class Lanes:
     """Runs jobs on ``pool``, ranges of each origin (as ``name_of`` calls it) in its own lane.
 
-    All origins together never have more than ``max_ranges`` in flight.
+    Each has no more than ``max_ranges`` in flight.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ class Slabs:
     """Private buffers of CHUNK_BYTES each, as many as are used at the same time: a thread has one for its job.
 
     Were it a thread's for ever, each of dozens would have touched all of its own in the end. What a burst needed goes
-    back to the host once nobody needed it for ten seconds. Thread-safe.
+    back to the host with the first job that ends after nobody needed it for ten seconds. Thread-safe.
     """
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:

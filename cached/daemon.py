@@ -9,22 +9,21 @@ import resource
 import signal
 import socket
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from cached import __version__, heap, logs
 from cached.cache import ModelCache
 from cached.cache.background import Background
-from cached.catalog_file import Catalog, load_catalog
+from cached.catalog_watch import CatalogWatch
 from cached.clock import SystemClock
 from cached.config import Config, LoadedConfig, wants_telemetry
 from cached.errors import CachedError, ConfigError
 from cached.layout import claim_layout
-from cached.metrics import Metrics, Reload
+from cached.metrics import Metrics
 from cached.overview import Limits, Overview
 from cached.rpc import sockets
 from cached.rpc.descriptors import DescriptorServer
@@ -33,12 +32,13 @@ from cached.rpc.network import Network
 from cached.rpc.server import RpcServer
 from cached.sdnotify import Notifier
 from cached.service_status import StatusReporter
-from cached.signatures import SUFFIX, CatalogGuard, Signed
+from cached.signatures import CatalogGuard
 from cached.tracing import Tracer
 from cached.units import format_size
-from cached.web.http import HttpServer, Views
 
-CATALOG_POLL_S = 2.0
+if TYPE_CHECKING:
+    from cached.web.http import HttpServer
+
 _WATCHDOG_S = 5.0
 _OPEN_FILES = 65536
 _MORE_TIME_S = 30.0
@@ -198,9 +198,15 @@ class _Daemon:
             limits=DescriptorLimits(connections_per_uid=config.limits.descriptor_connections_per_uid),
         )
         metrics.bind_limits(self._descriptors.used_ratios)
-        host = config.fleet.node_name or socket.gethostname()
+        self._http = self._http_server() if config.http.listen else None
+
+    def _http_server(self) -> HttpServer:
+        """Its library is a fifth of what a daemon imports, so one without pages does without it."""
+        from cached.web.http import HttpServer, Views
+
+        host = self._config.fleet.node_name or socket.gethostname()
         views = Views(self._metrics, self._not_ready, self._overview, host=host)
-        self._http = HttpServer(config.http.listen, views, self._engine.failures) if config.http.listen else None
+        return HttpServer(self._config.http.listen, views, self._engine.failures)
 
     async def run(self) -> None:
         """Until it is told to stop. Whatever was begun is ended, in reverse order."""
@@ -392,100 +398,3 @@ class _Daemon:
         while True:
             await asyncio.sleep(_TRIM_S)
             await asyncio.to_thread(heap.trim)
-
-
-class CatalogWatch:
-    """Keeps the engine's catalog that of the file, which is looked at every two seconds and on demand.
-
-    A changed file is noticed by what ``stat`` says of where its path leads, so a ConfigMap's exchanged links count too.
-    A file that cannot be used is reported once; the catalog that was loaded before stays.
-    """
-
-    def __init__(self, path: str, engine: ModelCache, reload: Reload, guard: CatalogGuard | None = None) -> None:
-        """``guard``: only what it lets pass is taken."""
-        self._guard = guard
-        self._path = path
-        self._engine = engine
-        self._reload = reload
-        self._seen: tuple[int, ...] | None = None
-        self._forced = asyncio.Event()
-        self._loaded = not path
-        self._problem = ""
-
-    @property
-    def missing(self) -> str:
-        """Why there is no catalog although one is configured; empty once one was loaded."""
-        return "" if self._loaded else f"the catalog is not loaded: {self._problem or 'not read yet'}"
-
-    @property
-    def problem(self) -> str:
-        """Why the file as it is now cannot be used, whether an older catalog is in use or none; empty if it can."""
-        return f"the catalog cannot be used: {self._problem}" if self._problem else ""
-
-    def reload_soon(self) -> None:
-        """Lets ``run`` reload. Any caller in the loop."""
-        self._forced.set()
-
-    async def run(self, reload: Callable[[], Awaitable[None]]) -> None:
-        """Until cancelled. ``reload`` is called when somebody asked for it, and loads the catalog as well."""
-        while True:
-            try:
-                async with asyncio.timeout(CATALOG_POLL_S):
-                    await self._forced.wait()
-            except TimeoutError:
-                await self.load()
-                continue
-            self._forced.clear()
-            with self._engine.failures.survived("reload"):
-                await reload()
-
-    async def load(self, *, force: bool = False) -> None:
-        """Reads the file if it changed. Raises nothing: whatever comes of a file, the next one is read."""
-        try:
-            await self._load(force=force)
-        except CachedError as error:
-            self._engine.failures.report(
-                "catalog.refused", error, f"the catalog cannot be used: {error.message}",
-                file=self._path, error=error.message, hint=error.hint, kept_old=self._loaded,
-            )  # fmt: skip
-            self._refuse(error)
-        except Exception as bug:  # noqa: BLE001 - told; a task that ended would never read the mended file
-            self._refuse(self._engine.failures.bug("catalog", bug, file=self._path))
-
-    def _refuse(self, error: CachedError) -> None:
-        self._problem = error.message
-        self._reload.done(successful=False)
-        self._engine.failures.degraded.began("catalog", self.problem, error)
-
-    async def _load(self, *, force: bool) -> None:
-        if not self._path:
-            return
-        seen = _identity(self._path) + (_identity(f"{self._path}{SUFFIX}") if self._guard is not None else ())
-        if seen == self._seen and not force:
-            return
-        self._seen = seen
-        catalog, signed = await asyncio.to_thread(self._read)
-        self._engine.set_catalog(catalog)
-        self._loaded, self._problem = True, ""
-        self._engine.failures.degraded.ended("catalog")
-        self._reload.done(successful=True)
-        count = len(catalog.models)
-        by: dict[str, object] = {}
-        if self._guard is not None and signed is not None:
-            await asyncio.to_thread(self._guard.taken, signed)
-            by = {"signed_by": signed.key_id, "signed_at": signed.at}
-        self._engine.tell("catalog.loaded", f"the catalog names {count} models", file=self._path, models=count, **by)
-
-    def _read(self) -> tuple[Catalog, Signed | None]:
-        """In a thread. What is parsed are the very bytes whose signature was checked."""
-        guard, signed = self._guard, []
-        check = (lambda _data: None) if guard is None else lambda data: signed.append(guard.check(self._path, data))
-        return load_catalog(Path(self._path), check), next(iter(signed), None)
-
-
-def _identity(path: str) -> tuple[int, ...]:
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        return (error.errno or 0,)
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

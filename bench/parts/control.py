@@ -27,7 +27,7 @@ from bench.results import Cell, FigureTable, PartResult, Requirement
 from bench.site import Site
 from bench.worker import Worker
 from cached_client._proto import cached_pb2 as pb
-from tests.integration.harness import DaemonProcess, wait_for
+from tests.integration.harness import PAGES, DaemonProcess, wait_for
 
 TITLE = "Control plane, and the idle daemon"
 
@@ -153,7 +153,7 @@ def _idle(options: Options, models: dict[str, Any]) -> list[list[Cell]]:
     seconds = _IDLE_QUICK_S if options.quick else _IDLE_S
     settings: dict[str, dict[str, Any]] = {
         "daemon": {"log_level": "info"}, "l1": {"capacity": "60%", "pool_bytes": "auto"},
-        "transfer": {"movers": 0, "idle_timeout_s": seconds + 5},
+        "transfer": {"movers": 0, "idle_timeout_s": seconds + 5}, **PAGES,
     }  # fmt: skip
     with DaemonProcess(options.folder / "idle", models=models, settings=settings) as daemon:
         _pull(daemon, list(models))

@@ -16,7 +16,7 @@ from typing import Any, Self
 import cached_client
 from cached.units import CHUNK_BYTES, MIB
 from cached_client._proto import cached_pb2 as pb
-from tests.integration.harness import wait_for
+from tests.integration.harness import PAGES, wait_for
 from tests.integration.support import Site, model_files
 from tests.servers import CountingProxy, RcloneS3
 
@@ -56,7 +56,7 @@ class Scene:
         self._unit_bytes = unit_bytes
         self.proxy = self._stack.enter_context(CountingProxy(server.endpoint_url))
         self.site = Site(folder, server, self.proxy, "models", check=False, around=around)
-        self.site.settings = {
+        self.site.settings = PAGES | {
             "l1": {"capacity": self._size(720), "hot_capacity": self._size(180)},
             "l2": {"capacity": self._size(2048)},
             "transfer": {"max_attempts": 100, "retry_budget_s": 600.0},

@@ -15,7 +15,7 @@ import pytest
 import cached_client
 from cached_client import CacheError, artifacts
 from cached_client._proto import cached_pb2 as pb
-from tests.integration.harness import DaemonProcess, wait_for
+from tests.integration.harness import PAGES, DaemonProcess, wait_for
 from tests.integration.support import Worker, refused
 from tests.integration.users import ANN, BEN, CLO, Open, needs_root, shared_daemon
 
@@ -50,7 +50,7 @@ def _host() -> Iterator[Host]:
         "adapter": {"base": SECRET, "access": {"uids": [BEN]}},
     }
     tenants = {"two": {"access": {"uids": [BEN]}}}
-    with shared_daemon(models, tenants=tenants, settings={"artifacts": {"save": True}}) as (daemon, as_user):
+    with shared_daemon(models, tenants=tenants, settings={"artifacts": {"save": True}, **PAGES}) as (daemon, as_user):
         yield Host(daemon, as_user)
 
 

@@ -13,7 +13,7 @@ import pytest
 import cached_client
 from cached_client._proto import cached_pb2 as pb
 from cached_client.coldstart import Timeline
-from tests.integration.harness import DaemonProcess
+from tests.integration.harness import PAGES, DaemonProcess
 from tests.integration.support import MB, SERVE, model_files, refused
 from tests.unit.test_monitoring import labels_of
 
@@ -24,7 +24,7 @@ def daemon(tmp_path):
     source.mkdir()
     for path, data in model_files(3 * MB).items():
         (source / path).write_bytes(data)
-    with DaemonProcess(tmp_path / "daemon", models={"tiny": {"source": f"file://{source}"}}) as daemon:
+    with DaemonProcess(tmp_path / "daemon", models={"tiny": {"source": f"file://{source}"}}, settings=PAGES) as daemon:
         yield daemon
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.integration.harness import PAGES
 from tests.integration.support import ROOT
 from tests.integration.users import ANN, BEN, as_uid, needs_root, public_folder, shared_daemon
 
@@ -75,8 +76,7 @@ def test_who_asks_for_descriptors_and_never_reads_keeps_nobody_from_theirs(conne
 
 def test_silent_connections_leave_attaches_and_health_to_others() -> None:
     """Of HTTP, of the descriptor socket and of calls, each more than the daemon may have files."""
-    settings = {"http": {"listen": "127.0.0.1:0"}}
-    with shared_daemon({"open": {}}, settings=settings, around=("prlimit", f"--nofile={FILES}:{FILES}")) as made:
+    with shared_daemon({"open": {}}, settings=PAGES, around=("prlimit", f"--nofile={FILES}:{FILES}")) as made:
         daemon, as_user = made
         ben = as_user(BEN)
         http = urlsplit(daemon.http)

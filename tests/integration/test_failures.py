@@ -24,7 +24,7 @@ from cached.errors import all_errors
 from cached_client import artifacts
 from cached_client._proto import cached_pb2 as pb
 from cached_client.errors import CacheError, HostError, error_of_reason
-from tests.integration.harness import DaemonProcess, wait_for
+from tests.integration.harness import PAGES, DaemonProcess, wait_for
 from tests.integration.support import MB, ROOT, SERVE, Site, flip_byte, model_files
 from tests.integration.test_pull_faults import movers
 from tests.kube_api import KubeServer
@@ -184,7 +184,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, rclone_s3: RcloneS3) -> Iter
         kubeconfig = kube.write_config(folder / "kubeconfig")  # … and then nobody listens there
     with CountingProxy(rclone_s3.endpoint_url) as proxy:
         site = Site(folder, rclone_s3, proxy, "failures", check=False, around=(sys.executable, "-c", FAULTY))
-        site.settings |= {
+        site.settings |= PAGES | {
             "transfer": {"max_attempts": 1},
             "l1": {"capacity": "30MiB", "transient_capacity": "0B"},
             "l2": {"capacity": "60MiB"},

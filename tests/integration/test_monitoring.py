@@ -17,7 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from cached_client.coldstart import Timeline
-from tests.integration.harness import DaemonProcess, wait_for
+from tests.integration.harness import PAGES, DaemonProcess, wait_for
 from tests.integration.support import MB, SERVE, Site, model_files, refused
 from tests.otlp import Collector, attributes
 from tests.unit.test_monitoring import OF_PROMETHEUS, dashboard_queries, rules, selectors
@@ -58,6 +58,7 @@ def traced(site: Site, name: str) -> trace.SpanContext:
 
 
 def test_spans_of_a_cold_and_a_warm_attach_have_the_right_parents(site: Site, collector: Collector) -> None:
+    site.settings |= PAGES
     site.settings["telemetry"] = {"otlp_endpoint": collector.endpoint}
     site.add("m", model_files(20 * MB, 3 * MB))
     site.daemon.environment["OTEL_BSP_SCHEDULE_DELAY"] = "50"
@@ -137,6 +138,7 @@ def test_a_failed_load_and_one_that_others_wait_for_are_told_as_such(site: Site,
 
 
 def test_a_collector_that_is_away_disturbs_nothing(site: Site, collector: Collector) -> None:
+    site.settings |= PAGES
     site.settings["telemetry"] = {"otlp_endpoint": collector.endpoint}
     site.add("m", model_files(3 * MB))
     site.daemon.environment |= {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_BSP_MAX_QUEUE_SIZE": "8",
@@ -153,7 +155,7 @@ def test_a_collector_that_is_away_disturbs_nothing(site: Site, collector: Collec
     assert re.search(r'cached_telemetry_spans_total\{outcome="failed"\} [1-9]', scraped(site.daemon))
 
 
-def test_without_a_collector_nothing_is_imported_and_the_ids_are_there_all_the_same(site: Site) -> None:
+def test_what_is_not_asked_for_is_not_imported_and_the_ids_are_there_all_the_same(site: Site) -> None:
     site.add("m", model_files(3 * MB))
     site.around = (sys.executable, "-X", "importtime", *SERVE[1:])
     site.start()
@@ -164,10 +166,11 @@ def test_without_a_collector_nothing_is_imported_and_the_ids_are_there_all_the_s
     assert re.fullmatch("[0-9a-f]{32}", own)
     imported = re.findall(r"^import time: .*\| +(\S+)$", site.daemon.log(), re.MULTILINE)
     assert "cached.tracing" in imported
-    assert [name for name in imported if name.startswith("opentelemetry")] == []
+    assert [name for name in imported if name.startswith(("opentelemetry", "aiohttp"))] == []
 
 
 def test_a_real_daemon_has_all_that_alerts_and_dashboard_ask_for(site: Site) -> None:
+    site.settings |= PAGES
     site.settings["l1"] = {"capacity": "64MiB", "memory_reserve_bytes": "0B", "pool_bytes": "0B"}
     site.add("hot", model_files(3 * MB), tier="hot")
     site.add("m", model_files(20 * MB, seed=2))

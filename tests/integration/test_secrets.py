@@ -18,7 +18,7 @@ import cached_client
 from cached.cli.main import main
 from cached_client._proto import cached_pb2 as pb
 from tests.http_servers import Hub
-from tests.integration.harness import DaemonProcess, wait_for
+from tests.integration.harness import PAGES, DaemonProcess, wait_for
 from tests.integration.support import MB, model_files
 from tests.otlp import Collector
 from tests.servers import RcloneS3
@@ -71,7 +71,7 @@ def daemon(
         settings = {
             "transfer": {"retry_budget_s": 0.5, "max_attempts": 2},
             "telemetry": {"otlp_endpoint": collector.endpoint},
-        }
+        } | PAGES
         yield stack.enter_context(
             DaemonProcess(folder / "d", models=models, settings=settings, environment=environment)
         )

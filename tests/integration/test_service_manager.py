@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import wait_for
+from tests.integration.harness import PAGES, wait_for
 from tests.integration.support import MB, Site, model_files
 from tests.integration.test_restart import HELD, SIZE, WEIGHTS, range_of
 
@@ -64,6 +64,7 @@ def manager(site: Site, tmp_path: Path) -> Iterator[ServiceManager]:
     """Listens; the site's daemon will know of it, and is run as a service."""
     made = ServiceManager(tmp_path / "notify")
     os.mkfifo(tmp_path / "hold")
+    site.settings |= PAGES
     site.started_by(sys.executable, "-m", "tests.integration.service_process")
     site.daemon.environment |= {
         "NOTIFY_SOCKET": str(made.address), "WATCHDOG_USEC": "500000", "HOLD": str(tmp_path / "hold"),

@@ -15,7 +15,7 @@ import pytest
 
 from cached.signatures import generate_key, sign
 from cached_client._proto import cached_pb2 as pb
-from tests.integration.harness import DaemonProcess, wait_for
+from tests.integration.harness import PAGES, DaemonProcess, wait_for
 
 
 def keys(folder: Path, name: str) -> tuple[str, str]:
@@ -66,7 +66,7 @@ def test_a_running_daemon_takes_only_what_is_signed(tmp_path: Path, monkeypatch:
     (old, old_public), (new, new_public) = keys(tmp_path, "old"), keys(tmp_path, "new")
     trusted = str(tmp_path / "trusted.pub")
     shutil.copy(old_public, trusted)
-    settings: dict[str, Any] = {"catalog": {"public_keys": [trusted]}}
+    settings: dict[str, Any] = {"catalog": {"public_keys": [trusted]}} | PAGES
     daemon = DaemonProcess(tmp_path / "d", settings=settings)
     deliver(daemon, catalog("a"), old)
     with daemon:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from cached import daemon
+from cached import catalog_watch
 from cached.cache.events import EventBus
 from cached.cache.failures import Failures
 from cached.catalog_file import Catalog
+from cached.catalog_watch import CatalogWatch
 from cached.clock import SystemClock
-from cached.daemon import CatalogWatch
 from cached.errors import CachedError
 from cached.metrics import Metrics
 
@@ -77,8 +80,23 @@ async def test_what_nobody_foresaw_is_told_and_the_mended_file_is_read(
     assert host.metric.successful
 
 
+async def test_what_could_not_be_read_is_read_once_it_can_be_though_it_did_not_change(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = Mock(wraps=host.engine.failures.report)
+    monkeypatch.setattr(host.engine.failures, "report", report)
+    with monkeypatch.context() as short:
+        short.setattr(Path, "open", Mock(side_effect=OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
+        for _ in range(3):
+            await host.watch.load()
+    assert "Too many open files" in host.watch.problem
+    assert [call.args[0] for call in report.call_args_list] == ["catalog.refused"], "once"
+    await host.watch.load()
+    assert (host.engine.names, host.watch.problem) == (["a"], "")
+
+
 async def test_reloading_goes_on_after_one_that_failed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon, "CATALOG_POLL_S", 0.01)
+    monkeypatch.setattr(catalog_watch, "POLL_S", 0.01)
     calls: list[str] = []
 
     async def reload() -> None:

@@ -161,7 +161,8 @@ def ls(options: Globals, remote: bool, output: str) -> None:
     Example: cached artifact ls
     """
     with connected(options) as connection:
-        response = connection.call(connection.stub.ListArtifacts, pb.ListArtifactsRequest(remote=remote))
+        request = pb.ListArtifactsRequest(remote=remote)
+        response = connection.call(connection.stub.ListArtifacts, request, timeout_s=None)  # the destination's time
     if output == "json":
         print_json([to_data(item) for item in response.artifacts])
         return
@@ -220,7 +221,7 @@ def rm(options: Globals, name: str, output: str) -> None:
         if len(found) != 1:
             what = f"{len(found)} artifacts begin with {name!r}" if found else f"there is no artifact {name!r} here"
             raise click.ClickException(f"{what}; `cached artifact ls` shows them")
-        freed = connection.call(connection.stub.Remove, pb.RemoveRequest(ref=found[0].name))
+        freed = connection.call(connection.stub.Remove, pb.RemoveRequest(ref=found[0].name), timeout_s=None)
     if output == "json":
         print_json(to_data(freed))
         return

@@ -340,7 +340,7 @@ def evict(options: Globals, ref: str, level: str, output: str) -> None:
     """
     chosen = "LEVEL_UNSPECIFIED" if level == "all" else f"LEVEL_{level.upper()}"
     with connected(options) as cache:
-        freed = cache.call(cache.stub.Evict, pb.EvictRequest(ref=ref, level=chosen))
+        freed = cache.call(cache.stub.Evict, pb.EvictRequest(ref=ref, level=chosen), timeout_s=None)
     _print_freed(ref, freed, output)
 
 
@@ -354,7 +354,7 @@ def rm(options: Globals, ref: str, output: str) -> None:
     Example: cached rm llama-13b
     """
     with connected(options) as cache:
-        freed = cache.call(cache.stub.Remove, pb.RemoveRequest(ref=ref))
+        freed = cache.call(cache.stub.Remove, pb.RemoveRequest(ref=ref), timeout_s=None)
     _print_freed(ref, freed, output)
 
 

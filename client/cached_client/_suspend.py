@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from cached_client._arrivals import Arrivals, Deadline
 from cached_client._lease import Lease
 from cached_client._proto import cached_pb2 as pb
+from cached_client.connection import ANSWER_S
 from cached_client.errors import CacheError, ChangedError, IntegrityError, TimeoutExpiredError
 from cached_client.segment import changed_pages, place, withdraw
 
@@ -64,7 +65,9 @@ def content_of(connection: Connection, request: pb.AttachRequest, arrivals: Arri
     """
     content = {info.path: (info.size_bytes, info.sha256) for info in arrivals.infos()}
     while not all(digest for _, digest in content.values()):
-        described = connection.call(connection.stub.Describe, pb.DescribeRequest(ref=request.ref))
+        left_s = deadline.left_s()
+        timeout_s = ANSWER_S if left_s is None else max(left_s, _POLL_S)
+        described = connection.call(connection.stub.Describe, pb.DescribeRequest(ref=request.ref), timeout_s=timeout_s)
         content |= {file.path: (content[file.path][0], file.sha256) for file in described.files if file.path in content}
         if not described.path:
             break

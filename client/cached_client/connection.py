@@ -28,6 +28,8 @@ SYSTEM_SOCKET = "/run/cached/cached.sock"
 _MAX_PATH_BYTES = 107  # sockaddr_un.sun_path less its NUL
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _POLL_S = 0.1
+ANSWER_S = 150.0
+"""Longer than the daemon itself waits for its disks before it gives up; one that does not answer by then hangs."""
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -136,8 +138,11 @@ class Connection:
                 self._stub = cached_pb2_grpc.CacheServiceStub(self.channel)
             return self._stub
 
-    def call(self, method: Callable[..., T], request: object, *, timeout_s: float | None = None) -> T:
-        """One answer: ``connection.call(connection.stub.List, ListRequest())``. Raises CacheError."""
+    def call(self, method: Callable[..., T], request: object, *, timeout_s: float | None = ANSWER_S) -> T:
+        """One answer: ``connection.call(connection.stub.List, ListRequest())``. Raises CacheError.
+
+        ``timeout_s``: None for what may take as long as the daemon needs, such as Evict while bytes are being written.
+        """
         try:
             return method(request, timeout=timeout_s, metadata=trace_metadata())
         except grpc.RpcError as error:

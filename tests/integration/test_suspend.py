@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ import torch
 from safetensors.torch import save
 
 import cached_client
+from cached_client._arrivals import Deadline
 from cached_client._proto import cached_pb2 as pb
+from cached_client._suspend import content_of
 from cached_client.errors import ChangedError, NotFoundError, SuspendedError, TimeoutExpiredError
 from tests.integration.harness import wait_for
 from tests.integration.support import MB, ROOT, Site, model_files, refused
@@ -201,6 +204,21 @@ print(json.dumps({"during": during, "after": after, "same": float(tensor.sum()) 
 model.suspend()
 print(tensor.sum(), flush=True)
 """
+
+
+def test_a_daemon_that_does_not_answer_is_not_waited_for_longer_than_asked(site: Site) -> None:
+    """It is asked for digests that it was still computing when it announced the model as complete."""
+    published(site)
+    site.start()
+    site.pull("m")
+    unknown = SimpleNamespace(infos=lambda: [SimpleNamespace(path=WEIGHTS, size_bytes=1, sha256="")])
+    with site.cache() as cache:
+        site.daemon.signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(TimeoutExpiredError):
+                content_of(cache.connection, pb.AttachRequest(ref="m"), unknown, Deadline(0.5))  # type: ignore[arg-type]
+        finally:
+            site.daemon.signal(signal.SIGCONT)
 
 
 def test_nothing_is_left_that_a_snapshot_could_not_hold_and_a_touch_ends_the_process(site: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -219,6 +220,21 @@ def test_any_other_answer_is_an_error_that_says_what_came(status, answer, told):
         assert told in str(caught.value)
         result = warm_up(CompletionsEndpoint(server.url, "llama"))
         assert told in result.shapes[0].error
+
+
+def test_something_else_answers():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            with listener.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(EndpointError, match=r"did not answer: SSH-2\.0"):
+            CompletionsEndpoint(f"http://127.0.0.1:{listener.getsockname()[1]}", "llama")()
+        thread.join()
 
 
 def test_nobody_answers():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import json
 import urllib.error
@@ -79,7 +80,7 @@ class CompletionsEndpoint:
         except urllib.error.HTTPError as error:
             with error:
                 raise self._failed(_told(error.read(2000)) or str(error.reason), error.code) from error
-        except OSError as error:  # URLError, timeouts, resets
+        except (OSError, http.client.HTTPException) as error:  # URLError, timeouts, resets; what is no HTTP
             raise self._failed(str(getattr(error, "reason", error)) or type(error).__name__, 0) from error
         return data
 

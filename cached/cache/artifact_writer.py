@@ -7,15 +7,17 @@ import hashlib
 import os
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cached.artifact_types import ArtifactOffer
 from cached.cache.artifact_key import KEY_PATH, archive_path
+from cached.cache.checks import confirm_there
 from cached.cache.evictor import Evictor, Wanted
 from cached.cache.loader import Loader
 from cached.cache.services import Services
 from cached.checksum import crc64nvme
-from cached.errors import CachedError, IntegrityError, LevelError, TimeoutExpiredError
+from cached.errors import IntegrityError, LevelError, NoRoomError, TimeoutExpiredError
 from cached.levels.base import FileRef
 from cached.levels.files import level_errors, open_checked
 from cached.manifest import BlobRecord, FileEntry, Manifest, revision_of
@@ -69,13 +71,13 @@ class ArtifactWriter:
             async with self._evictor.opening:
                 await self._evictor.open(Wanted(Level.L2, sizes, name, revision, Otherwise.EVICT, digests=()))
             manifest = await self._fill(name, revision, files, document, data)
-        except CachedError:
+        except BaseException:  # a worker that was killed leaves nothing either
             services.registry.forget_if_unknown(services.registry.known(name))
             raise
         finally:
             for file in files:
                 services.storage.discard(Level.L2, file.ingest_id)  # ignored once it is committed
-        self._drop(earlier)
+        self._drop(earlier, manifest)
         return manifest
 
     async def _fill(
@@ -86,6 +88,8 @@ class ArtifactWriter:
         services = self._services
         with self._loader.saving([record.digest for record in records]):
             for file, record in zip(files, records, strict=True):
+                arrived = services.storage.level(Level.L2).ingest(file.ingest_id)
+                await confirm_there(services, Level.L2, record, arrived)
                 await services.storage.commit(Level.L2, file.ingest_id, record)
                 services.landed(record, Level.L2)
             entries = tuple(
@@ -117,14 +121,17 @@ class ArtifactWriter:
             raise _mismatch(name, file, "sha256", landing.sha256)
         return BlobRecord(file.digest, file.size_bytes, landing.crc64)
 
-    def _drop(self, earlier: Manifest | None) -> None:
+    def _drop(self, earlier: Manifest | None, current: Manifest) -> None:
         """What took its place leaves the host, unless somebody holds it; the policy has that go first."""
-        if earlier is None or self._loader.is_loading(earlier.name, earlier.revision):
+        if earlier is None or earlier.revision == current.revision:
+            return  # the same once more, after it was evicted
+        if self._loader.is_loading(earlier.name, earlier.revision):
             return
         if self._evictor.is_leased(earlier.name, earlier.revision) or self._evictor.is_busy(earlier):
             return
         for level in self._services.storage.levels:
-            self._evictor.evict([earlier], level, "artifact")
+            with suppress(LevelError, NoRoomError):  # told: the level is degraded
+                self._evictor.evict([earlier], level, "artifact")
 
 
 class _Landing:

@@ -258,7 +258,6 @@ class Attachment:
         return opened
 
     def _open(self, index: int) -> int:
-        storage = self._services.storage
         if self._load is not None:
             flight = self._load.flight_of(self._load.plan.files[index])
             if flight is not None and flight.error is not None:
@@ -266,8 +265,18 @@ class Attachment:
             if flight is not None and flight.record is None and not flight.order.adopt:
                 return self._open_arriving(flight)
             digest = flight.record.digest if flight and flight.record else self._load.plan.files[index].digest
-            return storage.l1.open_blob(digest)
-        return storage.l1.open_blob(self._known().files[index].digest)
+            return self._open_blob(digest)
+        return self._open_blob(self._known().files[index].digest)
+
+    def _open_blob(self, digest: str) -> int:
+        """Where somebody has removed the segment, the next attach brings it again."""
+        services = self._services
+        try:
+            return services.storage.l1.open_blob(digest)
+        except NotFoundError:
+            if (blob := services.registry.blobs.get(digest)) is not None:
+                services.in_memory(blob)
+            raise
 
     def _open_arriving(self, flight: Flight) -> int:
         """What is no blob yet; of a part somebody else may have made it one since."""

@@ -368,8 +368,7 @@ def _storage(config: Config, instance: str) -> Storage:
 
 
 def _disks(config: Config) -> LocalLevel:
-    disks = [DiskLevel(Path(folder)) for folder in config.l2.folders]
-    return disks[0] if len(disks) == 1 else StripedDisk(disks)
+    return StripedDisk([DiskLevel(Path(folder)) for folder in config.l2.folders])
 
 
 def _check_memory(l1: L1Config) -> None:

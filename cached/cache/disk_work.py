@@ -13,7 +13,7 @@ import structlog
 
 from cached.errors import CachedError, LevelError, NotFoundError
 from cached.ledger import Ledger, whatever_fits
-from cached.levels.base import FileRef, LocalLevel
+from cached.levels.base import FileRef, Found, LocalLevel
 from cached.signals import Signal, Threads, in_executor
 from cached.types import Level
 
@@ -46,6 +46,7 @@ class DiskWork:
         self._threads = Threads(_THREADS, "l2")
         self._freeing: set[asyncio.Future[None]] = set()
         self._late: set[asyncio.Task[None]] = set()
+        self._left: set[str] = set()
         self.on_hang: Callable[[LevelError | None], None] = lambda _error: None
 
     @property
@@ -62,10 +63,21 @@ class DiskWork:
         """As ``signals.in_thread``, without a bound, for what writes in small steps for somebody who waits."""
         return await in_executor(self._threads, partial(function, *args, **kwargs))
 
+    async def scan(self) -> Found:
+        """See LocalLevel. Who is cancelled does not wait for its end: it changes nothing that anybody else uses."""
+        call = self._begin(self._store.scan)
+        await asyncio.wait([call], timeout=ANSWER_S)
+        if not call.done():
+            raise self._give_up([call], "list", (), ANSWER_S, lambda: None)
+        return call.result()
+
     async def create(self, sizes: Mapping[str, int]) -> None:
         """Makes these ingests, which are reserved. An error may leave some, but not one of a call that was given up."""
+        left = self._left.intersection(sizes)
 
         def make(ids: Mapping[str, int]) -> None:
+            for ingest_id in left:
+                self._store.discard(ingest_id)
             for ingest_id, size_bytes in ids.items():
                 self._store.create(ingest_id, size_bytes)
 
@@ -75,13 +87,17 @@ class DiskWork:
 
         if sizes:
             await self._answer(partial(make, dict(sizes)), "allocate", sizes, sum(sizes.values()), undo)
+            self._left -= left
 
-    async def commit(self, ingest_id: str, digest: str, size_bytes: int, *, known: bool) -> FileRef:
-        """See LocalLevel. ``known``: the blob is there already. Who is cancelled meanwhile takes back what it made."""
+    async def commit(self, ingest_id: str, digest: str, size_bytes: int, is_known: Callable[[], bool]) -> FileRef:
+        """See LocalLevel. Who is cancelled meanwhile takes back what it made.
+
+        ``is_known``: whether somebody counts the blob, which may have come another way meanwhile.
+        """
 
         def undo() -> None:
             self._store.discard(ingest_id)
-            if not known:
+            if not is_known():
                 with suppress(NotFoundError):
                     self._store.remove(digest)
 
@@ -89,20 +105,31 @@ class DiskWork:
         try:
             return await self._answer(work, "commit", (ingest_id,), size_bytes, undo)
         except asyncio.CancelledError:
-            if not known and not self.hangs:
-                with suppress(NotFoundError):
-                    self._store.remove(digest)
+            if not is_known() and not self.hangs:
+                with suppress(CachedError):  # what is left is found at the next start, and has no owner
+                    self.remove(digest, size_bytes)
             raise
 
     def discard(self, ingest_id: str, size_bytes: int) -> None:
-        """Drops an ingest of which the accounts know no more; at once, unless the disk hangs."""
+        """Drops an ingest of which the accounts know no more; at once, unless the disk hangs.
+
+        One that the disk keeps (it became read-only, say) fails nobody: it goes before another of its name is made, or
+        at the next start.
+        """
         if self.hangs:
             self._put_off(partial(self._store.discard, ingest_id), ingest_id, size_bytes)
-        else:
-            self._store.discard(ingest_id)
+            return
+        try:
+            self._store.discard(ingest_id, later=self._free)
+        except CachedError as error:
+            self._left.add(ingest_id)
+            _log.warning("l2.not_discarded", ingest=ingest_id, chain=error.chain)
 
     def remove(self, digest: str, size_bytes: int) -> None:
-        """Takes a blob away; one whose file is gone is no error. At once, unless the disk hangs."""
+        """Takes a blob away; one whose file is gone is no error. At once, unless the disk hangs.
+
+        Raises LevelError or NoRoomError where the disk does not let it go; it is there as before then.
+        """
 
         def remove(later: Callable[[Callable[[], None]], None]) -> None:
             with suppress(NotFoundError):

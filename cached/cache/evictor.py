@@ -6,14 +6,14 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from cached.cache.facts import Facts, Loads
-from cached.cache.registry import Model
+from cached.cache.registry import Blob, Model
 from cached.cache.services import Services
 from cached.cache.storage import Storage
-from cached.errors import NoRoomError
+from cached.errors import CachedError, LevelError, NoRoomError
 from cached.leases import LeaseTable
 from cached.manifest import Manifest
 from cached.policy import (
@@ -218,9 +218,13 @@ class Evictor:
     def _refuse(self, level: Level, sizes: Mapping[str, int], for_name: str) -> None:
         ledger = self._services.storage.ledger(level)
         withdrawn = self._services.storage.withdrawn_bytes(level)
+        why = f"{format_size(withdrawn)} are evicted but still mapped by workers"
+        hint = "retry when they have ended; `cached stats` shows the withdrawn bytes"
+        if not withdrawn:
+            why, hint = "what was to make room for it could not be removed", "`cached health` says why"
         raise NoRoomError(
-            f"{level} has no room for {for_name} yet: {format_size(withdrawn)} are evicted but still mapped by workers",
-            hint="retry when they have ended; `cached stats` shows the withdrawn bytes",
+            f"{level} has no room for {for_name} yet: {why}",
+            hint=hint,
             level=level,
             needed_bytes=sum(sizes.values()),
             available_bytes=ledger.available_bytes,
@@ -232,11 +236,15 @@ class Evictor:
         gone: dict[Level, list[Manifest]] = {level: [] for level in Level}
         for victim in _victims(planned):
             manifest = self._services.registry.models[victim.name].manifests[victim.revision]
-            self._leave(manifest, victim.level, victim.reason, victim.why, gone=gone[victim.level])
-            gone[victim.level].append(manifest)
+            with suppress(LevelError, NoRoomError):  # told: the level is degraded
+                self._leave(manifest, victim.level, victim.reason, victim.why, gone=gone[victim.level])
+                gone[victim.level].append(manifest)
 
     def evict(self, manifests: Sequence[Manifest], level: Level, reason: str) -> int:
-        """Takes revisions out of a level; the bytes that left it. The caller has made sure that nobody holds them."""
+        """Takes revisions out of a level; the bytes that left it. The caller has made sure that nobody holds them.
+
+        Raises LevelError or NoRoomError where the disk does not let one go.
+        """
         services = self._services
         # A stale revision is forgotten as soon as it is at no level.
         known = [item for item in manifests if item.revision in services.registry.known(item.name).manifests]
@@ -253,16 +261,11 @@ class Evictor:
         for blob in leaving:
             services.registry.lost(blob.record.digest, level)
         self._show_elsewhere(manifest, {blob.record.digest for blob in leaving})
-        for blob in leaving:
-            if level is Level.L1:
-                services.storage.withdraw(blob.record.digest)
-            else:
-                blob.left_l2 = True
-                services.storage.remove_from_disk(blob.record.digest)
+        refused = [error for blob in leaving if (error := self._drop(blob, level)) is not None]
         if level is Level.L1:
             services.storage.left_beside(manifest.name, manifest.revision)
-        freed = sum(blob.record.size_bytes for blob in leaving)
-        if leaving:
+        freed = sum(blob.record.size_bytes for blob in leaving if not blob.at(level))
+        if freed:
             services.metrics.evictions.labels(level=level.value, reason=reason).inc()
             services.metrics.evicted_bytes.labels(level=level.value).inc(freed)
             services.events.emit(
@@ -271,7 +274,22 @@ class Evictor:
             )  # fmt: skip
         for each in (manifest, *gone):
             self._forget_stale(each)
+        if refused:
+            services.publish(manifest)
+            raise refused[0]
         return freed
+
+    def _drop(self, blob: Blob, level: Level) -> CachedError | None:
+        """An error, and it is there as before, where the disk does not let it go (it is read-only, say)."""
+        services, digest = self._services, blob.record.digest
+        try:
+            services.storage.drop(level, digest)
+        except (LevelError, NoRoomError) as error:
+            services.registry.found(digest, level)
+            services.degraded.began(level.value, f"{level} cannot be freed: {error.message}", error)
+            return error
+        blob.left_l2 |= level is Level.L2
+        return None
 
     def _show_elsewhere(self, manifest: Manifest, digests: AbstractSet[str]) -> None:
         """Before bytes leave: those of other revisions that are shown there, though they hold them elsewhere, too."""
@@ -428,17 +446,14 @@ class Evictor:
         return set(self._services.storage.kept_ingests(level)) - keep.keys() - self._leases.holds()
 
     def _drop_unowned(self, level: Level, wanted: frozenset[str]) -> None:
-        registry, storage = self._services.registry, self._services.storage
+        registry = self._services.registry
         owned = {entry.digest for manifest in registry.manifests() for entry in manifest.files}
         owned |= self.loads.held_digests() | wanted
         gone = [digest for digest, blob in registry.blobs.items() if blob.at(level) and digest not in owned]
         for digest in gone:
             registry.lost(digest, level)
-            if level is Level.L1:
-                storage.withdraw(digest)
-            else:
-                storage.remove_from_disk(digest)
-            registry.forget_blob(digest)
+            if self._drop(registry.blobs[digest], level) is None:
+                registry.forget_blob(digest)
 
     def pending_digests(self) -> frozenset[str]:
         """Blobs of pulls that were interrupted and are to go on."""

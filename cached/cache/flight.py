@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from cached.cache import checks
+from cached.cache.flight_journal import FlightJournal
 from cached.cache.pace import Pace, Written
 from cached.cache.persist import Persist
 from cached.cache.seeds import SeedFile
@@ -27,7 +28,7 @@ from cached.errors import (
     UnavailableError,
 )
 from cached.levels.base import FileRef
-from cached.levels.journal import IngestJournal, JournalChunk
+from cached.levels.journal import JournalChunk
 from cached.manifest import BlobRecord
 from cached.signals import Signal, run_all
 from cached.tracing import Attributes, Tracer
@@ -138,7 +139,7 @@ class Flight:
         """It failed by the fault of one link of a chain: another try gets its bytes from others."""
         self.users = 0
         self._services = services
-        self._journal: IngestJournal | None = None
+        self._journal = FlightJournal(services.degraded)
         self._damaged: dict[int, Level] = {}
         self._seed: SeedFile | None = None
         level = services.storage.level(order.level)
@@ -254,7 +255,8 @@ class Flight:
             if persisting is not None:
                 persisting.cancel()
                 await asyncio.gather(persisting, return_exceptions=True)
-            self._settle(is_quiet=self.error is None or await self._quiet())
+            with self._services.failures.survived("flight"):
+                self._settle(is_quiet=self.error is None or await self._quiet())
             self.signal.notify()
 
     async def _fetch(self) -> None:
@@ -314,8 +316,7 @@ class Flight:
         self._services.landed(record, level)
         if level is Level.L1 and self.fill.bytes_from[Level.L2] == record.size_bytes > 0:
             self._services.verified.note(record.digest, Level.L2)
-        if self._journal is not None:
-            self._journal.landed(record.digest)
+        self._journal.landed(record.digest)
         if level is Level.L2:
             checks.name_in_memory(self._services, self.order.ingest_id, record, self._on_blob)
         self.record = record
@@ -391,10 +392,9 @@ class Flight:
                 storage.discard(Level.L2, order.ingest_id)
             else:
                 storage.suspend(Level.L2, order.ingest_id)
-        if self._journal is not None:
-            self._journal.close()
-            if worthless and self.error is not None:
-                self.forget()
+        self._journal.close()
+        if worthless and self.error is not None:
+            self.forget()
 
     def _leave_unconfirmed(self) -> None:
         """What could not be confirmed leaves L1; but it stays, for another try, if nothing was learned of its bytes.
@@ -409,8 +409,7 @@ class Flight:
 
     def forget(self) -> None:
         """Removes the journal: the load that this flight was for is recorded, or its bytes are worthless."""
-        if self._journal is not None:
-            self._journal.delete()
+        self._journal.delete()
 
     def _make_persist(self) -> Persist:
         storage, ingest_id = self._services.storage, self.order.ingest_id
@@ -430,11 +429,8 @@ class Flight:
         readable = order.level is Level.L1 and not (storage.disk is not None and storage.disk.hangs)
         disk, on_disk = storage.disk_copy(order.digest, order.size_bytes) if readable else None, None
         if order.journalled:
-            self._journal = IngestJournal.open(
-                self._services.journal_dir / order.ingest_id, source_key=order.digest or order.source_key,
-                size_bytes=order.size_bytes,
-            )  # fmt: skip
-            kept = self._journal.chunks
+            path, key = self._services.journal_dir / order.ingest_id, order.digest or order.source_key
+            kept = self._journal.open(path, key, order.size_bytes)
             expected = {index: chunk.crc64 for index, chunk in kept.items()} | expected
             in_place = self._kept_at(order.level, kept)
             if disk is None and not order.is_part:
@@ -462,15 +458,7 @@ class Flight:
         self.signal.notify()
 
     def _note(self, index: int, crc64: int, level: Level) -> None:
-        """A journal that cannot be written costs only the resume after a restart."""
-        if self._journal is None:
-            return
-        try:
-            self._journal.chunk(index, crc64, level)
-        except CachedError as error:
-            self._services.degraded.began("journal", error.message, error)
-            self._journal.close()
-            self._journal = None
+        self._journal.chunk(index, crc64, level)
 
     def _on_moved(self, level: Level, moved: Moved) -> None:
         hop = f"{level.value}_{self.order.level.value}"

@@ -160,7 +160,7 @@ class Inspector:
             return False
         try:
             services.storage.remove_from_disk(digest)
-        except LevelError as error:
+        except (LevelError, NoRoomError) as error:
             _log.warning("damage.not_removed", digest=digest, chain=error.chain)
             services.degraded.began("l2", f"a damaged blob can be neither mended nor removed: {error.message}", error)
             return True

@@ -130,10 +130,11 @@ class Loader:
         except Exception as bug:  # noqa: BLE001 - told, and raised to whoever waits
             error = self._services.failures.bug("load", bug, name=load.plan.name, load=load.load_id)
         finally:
-            if load.shown:
-                self._services.unpublish(load.plan.name, load.plan.revision)
-            if error is not None and load.ready_as is not None and load.plan.level is Level.L1:
-                self._evictor.hold(load.plan.name, load.plan.revision, load.ids())
+            with self._services.failures.survived("load"):
+                if load.shown:
+                    self._services.unpublish(load.plan.name, load.plan.revision)
+                if error is not None and load.ready_as is not None and load.plan.level is Level.L1:
+                    self._evictor.hold(load.plan.name, load.plan.revision, load.ids())
             await self._release(load)
             del self.loads[load.key]
             if load.error is None:
@@ -150,7 +151,8 @@ class Loader:
             services.registry.write(lambda: services.registry.index.delete_pending(plan.name, plan.revision))
         if not plan.is_part and error is None and plan.level is Level.L1:
             services.registry.write(lambda: services.registry.index.delete_part(plan.name, plan.revision))
-        self.sweep()
+        with services.failures.survived("sweep"):
+            self.sweep()
         if error is not None:
             load.error = error
             load.span.fail(error)

@@ -79,7 +79,7 @@ class ModelCache:
 
     async def start(self) -> None:
         """Finds what an earlier daemon left, and begins to confirm and resume it in the background."""
-        self._parts.recovery.recover()
+        await self._parts.recovery.recover()
         self._parts.timed_pulls.load()
         self._parts.cold_starts.load()
         self._parts.foresight.load()

@@ -10,7 +10,7 @@ from cached.cache.loader import Loader
 from cached.cache.pulls import Pulls
 from cached.cache.registry import Presence, Registry
 from cached.cache.services import Services
-from cached.errors import CachedError, LevelError
+from cached.errors import CachedError, LevelError, NoRoomError
 from cached.levels.base import Found
 from cached.manifest import Manifest
 from cached.refs import Ref
@@ -29,8 +29,11 @@ class Recovery:
         self._loader = loader
         self._pulls = pulls
 
-    def recover(self) -> None:
-        """Reads the index, compares it with what the levels hold, and accounts for all of it. Moves no bytes."""
+    async def recover(self) -> None:
+        """Reads the index, compares it with what the levels hold, and accounts for all of it. Moves no bytes.
+
+        What the levels hold is looked at in threads: a disk that hangs keeps nobody from asking, or from stopping us.
+        """
         registry = self._services.registry
         registry.load()
         self._services.history.load()
@@ -40,8 +43,8 @@ class Recovery:
         learned = self._learn_landed(pending)
         for level in self._services.storage.levels:
             try:
-                self._take_stock(level, wanted, pending, whole)
-            except LevelError as error:
+                await self._take_stock(level, wanted, pending, whole)
+            except (LevelError, NoRoomError) as error:
                 self._services.degraded.began(level.value, f"{level} could not be read: {error.message}", error)
         for digest in learned:
             registry.forget_blob(digest)  # unless it was found
@@ -67,27 +70,36 @@ class Recovery:
             registry.learn(record)
         return learned
 
-    def _take_stock(self, level: Level, wanted: set[str], pending: AbstractSet[str], whole: AbstractSet[str]) -> None:
+    async def _take_stock(
+        self, level: Level, wanted: set[str], pending: AbstractSet[str], whole: AbstractSet[str]
+    ) -> None:
         """``whole``: of the pending ingests those that are to become blobs, and keep their room for that."""
         services, storage = self._services, self._services.storage
-        found: Found = storage.scan(level)
+        found: Found = await storage.scan(level)
         for digest, size_bytes in found.blobs.items():
             blob = services.registry.blobs.get(digest)
-            if blob is None or digest not in wanted or blob.record.size_bytes != size_bytes:
-                storage.remove_unknown(level, digest)
-                _log.warning("recovery.removed_blob", level=level.value, digest=digest, cause="no revision has it")
-                continue
             storage.adopt(level, digest, size_bytes)
-            services.registry.found(digest, level)
-        for ingest_id, size_bytes in found.ingests.items():
-            if ingest_id in pending:
-                storage.keep_ingest(level, ingest_id, size_bytes, sparse=ingest_id not in whole)
+            if blob is None or digest not in wanted or blob.record.size_bytes != size_bytes:
+                self._drop(level, digest)
             else:
-                storage.discard_unknown(level, ingest_id)
+                services.registry.found(digest, level)
+        for ingest_id, size_bytes in found.ingests.items():
+            storage.keep_ingest(level, ingest_id, size_bytes, sparse=ingest_id not in whole)
+            if ingest_id not in pending:
+                storage.discard(level, ingest_id)
         if found.failed:
             services.degraded.began("l2_drives", "; ".join(found.failed))
         for name in found.set_aside:
             _log.warning("recovery.set_aside", level=level.value, name=name)
+
+    def _drop(self, level: Level, digest: str) -> None:
+        """A blob that no revision has. Where it cannot be removed (a disk is read-only, say) it goes on counting."""
+        try:
+            self._services.storage.drop(level, digest)
+        except CachedError as error:
+            _log.warning("recovery.not_removed", level=level.value, digest=digest, chain=error.chain)
+        else:
+            _log.warning("recovery.removed_blob", level=level.value, digest=digest, cause="no revision has it")
 
     def _forget_what_is_nowhere(self, registry: Registry) -> None:
         """Old revisions that are not whole here are of no use; the current one stays known by name."""

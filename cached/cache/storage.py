@@ -13,7 +13,7 @@ import structlog
 from cached.cache.capacity import Allocated, Limit, Pressure, l1_budget, l1_host_limit, l2_limit
 from cached.cache.disk_work import DiskWork
 from cached.config import Config, resolve_capacity
-from cached.errors import CachedError, LevelError, NotFoundError
+from cached.errors import CachedError, NotFoundError
 from cached.ledger import Ledger, whatever_fits
 from cached.levels.base import FileRef, Found, LocalLevel
 from cached.levels.shm import ShmLevel
@@ -246,8 +246,7 @@ class Storage:
                 await self._disk[level].create(new)  # its blocks are allocated on the disk
         except (CachedError, asyncio.CancelledError):
             for ingest_id in opened:
-                with suppress(LevelError):  # a disk that takes nothing gives nothing back either
-                    self.discard(level, ingest_id)
+                self.discard(level, ingest_id)
             raise
         finally:
             if level is Level.L1:
@@ -287,7 +286,8 @@ class Storage:
         if level is Level.L1:
             ref = self.l1.commit(ingest_id, record.digest, moved)
         else:
-            ref = await self._disk[level].commit(ingest_id, record.digest, record.size_bytes, known=key in ledger.used)
+            disk = self._disk[level]
+            ref = await disk.commit(ingest_id, record.digest, record.size_bytes, lambda: key in ledger.used)
         if key in ledger.used:
             ledger.release(ingest_id)
         else:
@@ -354,14 +354,22 @@ class Storage:
             return None
         return ref if ref.size_bytes == size_bytes else None
 
+    def drop(self, level: Level, digest: str) -> None:
+        """Takes a blob out of a level: ``withdraw`` or ``remove_from_disk``."""
+        if level is Level.L1:
+            self.withdraw(digest)
+        else:
+            self.remove_from_disk(digest)
+
     def withdraw(self, digest: str) -> None:
         """Takes a blob out of L1. Its bytes count until ``collect`` has the proof that nobody maps them."""
+        with suppress(NotFoundError):  # somebody has removed the segment
+            self.l1.remove(digest)
         self._ledgers[Level.L1].remove(_blob(digest))
-        self.l1.remove(digest)
         self._settle()
 
     def remove_from_disk(self, digest: str) -> None:
-        """Takes a blob out of L2; one whose file is gone is only no longer accounted for."""
+        """Takes a blob out of L2; one whose file is gone only counts no longer. Raises as ``DiskWork.remove``."""
         self._disk[Level.L2].remove(digest, self._ledgers[Level.L2].used.get(_blob(digest), 0))
         self._ledgers[Level.L2].remove(_blob(digest))
 
@@ -446,9 +454,9 @@ class Storage:
 
     # Recovery
 
-    def scan(self, level: Level) -> Found:
-        """What an earlier daemon left at a level."""
-        found = self._levels[level].scan()
+    async def scan(self, level: Level) -> Found:
+        """What an earlier daemon left at a level. Raises LevelError or NoRoomError where it cannot be used."""
+        found = await (self._disk[level].scan() if level in self._disk else in_thread(self.l1.scan))
         self.refresh_capacities()
         return found
 
@@ -465,16 +473,6 @@ class Storage:
             size_bytes = min(size_bytes, self.l1.allocated_bytes(ingest_id))
         with whatever_fits(ledger, size_bytes):
             ledger.add(_kept(ingest_id), size_bytes)
-
-    def remove_unknown(self, level: Level, digest: str) -> None:
-        """Removes a found blob that no account has."""
-        self._levels[level].remove(digest)
-        self._settle()
-
-    def discard_unknown(self, level: Level, ingest_id: str) -> None:
-        """Removes a found ingest that no account has."""
-        self._levels[level].discard(ingest_id)
-        self._settle()
 
     def check(self) -> None:
         """Raises AssertionError or AccountingError if accounts and levels disagree; nothing may be in flight."""

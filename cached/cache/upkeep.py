@@ -145,14 +145,16 @@ class Upkeep:
                     Wanted(Level.L2, sizes, manifest.name, manifest.revision, Otherwise.SKIP, manifest.blobs)
                 ):
                     return
-            for blob in missing:
-                record = blob.record
-                ref = services.storage.level(Level.L1).blob(record.digest)
-                if not await persist_resident(services, record, lambda ref=ref: ref):  # type: ignore[misc]
-                    break
-            for ingest_id in sizes:
-                if services.storage.is_open(Level.L2, ingest_id):
-                    services.storage.discard(Level.L2, ingest_id)
+            try:
+                for blob in missing:
+                    record = blob.record
+                    ref = services.storage.level(Level.L1).blob(record.digest)
+                    if not await persist_resident(services, record, lambda ref=ref: ref):  # type: ignore[misc]
+                        break
+            finally:
+                for ingest_id in sizes:
+                    if services.storage.is_open(Level.L2, ingest_id):
+                        services.storage.discard(Level.L2, ingest_id)
         services.publish(manifest)
 
     def _due(self, what: str) -> bool:

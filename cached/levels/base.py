@@ -87,8 +87,8 @@ class LocalLevel(Protocol):
         """
         ...
 
-    def discard(self, ingest_id: str) -> None:
-        """Drops an ingest; unknown ids are ignored."""
+    def discard(self, ingest_id: str, *, later: Later = at_once) -> None:
+        """Drops an ingest; unknown ids are ignored. ``later``: see ``remove``."""
         ...
 
     def blob(self, digest: str) -> FileRef:

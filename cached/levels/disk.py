@@ -133,24 +133,18 @@ class DiskLevel:
         self.discard(ingest_id)
         return existing or FileRef(path=target, inode=ref.inode, size_bytes=ref.size_bytes, memory=False)
 
-    def discard(self, ingest_id: str) -> None:
+    def discard(self, ingest_id: str, *, later: Later = at_once) -> None:
         """See LocalLevel. Not fsynced: an ingest that comes back after a power cut is found by ``scan``."""
         folder = os.path.dirname(self._data_path(ingest_id))
         self._lengths.pop(ingest_id, None)
         with level_errors(Level.L2, folder, "discard"):
-            _remove_ingest(folder)
+            _remove_ingest(folder, later)
 
     def remove(self, digest: str, *, later: Later = at_once) -> None:
         """See LocalLevel."""
         path = self._blob_path(digest)
         with level_errors(Level.L2, path, "remove"):
-            # As long as it is open its bytes are not freed, so taking the name away takes no time.
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                os.unlink(path)
-            except OSError:
-                os.close(fd)
-                raise
+            fd = _unlink(path)
         later(partial(_free, fd, os.path.dirname(path)))
 
     def _sync_data(self, ingest_id: str, path: str) -> FileRef:
@@ -342,12 +336,33 @@ def _free(fd: int, folder: str) -> None:
         with suppress(OSError):
             fsync_folder(folder)
     finally:
+        _close(fd)
+
+
+def _unlink(path: str) -> int:
+    """Takes a name away, which takes no time: its bytes are not freed as long as the descriptor that it gives is open.
+
+    -1 where the file cannot be opened.
+    """
+    fd = -1
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        os.unlink(path)
+    except OSError:
+        _close(fd)
+        raise
+    return fd
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
         os.close(fd)
 
 
-def _remove_ingest(folder: str) -> None:
+def _remove_ingest(folder: str, later: Later = at_once) -> None:
     with suppress(FileNotFoundError):
-        os.unlink(os.path.join(folder, "data"))
+        later(partial(_close, _unlink(os.path.join(folder, "data"))))
     with suppress(FileNotFoundError):
         os.rmdir(folder)
 

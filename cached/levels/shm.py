@@ -235,7 +235,7 @@ class ShmLevel:
         self._lengths.pop(ingest_id, None)
         return FileRef(path=target, inode=ref.inode, size_bytes=ref.size_bytes, memory=True)
 
-    def discard(self, ingest_id: str, *, sparse: bool = False) -> None:
+    def discard(self, ingest_id: str, *, later: Later = at_once, sparse: bool = False) -> None:  # noqa: ARG002 - of L2
         """See LocalLevel. Its bytes are withdrawn: a mover or a worker may still map them.
 
         ``sparse``: only its pages count, and it never becomes part of the pool.
@@ -367,6 +367,9 @@ class ShmLevel:
             fd = open_checked(Level.L1, segment.ref.path, os.O_RDWR, segment.ref)
         except NotFoundError:
             return None
+        except CachedError:
+            self._release(segment)
+            raise
         try:
             with level_errors(Level.L1, path, "make from the pool"):
                 os.ftruncate(fd, size_bytes)

@@ -1,4 +1,4 @@
-"""L2 on several drives: each blob lies whole on one of them, and the files of a model on different ones.
+"""L2 on one drive or several: each blob lies whole on one of them, and the files of a model on different ones.
 
 So a model of several files is read from all drives at once, a file stays one file for the directory view, and a drive
 that fails takes only its own blobs with it: they count as gone, and are fetched again.
@@ -122,22 +122,22 @@ class StripedDisk:
         self._homes[digest] = disk
         return committed
 
-    def discard(self, ingest_id: str) -> None:
+    def discard(self, ingest_id: str, *, later: Later = at_once) -> None:
         """See LocalLevel."""
         with suppress(NotFoundError):
             disk = self._disk_of(ingest_id)
             self._arriving.pop(ingest_id, None)
-            disk.discard(ingest_id)
+            disk.discard(ingest_id, later=later)
 
     def remove(self, digest: str, *, later: Later = at_once) -> None:
         """See LocalLevel. A blob that is gone with its drive is removed without an error."""
         checked_digest(digest)
-        known = self._homes.pop(digest, None) is not None
         having = [disk for disk in self._usable if self._has(disk, digest)]
-        if not having and not known:
+        if not having and digest not in self._homes:
             self._first(lambda disk: disk.blob(digest))
         for disk in having:
             disk.remove(digest, later=later)
+        self._homes.pop(digest, None)
 
     def _joined(self, found: Found, disk: DiskLevel, more: Found) -> Found:
         """Of a blob that two drives have (one was away for a while) the first is kept."""

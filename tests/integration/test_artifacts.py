@@ -22,7 +22,7 @@ from cached_client._proto import cached_pb2 as pb
 from cached_client.artifacts.archive import PIECE_BYTES
 from cached_client.descriptors import DescriptorClient
 from tests.integration.harness import DaemonProcess, wait_for
-from tests.integration.support import MB, SERVE, Site, model_files, random_bytes, refused
+from tests.integration.support import MB, SERVE, Site, flip_byte, model_files, random_bytes, refused
 from tests.invariants import check_at_rest
 
 KEY = {"model": "llama-13b", "engine": "torch", "engine_version": "2.13.0", "gpu_arch": "sm_90", "driver": "580.65.06"}
@@ -211,6 +211,31 @@ def test_of_two_saves_at_once_one_wins(host: Site, tmp_path: Path) -> None:
         restored = restore(fresh, tmp_path / "late")
         assert isinstance(restored, artifacts.Restored)
         assert restored.sha256 == replaced.sha256
+
+
+def test_one_that_was_evicted_is_saved_again(host: Site, tmp_path: Path) -> None:
+    del host.settings["artifacts"]["destination"]
+    daemon, folder = host.start(), fill(tmp_path / "in")
+    for _ in range(2):
+        assert save(daemon, folder).outcome == "stored"
+        assert isinstance(restore(daemon, tmp_path / "out"), artifacts.Restored)
+        host.evict(known(daemon)[0].name, "all")
+    assert isinstance(restore(daemon, tmp_path / "out"), artifacts.Missed)
+
+
+def test_what_is_damaged_here_is_replaced_by_what_is_saved(host: Site, tmp_path: Path) -> None:
+    """The key has the same content in every generation, and so the same file."""
+    del host.settings["artifacts"]["destination"]
+    daemon = host.start()
+    assert save(daemon, fill(tmp_path / "in")).outcome == "stored"
+    name = known(daemon)[0].name
+    for blob in daemon.l2_dir.glob("blobs/*/*"):
+        flip_byte(blob, 100)
+    host.verify(name, repair=True)
+    assert isinstance(restore(daemon, tmp_path / "out"), artifacts.Missed)
+    assert save(daemon, tmp_path / "in").outcome == "stored"
+    assert isinstance(restore(daemon, tmp_path / "out"), artifacts.Restored)
+    assert contents(tmp_path / "out") == FILES
 
 
 def test_a_daemon_that_is_killed_during_a_save_keeps_nothing_of_it(host: Site, tmp_path: Path) -> None:

@@ -194,6 +194,18 @@ async def test_a_lease_is_gone_even_if_what_is_done_at_its_end_fails(
         await cache.evict("m", Level.L1)
 
 
+def test_a_segment_that_somebody_removed_is_brought_again(site: Site) -> None:
+    site.add("m", model_files(3 * MB))
+    site.start()
+    site.pull("m")
+    wait_for(lambda: site.summary("m").l2_bytes, "the copy in L2")
+    site.segment("m", "model.safetensors").unlink()
+    with refused("NOT_FOUND"):
+        site.check_served("m")
+    assert site.check_served("m").from_level == "l2"
+    assert site.daemon.log_events("l1.lost")
+
+
 def test_only_if_resident_never_loads(site: Site) -> None:
     site.add("m", model_files(MB))
     site.start()

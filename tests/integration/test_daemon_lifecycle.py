@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import stat
+import sys
 import tempfile
 import time
 import urllib.error
@@ -23,14 +24,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import cached_client
 from cached_client._proto import cached_pb2 as pb
-from tests.integration.harness import DaemonProcess, wait_for
+from cached_client.errors import NotReadyError
+from tests.integration.harness import PAGES, DaemonProcess, wait_for
 
 ARENA_BYTES = 64 << 20
 
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
-    with DaemonProcess(tmp_path / "one") as process:
+    with DaemonProcess(tmp_path / "one", settings=PAGES) as process:
         yield process
 
 
@@ -247,7 +249,7 @@ def test_a_catalog_behind_exchanged_links_is_noticed(tmp_path: Path) -> None:
 
 
 def test_without_its_catalog_it_serves_but_is_not_ready(tmp_path: Path) -> None:
-    daemon = DaemonProcess(tmp_path / "one")
+    daemon = DaemonProcess(tmp_path / "one", settings=PAGES)
     daemon.catalog_file.unlink()
     with daemon:
         status, text = get(daemon.http + "/readyz")
@@ -255,6 +257,28 @@ def test_without_its_catalog_it_serves_but_is_not_ready(tmp_path: Path) -> None:
         assert get(daemon.http + "/healthz")[0] == 200
         daemon.write_catalog({})
         wait_for(lambda: get(daemon.http + "/readyz")[0] == 200, "ready once the catalog is there")
+
+
+HANGING = """
+import sys, threading
+from cached.levels.disk import DiskLevel
+DiskLevel.scan = lambda self: threading.Event().wait()
+from cached.cli.main import main
+sys.exit(main())
+"""
+"""A daemon whose disk does not answer when it asks what is there."""
+
+
+def test_a_disk_that_hangs_at_the_start_keeps_nobody_from_asking_and_stopping(tmp_path: Path) -> None:
+    daemon = DaemonProcess(tmp_path / "one", command=(sys.executable, "-c", HANGING)).start(wait=False)
+    try:
+        with cached_client.connect(str(daemon.socket)) as cache:
+            wait_for(daemon.socket.exists, "the socket")
+            with pytest.raises(NotReadyError):
+                cache.wait_ready(2)
+        assert daemon.terminate() == 0
+    finally:
+        daemon.close()
 
 
 def test_a_taken_port_names_the_setting(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from cached.units import CHUNK_BYTES
 from tests.integration.harness import wait_for
 from tests.integration.support import MB, Site, model_files, refused, total_bytes
+from tests.integration.test_restart import WEIGHTS, range_of
 
 _MOUNT = 'mount -t tmpfs -o "$0" none "$1" && shift && exec "$@"'
 
@@ -100,6 +101,89 @@ def test_a_disk_that_becomes_read_only_is_reported_and_pulls_go_on_in_memory(wit
     site.check_served("m")
     assert any("l2" in problem.lower() for problem in site.daemon.stats().degraded), site.daemon.stats().degraded
     assert site.check_served("before").from_level == "l2", "what is on it is served"
+
+
+def test_a_full_disk_that_becomes_read_only_goes_on_serving_what_is_on_it(within: Site) -> None:
+    """Nothing of it can be removed, so nothing that was to leave it counts as gone."""
+    site = within
+    for seed, name in enumerate(("one", "two", "new"), 1):
+        site.add(name, model_files(12 * MB, seed=seed))
+    mounted(site, l2(site), "size=30m,mode=0700")
+    site.start()
+    for name in ("one", "two"):
+        site.pull(name)
+        wait_for(lambda name=name: site.summary(name).l2_bytes > 0, "the copy in L2")  # type: ignore[misc]
+        site.evict(name, "l1")
+    inside(site, f"mount -o remount,ro {l2(site)}")
+    site.pull("new")
+    assert site.summary("new").l2_bytes == 0
+    with refused("NO_ROOM"):
+        site.evict("new", "l1")
+        site.pull("new", level="l2")
+    with refused("LEVEL_FAILED") as seen:
+        site.evict("one", "l2")
+    assert seen["cause"] == "Read-only file system"
+    assert any("cannot be freed" in problem for problem in site.daemon.stats().degraded), site.daemon.stats().degraded
+    for name in ("one", "two"):
+        assert site.check_served(name).from_level == "l2", site.daemon.log()
+    inside(site, f"mount -o remount,rw {l2(site)}")
+    site.evict("one", "l2")
+    assert site.summary("one").l2_bytes == 0
+    site.pull("new")
+    wait_for(lambda: site.summary("new").l2_bytes > 0, "the disk to be used again")
+
+
+def test_a_disk_that_becomes_read_only_under_a_pull_fails_no_load(within: Site) -> None:
+    """What was begun there cannot even be removed; the next pull of the same finds it in nobody's way."""
+    site = within
+    site.add("m", model_files(2 * CHUNK_BYTES + MB, seed=1))
+    mounted(site, l2(site), "size=200m,mode=0700")
+    site.start()
+    held = site.hold("m/" + WEIGHTS, range=range_of(1))
+    site.begin("m")
+    assert held.reached.wait(60)
+    inside(site, f"for _ in $(seq 100); do mount -o remount,ro {l2(site)} && exit; sleep 0.1; done; exit 1")
+    held.release()
+    wait_for(lambda: site.summary("m").state == "ready", "the pull to end")
+    assert not site.daemon.log_events("load.failed"), site.daemon.log()
+    assert site.check_served("m").from_level == "l1"
+
+
+def test_a_read_only_disk_is_read_at_the_start_whatever_else_lies_on_it(within: Site) -> None:
+    site = within
+    site.add("m", model_files(3 * MB, seed=1))
+    site.start()
+    site.pull("m")
+    wait_for(lambda: site.summary("m").l2_bytes, "the copy in L2")
+    site.evict("m", "l1")
+    site.daemon.terminate()
+    folder = l2(site) / "blobs" / "00"
+    folder.mkdir(exist_ok=True)
+    (folder / ("0" * 64)).write_bytes(b"of no revision")
+    (l2(site) / "ingests" / "left").mkdir()
+    (l2(site) / "ingests" / "left" / "data").write_bytes(b"begun")
+    read_only = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    site.started_by("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", read_only, str(l2(site)))
+    site.start()
+    assert site.check_served("m").from_level == "l2"
+    assert site.daemon.log_events("recovery.not_removed")
+    assert site.daemon.log_events("l2.not_discarded")
+
+
+def test_journals_that_cannot_be_written_fail_no_pull(within: Site) -> None:
+    site = within
+    site.add("m", model_files(3 * MB, seed=1))
+    site.add("later", model_files(3 * MB, seed=2))
+    journals = site.folder / "d" / "state" / "journals"
+    mounted(site, journals, "size=1m,mode=0700")
+    site.start()
+    inside(site, f"mount -o remount,ro {journals}")
+    site.pull("m")
+    assert site.check_served("m").from_level == "l1"
+    assert any("journal" in problem for problem in site.daemon.stats().degraded), site.daemon.stats().degraded
+    inside(site, f"mount -o remount,rw {journals}")
+    site.pull("later")
+    assert not site.daemon.stats().degraded
 
 
 def test_shared_memory_smaller_than_configured_bounds_l1(within: Site) -> None:

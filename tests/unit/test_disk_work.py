@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,6 +17,7 @@ from cached.cache import disk_work
 from cached.cache.disk_work import DiskWork
 from cached.errors import LevelError
 from cached.ledger import Ledger
+from cached.levels import disk
 from cached.levels.disk import DiskLevel
 from cached.signals import Signal, Threads
 from cached.types import Level
@@ -40,10 +44,10 @@ class Hanging(DiskLevel):
         self.answer.wait(30)
         return super().commit(ingest_id, digest)
 
-    def discard(self, ingest_id):
+    def discard(self, ingest_id, *, later=lambda work: work()):
         assert self.answer.is_set() or threading.current_thread() is not threading.main_thread(), "the loop would hang"
         self.answer.wait(30)
-        super().discard(ingest_id)
+        super().discard(ingest_id, later=later)
 
     def remove(self, digest, *, later=lambda work: work()):
         if self.answer.is_set():
@@ -73,7 +77,7 @@ class Scene:
     async def landed(self) -> None:
         """A blob whose bytes the ledger still holds for its ingest."""
         await self.arrived()
-        await self.work.commit(INGEST, DIGEST, len(CONTENT), known=False)
+        await self.work.commit(INGEST, DIGEST, len(CONTENT), lambda: False)
 
     async def answered(self) -> None:
         self.disk.answer.set()
@@ -94,7 +98,7 @@ async def test_a_commit_that_hangs_is_told_counts_until_it_ends_and_leaves_nothi
     await scene.arrived()
     scene.disk.answer.clear()
     with pytest.raises(LevelError, match=r"l2: the disk has not answered for 0 s \(commit\)") as caught:
-        await scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False)
+        await scene.work.commit(INGEST, DIGEST, len(CONTENT), lambda: False)
     assert caught.value.fields["level"] == "l2"
     assert scene.heard == [caught.value]
     assert (scene.ledger.used_bytes, scene.ledger.reserved_bytes) == (len(CONTENT), 0), "the bytes are still there"
@@ -108,7 +112,7 @@ async def test_a_commit_that_hangs_is_told_counts_until_it_ends_and_leaves_nothi
     found = scene.disk.scan()
     assert (found.blobs, found.ingests) == ({}, {}), "nobody was told of it"
     await scene.arrived()
-    assert (await scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False)).size_bytes == len(CONTENT)
+    assert (await scene.work.commit(INGEST, DIGEST, len(CONTENT), lambda: False)).size_bytes == len(CONTENT)
 
 
 async def test_a_late_commit_of_what_is_there_already_leaves_that_there(scene: Scene) -> None:
@@ -117,7 +121,7 @@ async def test_a_late_commit_of_what_is_there_already_leaves_that_there(scene: S
     await scene.arrived(OTHER)
     scene.disk.answer.clear()
     with pytest.raises(LevelError):
-        await scene.work.commit(OTHER, DIGEST, len(CONTENT), known=True)
+        await scene.work.commit(OTHER, DIGEST, len(CONTENT), lambda: True)
     await scene.answered()
     found = scene.disk.scan()
     assert (set(found.blobs), found.ingests) == ({DIGEST}, {})
@@ -155,7 +159,7 @@ async def test_while_it_hangs_the_loop_drops_nothing_itself(scene: Scene) -> Non
 async def test_who_is_cancelled_waits_for_a_disk_that_hangs_no_longer_than_others(scene: Scene) -> None:
     await scene.arrived()
     scene.disk.answer.clear()
-    task = asyncio.create_task(scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False))
+    task = asyncio.create_task(scene.work.commit(INGEST, DIGEST, len(CONTENT), lambda: False))
     await asyncio.sleep(0.01)
     task.cancel()
     async with asyncio.timeout(10):
@@ -183,12 +187,44 @@ async def test_a_mover_that_cannot_be_ended_means_a_disk_that_hangs(scene: Scene
     scene.work.hang_until(gone)
     assert scene.heard[0] is not None
     with pytest.raises(LevelError):
-        await scene.work.commit(INGEST, DIGEST, len(CONTENT), known=False)
+        await scene.work.commit(INGEST, DIGEST, len(CONTENT), lambda: False)
     scene.work.discard(INGEST, scene.ledger.release(INGEST))
     gone.set_result(None)
     await scene.answered()
     assert scene.heard[1:] == [None]
     assert (scene.ledger.used_bytes, scene.disk.scan().ingests) == (0, {})
+
+
+async def test_an_ingest_that_the_disk_keeps_fails_nobody_and_is_in_nobodys_way(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scene.arrived()
+    with monkeypatch.context() as read_only:
+        read_only.setattr(disk, "_remove_ingest", Mock(side_effect=OSError(errno.EROFS, os.strerror(errno.EROFS))))
+        scene.work.discard(INGEST, scene.ledger.release(INGEST))
+        with pytest.raises(LevelError, match="Read-only file system"):
+            await scene.work.create({INGEST: len(CONTENT)})
+    assert scene.disk.ingest(INGEST)
+    await scene.arrived()
+    await scene.work.commit(INGEST, DIGEST, len(CONTENT), lambda: False)
+
+
+async def test_a_blob_that_came_another_way_stays_though_a_commit_of_it_is_cancelled(scene: Scene) -> None:
+    await scene.arrived()
+    await scene.arrived(OTHER)
+    landed: list[str] = []
+    scene.disk.answer.clear()
+    tasks = [
+        asyncio.create_task(scene.work.commit(ingest_id, DIGEST, len(CONTENT), lambda: bool(landed)))
+        for ingest_id in (INGEST, OTHER)
+    ]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    scene.disk.answer.set()
+    landed.append((await tasks[0]).path)
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[1]
+    assert set(scene.disk.scan().blobs) == {DIGEST}
 
 
 async def test_an_end_does_not_wait_for_what_hangs(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

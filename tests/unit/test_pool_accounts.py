@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -22,13 +22,13 @@ CAPACITY_BYTES = 64 * MIB
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
+async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
     instance = secrets.token_hex(6)
     overrides = {
         "daemon.state_dir": str(tmp_path), "l1.capacity": f"{CAPACITY_BYTES}B", "l1.memory_reserve_bytes": "0B",
     }  # fmt: skip
     made = Storage(load_config(None, {}, overrides).config, ShmLevel(instance), None)
-    made.scan(Level.L1)
+    await made.scan(Level.L1)
     yield made
     made.check()
     for name in os.listdir(SHM_FOLDER):
@@ -118,7 +118,7 @@ async def test_what_an_earlier_daemon_left_of_a_part_counts_for_its_pages(storag
         file.write(bytes(MIB // 2))
     storage.suspend(Level.L1, "a")
     later = Storage(load_config(None, {}, {"l1.capacity": "1MiB"}).config, ShmLevel(storage.l1.instance), None)
-    assert later.scan(Level.L1).ingests == {"a": 300 * MIB}
+    assert (await later.scan(Level.L1)).ingests == {"a": 300 * MIB}
     later.keep_ingest(Level.L1, "a", 300 * MIB, sparse=True)
     assert later.kept_bytes(Level.L1, "a") == MIB // 2
     later.check()

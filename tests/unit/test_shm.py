@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -342,6 +343,15 @@ def test_pool_memory_that_vanished_is_replaced_by_fresh_memory(level: ShmLevel) 
     os.unlink(f"{SHM_FOLDER}/cached.{level.instance}.{name}")
     assert level.create("next", MIB).size_bytes == MIB
     assert level.pool_bytes == 0
+
+
+def test_pool_memory_that_cannot_be_opened_is_given_back(level: ShmLevel, monkeypatch: pytest.MonkeyPatch) -> None:
+    pooled(level, MIB)
+    with monkeypatch.context() as short:
+        short.setattr(os, "open", Mock(side_effect=OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
+        with pytest.raises(LevelError, match="Too many open files"):
+            level.create("next", MIB)
+    assert (level.pool_bytes, level.withdrawn_bytes, names(level)) == (0, 0, [])
 
 
 def test_a_withdrawn_segment_that_somebody_removed_counts_as_free(level: ShmLevel) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,6 +134,22 @@ def test_a_blob_that_went_with_its_drive_is_removed_without_an_error(
     level.remove(DIGEST)
     with pytest.raises(NotFoundError):
         level.remove(DIGEST)
+
+
+def test_the_only_drive_counts_as_gone_once_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    level = opened([tmp_path / "one"])
+    path = store(level)
+    stat = os.lstat
+
+    def failing(name: Any, *more: Any, **named: Any) -> os.stat_result:
+        if os.fspath(name) == str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return stat(name, *more, **named)
+
+    monkeypatch.setattr(os, "lstat", failing)
+    with pytest.raises(NotFoundError, match="Input/output error"):
+        level.blob(DIGEST)
+    level.remove(DIGEST)  # gone with its drive
 
 
 def test_the_budget_is_a_share_of_all_file_systems_each_counted_once(roots: list[Path], level: StripedDisk) -> None:

@@ -94,7 +94,7 @@ def _size(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
     "--size", default="512MiB", show_default=True, metavar="SIZE", callback=_size, help="Bytes of disk, origin and GPU."
 )
 @click.option("--quick", is_flag=True, help="128 MiB at most, and neither attach nor GPU.")
-@click.option("--source", metavar="URI", help="The origin to fetch from.  [the first model of the catalog]")
+@click.option("--source", metavar="URI", help="The origin to fetch from.  [the largest model of the catalog]")
 @click.option(
     "--config", "file", type=click.Path(path_type=Path), help="The daemon's configuration.  [/etc/cached/config.toml]"
 )

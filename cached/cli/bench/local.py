@@ -16,7 +16,7 @@ from cached.units import MIB
 _MEMORY_BYTES = 128 * MIB
 _QUICK_BYTES = 64 * MIB
 _LIMIT_S = 2.0
-_MEASURED = "docs/performance.md"
+_SEEN = "seen elsewhere"
 _READ_SHARE, _WRITE_SHARE = 0.4, 0.15
 """Of its link: what drives of the middle give of it, reading and, for long, writing."""
 _LEAST_READ, _LEAST_WRITE = 1.0, 0.3
@@ -31,12 +31,12 @@ def processor(setting: Setting) -> Iterator[Measured]:
     size_bytes, flags = _size(setting), set(_flags(setting))
     yield judged(
         "memcpy", "copying, one core", memory.copy(size_bytes),
-        Expectation(6.0, f"10 to 20 GB/s ({_MEASURED})"),
+        Expectation(6.0, f"10 to 20 GB/s ({_SEEN})"),
         reasons="memory of another NUMA node, a single memory channel, a busy neighbour", check="numa",
     )  # fmt: skip
     yield judged(
         "crc64", "CRC64-NVME, one core", memory.checksum_crc64(size_bytes),
-        Expectation(8.0, f"10 to 30 GB/s ({_MEASURED})"),
+        Expectation(8.0, f"10 to 30 GB/s ({_SEEN})"),
         reasons="a processor without carry-less multiplication (pclmulqdq, vpclmulqdq), or one that is throttled",
         check="processors",
     )  # fmt: skip
@@ -71,8 +71,8 @@ def shared_memory(setting: Setting) -> Iterator[Measured]:
     first = f"{found.first.gb_per_s:.1f} GB/s where nothing was touched before"
     yield judged(
         "shm-fresh", f"into fresh shared memory, {'huge' if huge else '4 KiB'} pages, with CRC64", found.fresh,
-        Expectation(3.0, f"5 to 14 GB/s with huge pages ({_MEASURED})")
-        if huge else Expectation(0.4, f"0.5 to 2.5 GB/s with 4 KiB pages ({_MEASURED})"),
+        Expectation(3.0, f"5 to 14 GB/s with huge pages ({_SEEN})")
+        if huge else Expectation(0.4, f"0.5 to 2.5 GB/s with 4 KiB pages ({_SEEN})"),
         reasons="memory that a hypervisor has taken back, fragmented memory, a cgroup near its limit",
         check="huge-pages", note=first,
     )  # fmt: skip
@@ -83,7 +83,7 @@ def shared_memory(setting: Setting) -> Iterator[Measured]:
         )  # fmt: skip
     yield judged(
         "shm-recycled", "into recycled shared memory, with CRC64", found.again,
-        Expectation(3.0, f"5 to 14 GB/s ({_MEASURED})"),
+        Expectation(3.0, f"5 to 14 GB/s ({_SEEN})"),
         reasons="a slow or busy memory bus: compare with memcpy", check="numa",
     )  # fmt: skip
 

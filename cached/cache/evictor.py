@@ -288,7 +288,9 @@ class Evictor:
             services.registry.found(digest, level)
             services.degraded.began(level.value, f"{level} cannot be freed: {error.message}", error)
             return error
-        blob.left_l2 |= level is Level.L2
+        if level is Level.L2:
+            blob.left_l2 = True
+            services.l2_recovers()
         return None
 
     def _show_elsewhere(self, manifest: Manifest, digests: AbstractSet[str]) -> None:

@@ -127,11 +127,7 @@ class ShmLevel:
 
         Without those that are second copies of a blob: whoever maps one has just got it, and goes on using it.
         """
-        return {
-            segment_id: segment.size_bytes
-            for segment_id, segment in self._withdrawn.items()
-            if segment_id not in self._copies
-        }
+        return {key: segment.size_bytes for key, segment in self._withdrawn.items() if key not in self._copies}
 
     @property
     def pool_bytes(self) -> int:

@@ -285,7 +285,7 @@ def test_an_unforeseen_exception_is_in_the_log_once_and_its_text_stays_there(pla
 def test_a_daemon_that_drains_says_so_and_counts_it(site: Site) -> None:
     site.add("m", model_files(MB))
     held = site.hold(WEIGHTS, after_bytes=1000)
-    site.settings |= {"daemon": {"drain_timeout_s": 60.0}}
+    site.settings |= {"daemon": {"drain_timeout_s": 60.0}, **PAGES}
     site.check = False
     site.start()
     site.begin("m")

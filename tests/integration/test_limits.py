@@ -129,6 +129,7 @@ def test_a_full_disk_that_becomes_read_only_goes_on_serving_what_is_on_it(within
     inside(site, f"mount -o remount,rw {l2(site)}")
     site.evict("one", "l2")
     assert site.summary("one").l2_bytes == 0
+    assert not site.daemon.stats().degraded
     site.pull("new")
     wait_for(lambda: site.summary("new").l2_bytes > 0, "the disk to be used again")
 

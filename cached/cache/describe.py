@@ -230,7 +230,7 @@ class Describer:
             withdrawn_bytes=storage.withdrawn_bytes(level),
             pool_bytes=storage.pool_bytes(level),
             blob_count=self._services.registry.blob_count(level),
-            limited_by=storage.limited_by(level),
+            limited_by=storage.limits[level].because,
             transient_bytes=storage.transient_bytes if in_l1 else 0,
             hot_bytes=self._hot_set.used_bytes if in_l1 else 0,
             hot_capacity_bytes=self._hot_set.capacity_bytes if in_l1 else 0,

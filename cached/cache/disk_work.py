@@ -47,6 +47,7 @@ class DiskWork:
         self._freeing: set[asyncio.Future[None]] = set()
         self._late: set[asyncio.Task[None]] = set()
         self._left: set[str] = set()
+        self._distrusted: set[str] = set()
         self.on_hang: Callable[[LevelError | None], None] = lambda _error: None
 
     @property
@@ -101,14 +102,23 @@ class DiskWork:
                 with suppress(NotFoundError):
                     self._store.remove(digest)
 
-        work = partial(self._store.commit, ingest_id, digest)
+        distrusted = digest in self._distrusted
+
+        def work() -> FileRef:
+            if distrusted:
+                with suppress(NotFoundError):
+                    self._store.remove(digest)
+            return self._store.commit(ingest_id, digest)
+
         try:
-            return await self._answer(work, "commit", (ingest_id,), size_bytes, undo)
+            ref = await self._answer(work, "commit", (ingest_id,), size_bytes, undo)
         except asyncio.CancelledError:
             if not is_known() and not self.hangs:
                 with suppress(CachedError):  # what is left is found at the next start, and has no owner
                     self.remove(digest, size_bytes)
             raise
+        self._distrusted.discard(digest)
+        return ref
 
     def discard(self, ingest_id: str, size_bytes: int) -> None:
         """Drops an ingest of which the accounts know no more; at once, unless the disk hangs.
@@ -139,6 +149,10 @@ class DiskWork:
             self._put_off(partial(remove, lambda work: work()), digest, size_bytes)
         else:
             remove(self._free)
+
+    def distrust(self, digest: str) -> None:
+        """A file of this name that nobody counts is damaged, and makes way for a blob of that content."""
+        self._distrusted.add(digest)
 
     async def freed(self) -> None:
         """Until the disk has the bytes back of all that was removed from it. LevelError if that does not come."""

@@ -191,7 +191,7 @@ class Evictor:
     def _check(self, planned: Plan, level: Level) -> None:
         if planned.shortfall is not None:
             error = planned.shortfall.error()
-            error.fields["limited_by"] = self._services.storage.limited_by(level)
+            error.fields["limited_by"] = self._services.storage.limits[level].because
             raise error
 
     def _will_be_in_l2(self, name: str, revision: str) -> bool:

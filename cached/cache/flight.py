@@ -14,6 +14,7 @@ from cached.cache import checks
 from cached.cache.flight_journal import FlightJournal
 from cached.cache.pace import Pace, Written
 from cached.cache.persist import Persist
+from cached.cache.registry import Presence
 from cached.cache.seeds import SeedFile
 from cached.cache.services import Services
 from cached.errors import (
@@ -336,6 +337,7 @@ class Flight:
             except CachedError as error:
                 services.degraded.began("l2", f"a damaged chunk could not be written again: {error.message}", error)
                 _log.warning("flight.not_mended", path=self.order.path, chunk=index, chain=error.chain)
+                services.give_up_disk_copy(record.digest)
                 return
             services.metrics.repaired_chunks.labels(level="l2").inc()
             services.events.emit(
@@ -404,6 +406,8 @@ class Flight:
         error = self.error
         if isinstance(error, UnavailableError) or (isinstance(error, MoverError) and "attempts" not in error.fields):
             return
+        if self._services.registry.blobs[self.order.digest].l1 is not Presence.UNCONFIRMED:
+            return  # a load of another model that has it, too, has confirmed it meanwhile
         self._services.registry.lost(self.order.digest, Level.L1)
         self._services.storage.withdraw(self.order.digest)
 

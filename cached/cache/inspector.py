@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from cached.cache.pulls import Pulls
-from cached.cache.registry import Blob, Presence
+from cached.cache.registry import Blob
 from cached.cache.services import Services
 from cached.errors import CachedError, IntegrityError, LevelError, MoverError, NoRoomError, NotFoundError
 from cached.levels.base import FileRef
@@ -128,7 +128,7 @@ class Inspector:
             self._tell(damage, why)
         if damage.repaired:
             services.metrics.repaired_chunks.labels(level=place.level.value).inc()
-        elif repair and not (mending.refused and self._give_up_disk_copy(place)):
+        elif repair and not (mending.refused and place.level is Level.L2 and services.give_up_disk_copy(record.digest)):
             services.verified.doubt(record.digest, place.level)
             services.quarantine(record.digest, f"chunk {place.index} of {place.entry.path}: {mending.error}")
         if place.level is Level.L1 and not damage.repaired:
@@ -149,24 +149,6 @@ class Inspector:
         self._services.failures.report(
             "damage.found", IntegrityError(message, check="crc64", **fields), name=damage.name, revision=damage.revision
         )
-
-    def _give_up_disk_copy(self, place: Place) -> bool:
-        """True if the disk would not take what L1 has: what cannot be mended there must not keep L1 from being used.
-
-        The upkeep writes the blob to L2 again, elsewhere on the disk.
-        """
-        services, digest = self._services, place.blob.record.digest
-        if place.level is not Level.L2 or place.blob.l1 is not Presence.CONFIRMED:
-            return False
-        try:
-            services.storage.remove_from_disk(digest)
-        except (LevelError, NoRoomError) as error:
-            _log.warning("damage.not_removed", digest=digest, chain=error.chain)
-            services.degraded.began("l2", f"a damaged blob can be neither mended nor removed: {error.message}", error)
-            return True
-        services.lost_from_disk(place.blob)
-        services.publish_all(digest)
-        return True
 
     async def _mend(self, place: Place, ref: FileRef, priority: int) -> _Mending:
         """Brings the chunk again, from the other level or by one ranged read of the origin."""

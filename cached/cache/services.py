@@ -19,7 +19,7 @@ from cached.cache.seeds import Seeds
 from cached.cache.storage import Storage
 from cached.cache.verified import VerifiedTimes
 from cached.clock import Clock
-from cached.errors import CachedError, LevelError, NotFoundError
+from cached.errors import CachedError, LevelError, NoRoomError, NotFoundError
 from cached.index import PartRecord
 from cached.levels.journal import landed_record, read_journal
 from cached.logs import redact_text
@@ -195,6 +195,23 @@ class Services:
         digest = blob.record.digest
         self.registry.lost(digest, Level.L2)
         self.events.emit("l2.lost", f"L2 no longer has {digest}", digest=digest, size_bytes=blob.record.size_bytes)
+
+    def give_up_disk_copy(self, digest: str) -> bool:
+        """What L2 has damaged and would not have mended is read and shown no more, if L1 has all of it; else False.
+
+        The upkeep writes the blob to L2 again, elsewhere on the disk.
+        """
+        blob = self.registry.blobs[digest]
+        if blob.l1 is not Presence.CONFIRMED or not blob.l2:
+            return False
+        self.lost_from_disk(blob)
+        try:
+            self.storage.remove_from_disk(digest)
+        except (LevelError, NoRoomError) as error:
+            self.storage.forget_on_disk(digest)
+            self.degraded.began("l2", f"a damaged blob can be neither mended nor removed: {error.message}", error)
+        self.publish_all(digest)
+        return True
 
     def publish(self, manifest: Manifest) -> None:
         """Brings the directory view of a revision up to date with where its blobs are."""

@@ -82,10 +82,6 @@ class Storage:
         """Its accounts; to be read, not changed."""
         return self._ledgers[level]
 
-    def limited_by(self, level: Level) -> str:
-        """What bounds its capacity now, for people."""
-        return self.limits[level].because
-
     def withdrawn_bytes(self, level: Level) -> int:
         """Evicted, but not yet proven to be free."""
         return self._ledgers[level].used.get(_WITHDRAWN, 0)
@@ -371,6 +367,11 @@ class Storage:
     def remove_from_disk(self, digest: str) -> None:
         """Takes a blob out of L2; one whose file is gone only counts no longer. Raises as ``DiskWork.remove``."""
         self._disk[Level.L2].remove(digest, self._ledgers[Level.L2].used.get(_blob(digest), 0))
+        self._ledgers[Level.L2].remove(_blob(digest))
+
+    def forget_on_disk(self, digest: str) -> None:
+        """A damaged blob that ``remove_from_disk`` could not remove counts no longer, nor as the blob."""
+        self._disk[Level.L2].distrust(digest)
         self._ledgers[Level.L2].remove(_blob(digest))
 
     async def freed(self) -> None:

@@ -196,10 +196,15 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         17, "L2 read-only or gone",
-        "remounted read-only, unmounted and renamed under the daemon; a drive of several gone; lost over a restart",
+        "remounted read-only, also when full, in the middle of a pull and at the start; unmounted and renamed under "
+        "the daemon; hanging at the start; a drive of several gone; lost over a restart",
         (
             f"{_ENGINE}limits.py::test_a_disk_that_becomes_read_only_is_reported_and_pulls_go_on_in_memory",
+            f"{_ENGINE}limits.py::test_a_full_disk_that_becomes_read_only_goes_on_serving_what_is_on_it",
+            f"{_ENGINE}limits.py::test_a_disk_that_becomes_read_only_under_a_pull_fails_no_load",
+            f"{_ENGINE}limits.py::test_a_read_only_disk_is_read_at_the_start_whatever_else_lies_on_it",
             f"{_ENGINE}limits.py::test_a_disk_that_goes_away_under_the_daemon_is_reported_and_done_without",
+            f"{_ENGINE}daemon_lifecycle.py::test_a_disk_that_hangs_at_the_start_keeps_nobody_from_asking_and_stopping",
             f"{_ENGINE}restart.py::test_l2_is_written_again_from_memory_when_it_was_lost",
             f"{_ENGINE}drives.py",
         ),

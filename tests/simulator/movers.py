@@ -200,7 +200,13 @@ class SimMovers:
 
 
 def tear(target: FileRef, offset_bytes: int, length_bytes: int, rng: random.Random) -> None:
-    """Writes junk over the beginning of a range, as one that dies within it leaves it."""
+    """Writes junk over the beginning of a range, as one that dies within it leaves it.
+
+    Of a blob that is being mended nothing: what is written there is what its chunk should hold, so that it would be
+    mended as far as that came.
+    """
+    if "ingest" not in target.path:
+        return
     try:
         fd = os.open(target.path, os.O_WRONLY)
     except OSError:

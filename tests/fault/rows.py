@@ -201,6 +201,7 @@ ROWS: tuple[Row, ...] = (
         (
             f"{_ENGINE}limits.py::test_a_disk_that_becomes_read_only_is_reported_and_pulls_go_on_in_memory",
             f"{_ENGINE}limits.py::test_a_full_disk_that_becomes_read_only_goes_on_serving_what_is_on_it",
+            f"{_ENGINE}limits.py::test_what_is_damaged_on_a_disk_that_takes_no_mend_is_given_up_and_written_anew",
             f"{_ENGINE}limits.py::test_a_disk_that_becomes_read_only_under_a_pull_fails_no_load",
             f"{_ENGINE}limits.py::test_a_read_only_disk_is_read_at_the_start_whatever_else_lies_on_it",
             f"{_ENGINE}limits.py::test_a_disk_that_goes_away_under_the_daemon_is_reported_and_done_without",

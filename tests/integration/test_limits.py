@@ -171,6 +171,29 @@ def test_a_read_only_disk_is_read_at_the_start_whatever_else_lies_on_it(within: 
     assert site.daemon.log_events("l2.not_discarded")
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(300)
+def test_what_is_damaged_on_a_disk_that_takes_no_mend_is_given_up_and_written_anew(within: Site) -> None:
+    site = within
+    size_bytes = total_bytes(site.add("m", model_files(3 * MB, seed=1)))
+    mounted(site, l2(site), "size=200m,mode=0700")
+    site.start()
+    site.pull("m")
+    wait_for(lambda: site.summary("m").l2_bytes == size_bytes, "the copy in L2")
+    site.evict("m", "l1")
+    inside(site, f"echo junk | dd bs=1 seek=100 conv=notrunc of=$(find {l2(site)}/blobs -size +1M)")
+    inside(site, f"mount -o remount,ro {l2(site)}")
+    site.check_served("m")
+    wait_for(lambda: site.summary("m").l2_bytes < size_bytes, "the damaged copy to be given up")
+    site.check_served("m")
+    inside(site, f"mount -o remount,rw {l2(site)}")
+    wait_for(lambda: site.summary("m").l2_bytes == size_bytes, "a copy that is right", 200)
+    site.evict("m", "l1")
+    found = len(site.daemon.log_events("damage.found"))
+    assert site.check_served("m").from_level == "l2"
+    assert len(site.daemon.log_events("damage.found")) == found
+
+
 def test_journals_that_cannot_be_written_fail_no_pull(within: Site) -> None:
     site = within
     site.add("m", model_files(3 * MB, seed=1))

@@ -114,6 +114,35 @@ _NO_MOVER_STARTS = (
             await self._release()
 """
 )
+_ANOTHER_COULD_NOT_CONFIRM_IT = """
+        if self._world.lives == 1:
+            shared = random.Random(1).randbytes(9000)
+            for name in ("m0", "m9"):
+                self._world.bucket.put(f"{name}/shared.safetensors", shared, vouched=True)
+                await self._pull(name, Level.L1, wait=True)
+            self._world.resume = resume = Recovery.resume
+            async def resume_later(recovery):
+                await asyncio.sleep(600.0)  # as where much has to be confirmed first
+                await resume(recovery)
+            Recovery.resume = resume_later
+        else:
+            Recovery.resume = self._world.resume
+            registry, pulls = self._parts.services.registry, self._parts.pulls
+            plan = pulls._plan_known(registry.models["m9"].current, Level.L1)  # nothing is confirmed yet
+            attachment = await self.cache.attach("m0")
+            holder = await self._follow("m0", attachment)
+            while self._parts.loader.loads:
+                await self._clock.sleep(1.0)
+            faults = self._world.faults
+            faults.on, faults.left, faults.rate, faults.enabled = True, None, 1.0, {"mover_hangs"}
+            load = pulls._begin(plan)
+            while self._parts.loader.loads:
+                await self._clock.sleep(1.0)
+            assert load.error
+            faults.on = False
+            assert not self.checks.left_l1(), self.checks.left_l1()
+            self._let_go(attachment, holder)
+"""
 _DAMAGED_AND_BROUGHT_AGAIN = """
         shared = random.Random(1).randbytes(9000)
         for name in ("m0", "m1"):
@@ -307,6 +336,9 @@ _STOPPED_AND_THEN_PULLED_TO_L2 = """
         pytest.param(_TWO_COPIES_TO_L2, 1, id="a load to L2 of what is just copied there from L1"),
         pytest.param(_STOPPED_AT_ONCE, 3, id="stopped while what is in L1 alone is confirmed"),
         pytest.param(_NO_MOVER_STARTS, 3, id="no mover starts to confirm what is in L1 alone"),
+        pytest.param(
+            _ANOTHER_COULD_NOT_CONFIRM_IT, 2, id="confirmed, and then not by another load that was planned before"
+        ),
         pytest.param(_DAMAGED_AND_BROUGHT_AGAIN, 1, id="damaged in L1, and brought again by another model"),
         pytest.param(_TWO_REVISIONS_OF_ONE_CONTENT, 1, id="two revisions of one content, evicted"),
         pytest.param(_FORGOTTEN_BUT_SHARED, 1, id="a model is forgotten whose files another has, too"),

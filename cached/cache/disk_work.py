@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from contextvars import copy_context
@@ -46,6 +47,7 @@ class DiskWork:
         self._threads = Threads(_THREADS, "l2")
         self._freeing: set[asyncio.Future[None]] = set()
         self._late: set[asyncio.Task[None]] = set()
+        self._committing: Counter[str] = Counter()
         self._left: set[str] = set()
         self._distrusted: set[str] = set()
         self.on_hang: Callable[[LevelError | None], None] = lambda _error: None
@@ -98,7 +100,7 @@ class DiskWork:
 
         def undo() -> None:
             self._store.discard(ingest_id)
-            if not is_known():
+            if not self._committing[digest] and not is_known():
                 with suppress(NotFoundError):
                     self._store.remove(digest)
 
@@ -110,13 +112,18 @@ class DiskWork:
                     self._store.remove(digest)
             return self._store.commit(ingest_id, digest)
 
+        self._committing[digest] += 1
         try:
             ref = await self._answer(work, "commit", (ingest_id,), size_bytes, undo)
         except asyncio.CancelledError:
-            if not is_known() and not self.hangs:
+            # Of two who commit the same, the other may have made it, and not have heard of that yet.
+            if self._committing[digest] == 1 and not is_known() and not self.hangs:
                 with suppress(CachedError):  # what is left is found at the next start, and has no owner
                     self.remove(digest, size_bytes)
             raise
+        finally:
+            self._committing[digest] -= 1
+            self._committing = +self._committing
         self._distrusted.discard(digest)
         return ref
 

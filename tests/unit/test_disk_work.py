@@ -198,6 +198,7 @@ async def test_a_mover_that_cannot_be_ended_means_a_disk_that_hangs(scene: Scene
 async def test_an_ingest_that_the_disk_keeps_fails_nobody_and_is_in_nobodys_way(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(disk_work, "ANSWER_S", 30.0)
     await scene.arrived()
     with monkeypatch.context() as read_only:
         read_only.setattr(disk, "_remove_ingest", Mock(side_effect=OSError(errno.EROFS, os.strerror(errno.EROFS))))
@@ -209,7 +210,10 @@ async def test_an_ingest_that_the_disk_keeps_fails_nobody_and_is_in_nobodys_way(
     await scene.work.commit(INGEST, DIGEST, len(CONTENT), lambda: False)
 
 
-async def test_a_blob_that_came_another_way_stays_though_a_commit_of_it_is_cancelled(scene: Scene) -> None:
+async def test_a_blob_that_came_another_way_stays_though_a_commit_of_it_is_cancelled(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_work, "ANSWER_S", 30.0)
     await scene.arrived()
     await scene.arrived(OTHER)
     landed: list[str] = []

@@ -219,6 +219,7 @@ def test_one_that_was_evicted_is_saved_again(host: Site, tmp_path: Path) -> None
     for _ in range(2):
         assert save(daemon, folder).outcome == "stored"
         assert isinstance(restore(daemon, tmp_path / "out"), artifacts.Restored)
+        wait_for(lambda: not host.leases(), "its lease to end")
         host.evict(known(daemon)[0].name, "all")
     assert isinstance(restore(daemon, tmp_path / "out"), artifacts.Missed)
 

@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import cached_client
 from cached_client._proto import cached_pb2 as pb
-from cached_client.errors import NotReadyError
+from cached_client.errors import DaemonUnavailableError, NotReadyError
 from tests.integration.harness import PAGES, DaemonProcess, wait_for
 
 ARENA_BYTES = 64 << 20
@@ -273,9 +273,17 @@ def test_a_disk_that_hangs_at_the_start_keeps_nobody_from_asking_and_stopping(tm
     daemon = DaemonProcess(tmp_path / "one", command=(sys.executable, "-c", HANGING)).start(wait=False)
     try:
         with cached_client.connect(str(daemon.socket)) as cache:
-            wait_for(daemon.socket.exists, "the socket")
-            with pytest.raises(NotReadyError):
-                cache.wait_ready(2)
+
+            def says_that_it_starts() -> bool:
+                try:
+                    cache.list()
+                except DaemonUnavailableError:
+                    return False  # not even that yet
+                except NotReadyError:
+                    return True
+                return False
+
+            wait_for(says_that_it_starts, "it to answer")
         assert daemon.terminate() == 0
     finally:
         daemon.close()

@@ -31,6 +31,8 @@ class CatalogWatch:
         self._engine = engine
         self._reload = reload
         self._seen: tuple[int, ...] | None = None
+        self._unread = False
+        """It could not be read, and nothing of it may change until it can be: each look tries."""
         self._forced = asyncio.Event()
         self._loaded = not path
         self._problem = ""
@@ -67,9 +69,9 @@ class CatalogWatch:
         try:
             await self._load(force=force)
         except CachedError as error:
-            if isinstance(error.__cause__, OSError):
-                self._seen = None  # nothing of the file may change until it can be read
-            if self._problem == error.message and not force:
+            known = self._unread and error.message == self._problem
+            self._unread = isinstance(error.__cause__, OSError)
+            if known and not force:
                 return
             self._engine.failures.report(
                 "catalog.refused", error, f"the catalog cannot be used: {error.message}",
@@ -88,10 +90,11 @@ class CatalogWatch:
         if not self._path:
             return
         seen = _identity(self._path) + (_identity(f"{self._path}{SUFFIX}") if self._guard is not None else ())
-        if seen == self._seen and not force:
+        if seen == self._seen and not self._unread and not force:
             return
         self._seen = seen
         catalog, signed = await asyncio.to_thread(self._read)
+        self._unread = False
         self._engine.set_catalog(catalog)
         self._loaded, self._problem = True, ""
         self._engine.failures.degraded.ended("catalog")

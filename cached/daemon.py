@@ -201,7 +201,7 @@ class _Daemon:
         self._http = self._http_server() if config.http.listen else None
 
     def _http_server(self) -> HttpServer:
-        """Its library is a fifth of what a daemon imports, so one without pages does without it."""
+        """Imported here, since a daemon without pages does without its library."""
         from cached.web.http import HttpServer, Views
 
         host = self._config.fleet.node_name or socket.gethostname()

@@ -49,6 +49,7 @@ class DiskWork:
         self._late: set[asyncio.Task[None]] = set()
         self._committing: Counter[str] = Counter()
         self._left: set[str] = set()
+        """Ingests that the disk did not let go, and nobody counts."""
         self._distrusted: set[str] = set()
         self.on_hang: Callable[[LevelError | None], None] = lambda _error: None
 

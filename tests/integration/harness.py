@@ -24,7 +24,7 @@ T = TypeVar("T")
 DEADLINE_S = 60.0
 """How long anything is waited for; only a broken daemon takes this long."""
 PAGES = {"http": {"listen": "127.0.0.1:0"}}
-"""Settings of a daemon with HTTP pages; without them it starts in four fifths of the time."""
+"""Settings of a daemon with HTTP pages; without them it starts sooner."""
 _POLL_S = 0.02
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "COVERAGE_PROCESS_START")
 _SERVE = "import sys; from cached.cli.main import main; sys.exit(main())"

@@ -38,6 +38,13 @@ class Scripted(history.Life):
             self.checks.at_rest()
         await self.cache.close()
 
+    def resume_after(self, delay_s):
+        self._world.resume = resume = Recovery.resume
+        async def later(recovery):
+            await asyncio.sleep(delay_s)
+            await resume(recovery)
+        Recovery.resume = later
+
     def served_bytes(self):
         return sum(self._world.bucket.served_bytes.values())
 
@@ -120,11 +127,7 @@ _ANOTHER_COULD_NOT_CONFIRM_IT = """
             for name in ("m0", "m9"):
                 self._world.bucket.put(f"{name}/shared.safetensors", shared, vouched=True)
                 await self._pull(name, Level.L1, wait=True)
-            self._world.resume = resume = Recovery.resume
-            async def resume_later(recovery):
-                await asyncio.sleep(600.0)  # as where much has to be confirmed first
-                await resume(recovery)
-            Recovery.resume = resume_later
+            self.resume_after(600.0)  # as where much has to be confirmed first
         else:
             Recovery.resume = self._world.resume
             registry, pulls = self._parts.services.registry, self._parts.pulls
@@ -310,11 +313,7 @@ _STOPPED_AND_THEN_PULLED_TO_L2 = """
                 self._world.bucket.put(f"m0/{path}", random.Random(path).randbytes(9000), vouched=True)
             await self._follow("m0", await self.cache.attach("m0", source=f"{BUCKET}/m0"))
             assert not self._parts.services.registry.models["m0"].manifests
-            self._world.resume = resume = Recovery.resume
-            async def resume_later(recovery):
-                await asyncio.sleep(10.0)  # as where much has to be confirmed first
-                await resume(recovery)
-            Recovery.resume = resume_later
+            self.resume_after(10.0)  # as where much has to be confirmed first
         else:
             [holder] = self._world.holders
             self._to_be_back = self._kept_for_workers()

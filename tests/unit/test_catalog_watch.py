@@ -95,6 +95,16 @@ async def test_what_could_not_be_read_is_read_once_it_can_be_though_it_did_not_c
     assert (host.engine.names, host.watch.problem) == (["a"], "")
 
 
+async def test_a_changed_file_with_the_same_mistake_is_told_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = Mock(wraps=host.engine.failures.report)
+    monkeypatch.setattr(host.engine.failures, "report", report)
+    for text in ("{broken", "{broken "):
+        host.path.write_text(text)
+        for _ in range(2):
+            await host.watch.load()
+    assert len(report.call_args_list) == 2
+
+
 async def test_reloading_goes_on_after_one_that_failed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog_watch, "POLL_S", 0.01)
     calls: list[str] = []

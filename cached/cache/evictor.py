@@ -264,8 +264,9 @@ class Evictor:
         refused = [error for blob in leaving if (error := self._drop(blob, level)) is not None]
         if level is Level.L1:
             services.storage.left_beside(manifest.name, manifest.revision)
-        freed = sum(blob.record.size_bytes for blob in leaving if not blob.at(level))
-        if freed:
+        left = [blob for blob in leaving if not blob.at(level)]
+        freed = sum(blob.record.size_bytes for blob in left)
+        if left:
             services.metrics.evictions.labels(level=level.value, reason=reason).inc()
             services.metrics.evicted_bytes.labels(level=level.value).inc(freed)
             services.events.emit(
@@ -277,6 +278,8 @@ class Evictor:
         if refused:
             services.publish(manifest)
             raise refused[0]
+        if left and level is Level.L2:
+            services.l2_recovers()
         return freed
 
     def _drop(self, blob: Blob, level: Level) -> CachedError | None:
@@ -288,9 +291,7 @@ class Evictor:
             services.registry.found(digest, level)
             services.degraded.began(level.value, f"{level} cannot be freed: {error.message}", error)
             return error
-        if level is Level.L2:
-            blob.left_l2 = True
-            services.l2_recovers()
+        blob.left_l2 |= level is Level.L2
         return None
 
     def _show_elsewhere(self, manifest: Manifest, digests: AbstractSet[str]) -> None:

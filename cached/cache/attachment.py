@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -98,6 +98,11 @@ class Attachment:
         """The lease's public name."""
         return self.lease.lease_id
 
+    @property
+    def is_here(self) -> bool:
+        """All of it was in L1 when the lease began."""
+        return self._load is None
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -123,7 +128,7 @@ class Attachment:
                 self._notices.append(Damaged(index, damage.offset_bytes, damage.length_bytes))
                 self._wake.set()
 
-    async def events(self) -> AsyncIterator[AttachEvent]:
+    async def events(self) -> AsyncGenerator[AttachEvent]:
         """Opened first; ranges as they are verified; Complete; then only notices, until the lease is closed.
 
         Raises the load's error when the revision cannot be brought.

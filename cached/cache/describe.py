@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from cached.cache.explainer import Explainer
+from cached.cache.explainer import Explainer, Worths
 from cached.cache.hot_set import HotSet
 from cached.cache.links import DirectoryView
 from cached.cache.load import Load
@@ -13,13 +13,22 @@ from cached.cache.loader import Loader
 from cached.cache.pulls import Pulls
 from cached.cache.registry import Model
 from cached.cache.services import Services
-from cached.index import PartRecord
+from cached.index import ModelRecord, PartRecord
 from cached.leases import LeaseTable
 from cached.manifest import Manifest
 from cached.metrics import Gauges, ModelGauges
 from cached.processes import Usage
 from cached.types import FileDetail, Level, LevelStats, ModelDetail, ModelSummary, OriginStats, RevisionState, Stats
 from cached.units import chunk_count
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A model as it was listed, and what may have changed since without the registry's count of changes."""
+
+    record: ModelRecord
+    lease_count: int
+    summary: ModelSummary
 
 
 class Describer:
@@ -44,14 +53,37 @@ class Describer:
         self._explainer = explainer
         self._pulls = pulls
         self._hot_set = HotSet(services)
+        self._rows: dict[str, _Row] = {}
+        self._rows_at = -1
+        self._rows_worths: Worths = {}
         self._version = version
         self._instance = instance
         self._started_s = services.clock.monotonic_s()
 
     def summaries(self) -> tuple[ModelSummary, ...]:
-        """Every known model, by name."""
-        models = self._services.registry.models
-        return tuple(self.summary(models[name]) for name in sorted(models))
+        """Every known model, by name. Those unchanged since the last time are not looked at again."""
+        registry, worths = self._services.registry, self._explainer.worths()
+        unchanged = self._rows_at == registry.changes and self._rows_worths is worths
+        before, self._rows = self._rows if unchanged else {}, {}
+        self._rows_at, self._rows_worths = registry.changes, worths
+        moving = self._moving()
+        summaries = []
+        for name, model in sorted(registry.models.items()):
+            if name in moving:
+                summaries.append(self.summary(model))
+                continue
+            row, lease_count = before.get(name), self._leases.count(name)
+            if row is None or row.record is not model.record or row.lease_count != lease_count:
+                row = _Row(model.record, lease_count, self.summary(model))
+            self._rows[name] = row
+            summaries.append(row.summary)
+        return tuple(summaries)
+
+    def _moving(self) -> set[str]:
+        """The models of which something changes unseen by the registry: they are looked at each time."""
+        loading = {load.plan.name for load in self._loader.loads.values()}
+        partial = {part.name for part in self._services.registry.index.parts()}
+        return loading | partial | {name for name, _ in self._services.storage.beside}
 
     def summary(self, model: Model, manifest: Manifest | None = None) -> ModelSummary:
         """A model with its current revision, or with the given one."""

@@ -22,7 +22,8 @@ _FRESH_S = 1.0
 _LONG_S, _REST = 0.03, 50
 """Where it takes this much of the processor, it is not done again before so many times that: 2 % of the loop."""
 
-_Worths = Mapping[Level, Mapping[tuple[str, str], float]]
+Worths = Mapping[Level, Mapping[tuple[str, str], float]]
+"""Level → name and revision → seconds."""
 
 
 class Explainer:
@@ -31,7 +32,7 @@ class Explainer:
     def __init__(self, services: Services, evictor: Evictor) -> None:
         self._services = services
         self._evictor = evictor
-        self._worths: _Worths = {}
+        self._worths: Worths = {}
         self._worths_of = (-1, float("-inf"))
         self._rest_until_s = float("-inf")
 
@@ -41,10 +42,10 @@ class Explainer:
         level = next((level for level in _LEVELS if registry.bytes_at(manifest, level)), None)
         if level is None:
             return 0.0
-        return self._all_worths().get(level, {}).get((manifest.name, manifest.revision), 0.0)
+        return self.worths().get(level, {}).get((manifest.name, manifest.revision), 0.0)
 
-    def _all_worths(self) -> _Worths:
-        """Of all models in one go, and not again for a while."""
+    def worths(self) -> Worths:
+        """What all revisions are worth: counted in one go, the same object until it is counted again after a while."""
         changes, now_s = self._services.registry.changes, self._services.clock.monotonic_s()
         counted, counted_s = self._worths_of
         if (counted != changes or now_s - counted_s >= _FRESH_S) and now_s >= self._rest_until_s:

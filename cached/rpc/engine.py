@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -75,7 +75,12 @@ class Attachment(Protocol):
         """The lease's public name."""
         ...
 
-    def events(self) -> AsyncIterator[AttachEvent]:
+    @property
+    def is_here(self) -> bool:
+        """Nothing has to be waited for: ``Opened`` comes at once, and says that it is complete."""
+        ...
+
+    def events(self) -> AsyncGenerator[AttachEvent]:
         """``Opened`` first; ends when the lease is closed by ``detach``."""
         ...
 

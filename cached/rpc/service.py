@@ -17,7 +17,7 @@ from cached.rpc import converters as convert
 from cached.rpc.engine import Engine
 from cached.rpc.pacing import EventMerge, PullMerge, merge_attach, merge_verify, paced
 from cached.rpc.requests import in_time
-from cached.types import Client, Level
+from cached.types import Client, Level, ModelSummary
 from cached_client._proto import cached_pb2 as pb
 from cached_client._proto import cached_pb2_grpc
 
@@ -44,6 +44,7 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
         self._engine_seen = engine
         self._descriptor_socket = descriptor_socket
         self._keep_alive_s = keep_alive_s
+        self._rows: dict[str, tuple[ModelSummary, pb.ModelSummary]] = {}
 
     @property
     def _engine(self) -> Engine:
@@ -76,12 +77,15 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
             keep_alive_s=convert.seconds_of("keep_alive_s", request.keep_alive_s),
             selection=convert.selection_of(request.selection) if request.HasField("selection") else None,
         )
-        async with attachment:
+        async with attachment, aclosing(attachment.events()) as events:
+            if attachment.is_here:
+                # A warm attach waits for nothing else: pacing, with a task of its own, would be some turns of the loop.
+                yield convert.attach_message(await anext(events), self._descriptor_socket)
             # Each at its own pace: a thousand leases that were opened together are not to speak in one moment.
             idle_s = self._keep_alive_s * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
-            events = paced(attachment.events(), merge_attach, interval_s=RANGES_INTERVAL_S, idle_s=idle_s)
-            async with aclosing(events):
-                async for event in events:
+            moments = paced(events, merge_attach, interval_s=RANGES_INTERVAL_S, idle_s=idle_s)
+            async with aclosing(moments):
+                async for event in moments:
                     if event is None:
                         yield pb.AttachResponse(keep_alive=pb.KeepAlive())
                     else:
@@ -95,8 +99,12 @@ class CacheService(cached_pb2_grpc.CacheServiceServicer):
         return pb.DetachResponse()
 
     async def List(self, request: pb.ListRequest, context: _Context) -> pb.ListResponse:
-        """All models."""
-        return pb.ListResponse(models=[convert.summary_message(item) for item in self._engine.list_models()])
+        """All models. What the engine says again, as the same object, is not converted again."""
+        before, self._rows = self._rows, {}
+        for item in self._engine.list_models():
+            row = before.get(item.name)
+            self._rows[item.name] = row if row and row[0] is item else (item, convert.summary_message(item))
+        return pb.ListResponse(models=[message for _, message in self._rows.values()])
 
     async def Describe(self, request: pb.DescribeRequest, context: _Context) -> pb.DescribeResponse:
         """One model."""

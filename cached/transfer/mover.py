@@ -56,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if not _die_with(options.parent):
         return 1
-    if options.nice:
-        os.nice(options.nice)
+    # Absolute: the daemon's own, which is inherited, may be below zero.
+    os.setpriority(os.PRIO_PROCESS, 0, max(options.nice, os.getpriority(os.PRIO_PROCESS, 0)))
     questions, answers = _take_pipes()
     answers.write(wire.READY_LINE)
     threads = Threads(options.local_threads, options.origin_threads, options.hedge_threads)

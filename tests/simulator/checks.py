@@ -23,6 +23,7 @@ class Checks:
         self._world = world
         self._storage = parts.services.storage
         self._registry = parts.services.registry
+        self._describer = parts.describer
         self._pending = parts.evictor.pending_digests
         self._view = Path(config.daemon.models_dir)
         self._transient_capacity = config.l1.transient_capacity
@@ -54,11 +55,19 @@ class Checks:
     def inspect(self) -> None:
         """After each call: what is held is there and is what it was, and whoever comes by path finds something."""
         self.accounts()
+        self._listed()
         for holder in self._world.holders:
             holder.look_again()
         for link in _links(self._view):
             if not os.path.exists(link):
                 raise Violation(f"{link} leads to {os.readlink(link)}, which is not there")
+
+    def _listed(self) -> None:
+        """A list keeps the rows of what does not change: they are what a look at each model gives."""
+        for row in self._describer.summaries():
+            alone = self._describer.summary(self._registry.models[row.name])
+            if row != alone:
+                raise Violation(f"the list has {row}, and it is {alone}")
 
     def left_l1(self) -> list[str]:
         """What is held and has no name in L1 any more, by which the worker's segment or its content is known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,11 +115,12 @@ class FakeAttachment:
     """Gives out what the test puts into ``queue`` until None comes."""
 
     lease_id = "l1"
+    is_here = False
 
     def __init__(self, engine: FakeEngine) -> None:
         self._engine = engine
 
-    async def events(self) -> AsyncIterator[AttachEvent]:
+    async def events(self) -> AsyncGenerator[AttachEvent]:
         while (event := await self._engine.attach_events.get()) is not None:
             if isinstance(event, CachedError):
                 raise event

@@ -3,7 +3,8 @@
 One process asks in turn, with pauses: List; a warm Attach, until its first message; attach() of the client, until the
 model is mapped, which takes one more round trip and several threads. Under load another process has a model pulled from
 the S3 server of this machine, again and again, so that movers and server keep all cores busy; L2 is on, so the disk is
-written too. The limit is the scheduler's: how soon a process that wants to run does.
+written too. The limit is a call that needs no work, to a server of the same gRPC library in a process beside: what the
+library and the scheduler take of each.
 The idle daemon has all its default parts, its web page too; its processor time is what the kernel accounted to its
 threads, and its memory is that of the process with all its children.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.checkpoints import Checkpoints
+from bench.contest import touch_and_free
 from bench.cpu import wait_idle
 from bench.options import Options
 from bench.results import Cell, FigureTable, PartResult, Requirement
@@ -37,7 +39,12 @@ _IDLE_S = 30.0
 _IDLE_QUICK_S = 3.0
 """Too short for a figure: what the daemon does once in a while is in it or not."""
 _BIG = "big"
-_ASKED = {"list_s": "List", "attach_rpc_s": "Attach", "attach_s": "attach() until mapped"}
+_ASKED = {
+    "bare_s": "a bare call (limit)",
+    "list_s": "List",
+    "attach_rpc_s": "Attach",
+    "attach_s": "attach() until mapped",
+}
 _HEADS = [
     "state of the daemon",
     *(f"{words} {quantile}" for words in _ASKED.values() for quantile in ("p50 ms", "p99 ms")),
@@ -118,7 +125,7 @@ def _pull(daemon: DaemonProcess, names: list[str]) -> None:
 
 
 def _states(options: Options, daemon: DaemonProcess, names: list[str]) -> Iterator[_State]:
-    seconds = 1.5 if options.quick else 12.0
+    seconds = 1.5 if options.quick else 16.0
     socket = str(daemon.socket)
     with ExitStack() as stack:
 
@@ -126,12 +133,15 @@ def _states(options: Options, daemon: DaemonProcess, names: list[str]) -> Iterat
             log = options.folder / "logs" / f"{role}.log"
             return stack.enter_context(Worker("control", {"socket": socket, "role": role, **order}, log))
 
-        asker, puller = worker("ask", models=names), worker("pull", model=_BIG)
+        bare = str(options.folder / "bare.sock")
+        worker("bare", socket=bare).ask(within_s=10)
+        asker, puller = worker("ask", models=names, bare=bare), worker("pull", model=_BIG)
         asker.ask(for_s=0.5)
         for held in ("", f"{_LEASES} leases held"):
             if held:
                 worker("hold", models=names).ask(leases=_LEASES)
             yield _measure(options, held or "idle", asker, seconds)
+            touch_and_free(options.size_bytes * 2)
             puller.ask(do="start")
             state = _measure(options, f"{held}, pulling" if held else "pulling", asker, seconds)
             pulled = puller.ask(do="stop")

@@ -1,21 +1,31 @@
-"""Processes around a daemon whose control plane is measured: one that asks, one that pulls, one that holds leases.
+"""Processes around a daemon whose control plane is measured: one asks, one pulls, one holds leases.
 
-Order: ``socket`` and ``role``; for ``pull`` the ``model``, for ``ask`` and ``hold`` the small ``models``.
+A fourth serves calls that need no work, for what the gRPC library and the scheduler take of each.
+
+Order: ``socket`` and ``role``; for ``pull`` the ``model``, for ``ask`` and ``hold`` the small ``models``; for ``ask``
+the socket of the ``bare`` server, too.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
 from itertools import cycle, islice
 from typing import Any
 
+import grpc
+import grpc.aio
+
 import cached_client
 from bench.peers.lines import Order, answer_lines
 from cached_client._proto import cached_pb2 as pb
 
 _PAUSE_S = 0.01
+_BARE = "/bench.Bare/Answer"
+_ANSWER = bytes(3000)
+"""As long as a list of twenty models."""
 
 
 class Asker:
@@ -25,9 +35,14 @@ class Asker:
         self._cache = cached_client.connect(order["socket"])
         self._cache.wait_ready(30)
         self._models = cycle(order["models"])
+        channel = grpc.insecure_channel(f"unix:{order['bare']}")
+        self._bare: Any = channel.unary_unary(_BARE)
 
     def __call__(self, asked: Order) -> Order:
-        ways = {"list_s": self._list, "attach_rpc_s": self._attach_rpc, "attach_s": self._attach}
+        ways = {
+            "bare_s": self._bare_call, "list_s": self._list,
+            "attach_rpc_s": self._attach_rpc, "attach_s": self._attach,
+        }  # fmt: skip
         found: dict[str, list[float]] = {name: [] for name in ways}
         until_s = time.monotonic() + asked["for_s"]
         while time.monotonic() < until_s:
@@ -35,6 +50,11 @@ class Asker:
                 time.sleep(_PAUSE_S)
                 found[name].append(way())
         return found
+
+    def _bare_call(self) -> float:
+        began_s = time.perf_counter()
+        self._bare(b"")
+        return time.perf_counter() - began_s
 
     def _list(self) -> float:
         began_s = time.perf_counter()
@@ -118,7 +138,33 @@ class Holder:
         return {"leases": len(self._calls)}
 
 
-ROLES: dict[str, Callable[[Order], Callable[[Order], Order]]] = {"ask": Asker, "pull": Puller, "hold": Holder}
+class Bare:
+    """Serves a unary call with asyncio, as the daemon does, and nothing else. Asked anything, it is serving."""
+
+    def __init__(self, order: Order) -> None:
+        self._serving = threading.Event()
+        threading.Thread(target=lambda: asyncio.run(self._serve(order["socket"])), daemon=True).start()
+
+    def __call__(self, asked: Order) -> Order:
+        return {"serving": self._serving.wait(asked["within_s"])}
+
+    async def _serve(self, socket: str) -> None:
+        async def answer(_request: bytes, _context: Any) -> bytes:
+            return _ANSWER
+
+        server = grpc.aio.server()
+        service, method = _BARE.strip("/").split("/")
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {method: grpc.unary_unary_rpc_method_handler(answer)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        server.add_insecure_port(f"unix:{socket}")
+        await server.start()
+        self._serving.set()
+        await server.wait_for_termination()
+
+
+ROLES: dict[str, Callable[[Order], Callable[[Order], Order]]] = {
+    "ask": Asker, "pull": Puller, "hold": Holder, "bare": Bare,
+}  # fmt: skip
 
 if __name__ == "__main__":
     answer_lines(lambda order: ROLES[order["role"]](order))

@@ -1,8 +1,9 @@
 """S3 → memory: a checkpoint of several shards from a real S3 server on this host until all of it can be used.
 
 The limit is a reader of plain sockets, four threads with presigned GETs of 8 MiB, straight into a tmpfs mapping that is
-used again and again: no checks, no page faults, no protocol but the bare minimum. The server shares the cores with
-whoever reads, so the limit is one of processor time, and CPU-seconds per GB say more than GB/s.
+used again and again: no checks, no page faults, no protocol but the bare minimum. Who has no pool is bound by what the
+kernel does for fresh pages: the same reader has another turn, into mappings without any. The server shares the cores
+with whoever reads, so the limit is one of processor time, and CPU-seconds per GB say more than GB/s.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ def requirements(result: PartResult) -> list[Requirement]:
                 ("CPU-s/GB, checked by SHA-256, to runai's", sha, _best(http, "runai"), "cpu_s_per_gb", 0.65, False),
             )
             found += [_required(http, f"HTTP, {words}: {text}", *rest) for text, *rest in rows]
+            if pool:
+                text = "GB/s, checked by CRC64-NVME, to the limit into fresh memory"
+                found.append(_required(http, f"HTTP, {words}: {text}", crc, "limit-fresh", "gb_per_s", 0.8, True))
         if tls:
             text = f"TLS, {words}: GB/s, checked by CRC64-NVME, to the best peer's"
             found.append(_required(tls, text, crc, _best_peer(tls), "gb_per_s", 1.0, True))
@@ -118,7 +122,8 @@ class _Race:
     def _contestants(self) -> Iterator[Contestant]:
         yield from self._ours()
         yield from self._peers()
-        yield self._limit()
+        yield self._limit("limit", "plain sockets (the limit)", fresh=False)
+        yield self._limit("limit-fresh", "plain sockets, fresh memory (the limit without a pool)", fresh=True)
 
     # Ours.
 
@@ -168,15 +173,13 @@ class _Race:
             order = {"client": client, "threads": threads, "folder": self._shm_folder()}
             yield self._peer(f"boto3-{client}", f"boto3 download_file, {client}", "boto", self._objects(order))
 
-    def _limit(self) -> Contestant:
+    def _limit(self, name: str, title: str, *, fresh: bool) -> Contestant:
         objects = [(self._site.presigned(key), size) for key, size in self._site.objects(_MODEL)]
         order = {
             "objects": objects, "threads": _THREADS, "range_bytes": _RANGE_BYTES, "folder": self._shm_folder(),
-            "ca_bundle": self._site.s3.ca_bundle,
+            "ca_bundle": self._site.s3.ca_bundle, "fresh": fresh,
         }  # fmt: skip
-        return self._peer(
-            "limit", "plain sockets (the limit)", "raw", order, role=Role.LIMIT, python=Path(sys.executable)
-        )
+        return self._peer(name, title, "raw", order, role=Role.LIMIT, python=Path(sys.executable))
 
     def _peer(
         self,

@@ -19,18 +19,21 @@ _READ_BYTES = 1 << 20
 
 
 class Raw:
-    """Order: ``objects`` ([URL, size]…), ``folder`` (on tmpfs), ``threads``, ``range_bytes``, ``ca_bundle``."""
+    """Order: ``objects`` ([URL, size]…), ``folder`` (on tmpfs), ``threads``, ``range_bytes``, ``ca_bundle``, ``fresh``.
+
+    ``fresh``: each load has mappings without pages, as whoever has no memory yet.
+    """
 
     packages = ()
 
     def __init__(self, order: Order) -> None:
         self._order = order
         self._context = ssl.create_default_context(cafile=order["ca_bundle"]) if order.get("ca_bundle") else None
-        self._targets = [self._mapping(number, size) for number, (_, size) in enumerate(order["objects"])]
+        self._targets = self._mappings()
 
     def warm_up(self) -> None:
         """Its memory is touched, as that of a pool is; the load's own connections are made in the load."""
-        for target in self._targets:
+        for target in () if self._order["fresh"] else self._targets:
             for offset in range(0, len(target), mmap.PAGESIZE):
                 target[offset] = 1
 
@@ -51,9 +54,15 @@ class Raw:
             yield from tensors_of(file)
 
     def clear(self) -> None:
-        """The mappings are used again, but not their content."""
+        """The mappings are used again, but not their content; or they are made anew."""
+        if self._order["fresh"]:
+            self._targets = self._mappings()
+            return
         for target in self._targets:
             ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(target)), 0, len(target))
+
+    def _mappings(self) -> list[memoryview]:
+        return [self._mapping(number, size) for number, (_, size) in enumerate(self._order["objects"])]
 
     def _mapping(self, number: int, size_bytes: int) -> memoryview:
         path = Path(self._order["folder"]) / f"raw-{number}"

@@ -25,6 +25,7 @@ from tests.servers import ACCESS_KEY, SECRET_KEY, RcloneS3
 BUCKET = "models"
 _READ_BYTES = 8 << 20
 _SERVE = "import sys; from cached.cli.main import main; sys.exit(main())"
+_AS_ITS_UNIT = ("nice", "-n", "-5")
 _HUGE_SHM = 'mount -t tmpfs -o huge=advise,mode=1777 none /dev/shm || exit 99; exec "$0" "$@"'
 
 
@@ -134,6 +135,11 @@ def huge_page_command() -> tuple[str, ...]:
     if tried.returncode:
         raise Unavailable(f"a mount namespace with huge pages is not permitted: {tried.stderr.strip()[:200]}")
     return (*command, sys.executable, "-c", _SERVE)
+
+
+def unit_command() -> tuple[str, ...]:
+    """Starts a daemon with the priority that its systemd unit gives it, where that is permitted."""
+    return (*(_AS_ITS_UNIT if os.geteuid() == 0 else ()), sys.executable, "-c", _SERVE)
 
 
 def _sha256_of(path: Path) -> str:

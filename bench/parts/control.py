@@ -4,7 +4,7 @@ One process asks in turn, with pauses: List; a warm Attach, until its first mess
 model is mapped, which takes one more round trip and several threads. Under load another process has a model pulled from
 the S3 server of this machine, again and again, so that movers and server keep all cores busy; L2 is on, so the disk is
 written too. The limit is a call that needs no work, to a server of the same gRPC library in a process beside: what the
-library and the scheduler take of each.
+library and the scheduler take of each. The daemon has the priority that its systemd unit gives it, Nice=-5.
 The idle daemon has all its default parts, its web page too; its processor time is what the kernel accounted to its
 threads, and its memory is that of the process with all its children.
 """
@@ -26,7 +26,7 @@ from bench.contest import touch_and_free
 from bench.cpu import wait_idle
 from bench.options import Options
 from bench.results import Cell, FigureTable, PartResult, Requirement
-from bench.site import Site
+from bench.site import Site, unit_command
 from bench.worker import Worker
 from cached_client._proto import cached_pb2 as pb
 from tests.integration.harness import PAGES, DaemonProcess, wait_for
@@ -82,7 +82,7 @@ def run(options: Options) -> PartResult:
         site.push(_BIG, options.checkpoints.get(_BIG, size_bytes=size_bytes, shard_bytes=size_bytes // 4))
         models[_BIG] = site.by_crc(_BIG)
         settings: dict[str, dict[str, Any]] = {"l1": {"capacity": "60%", "pool_bytes": "auto"}}
-        daemon = site.daemon("control", models=models, settings=settings)
+        daemon = site.daemon("control", models=models, settings=settings, command=unit_command())
         _pull(daemon, list(small))
         states = list(_states(options, daemon, list(small)))
     title = f"Milliseconds until answered; {_MODELS} models resident"

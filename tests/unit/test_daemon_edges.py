@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import io
 import json
@@ -133,6 +134,19 @@ def test_logs_are_json_lines_of_one_shape_for_everybody() -> None:
     assert "ValueError: inner" in lines[2]["exception"]
 
 
+def test_a_log_that_cannot_be_written_fails_nobody() -> None:
+    class FullDisk(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), text)
+
+    logs.configure("info", "json", FullDisk())
+    structlog.get_logger("cached.x").info("a")
+    closed = io.StringIO()
+    logs.configure("info", "json", closed)
+    closed.close()
+    structlog.get_logger("cached.x").error("b")
+
+
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_secrets_are_not_logged(log_format: str) -> None:
     stream = io.StringIO()
@@ -140,6 +154,7 @@ def test_secrets_are_not_logged(log_format: str) -> None:
     log = structlog.get_logger("cached.x")
     log.warning("a", token="SECRET1", aws_secret_access_key="SECRET2", lease_token="SECRET3", tokenizer="shown1")
     log.warning("b", uri="s3://key:SECRET4@host/bucket", url="https://h/o?X-Amz-Signature=SECRET5&x=shown2")
+    log.warning("b", url="https://h/o%3Fsig%3DSECRET7")
     password = "SECRET6"
     try:
         raise ValueError(f"GET https://user:{password}@host/")

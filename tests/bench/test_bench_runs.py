@@ -26,8 +26,8 @@ def test_a_quick_run_measures_checks_and_writes(tmp_path):
     result = read_part(tmp_path / "s3.json")
     contest = result.contests[0]
     measured = {item.name: item for item in contest.standings}
-    assert set(measured) == {"cached-crc", "runai-8", "limit"}
-    for name in ("cached-crc", "limit"):
+    assert set(measured) == {"cached-crc", "runai-8", "limit", "limit-fresh"}
+    for name in ("cached-crc", "limit", "limit-fresh"):
         sample = measured[name].samples[0]
         assert 7_500_000 < sample.size_bytes < 8_500_000
         assert sample.seconds > 0

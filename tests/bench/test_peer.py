@@ -26,11 +26,13 @@ def site(tmp_path_factory):
         yield site
 
 
-def raw(site, tmp_path, checked_against, *, key=None, python=sys.executable):
+def raw(site, tmp_path, checked_against, *, key=None, python=sys.executable, fresh=False):
     objects = [(site.presigned(name), size) for name, size in site.objects("model")]
     if key:
         objects = [(site.presigned(key), size) for _, size in objects]
-    order = {"objects": objects, "threads": 2, "range_bytes": MIB, "folder": str(tmp_path), "ca_bundle": ""}
+    order = {
+        "objects": objects, "threads": 2, "range_bytes": MIB, "folder": str(tmp_path), "ca_bundle": "", "fresh": fresh,
+    }  # fmt: skip
     files = sorted((site.folder / checked_against).glob("*.safetensors"))
     return PeerContestant(
         "raw", "plain sockets", python=Path(python), module="raw", order=order, files=files, role=Role.LIMIT,
@@ -49,8 +51,9 @@ def closing():
         yield close_at_the_end
 
 
-def test_a_peer_that_loads_the_checkpoint_is_measured_round_after_round(site, tmp_path, closing):
-    peer = closing(raw(site, tmp_path, "model"))
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_peer_that_loads_the_checkpoint_is_measured_round_after_round(site, tmp_path, closing, fresh):
+    peer = closing(raw(site, tmp_path, "model", fresh=fresh))
     for _ in range(3):
         peer.prepare()
         sample = peer.run()

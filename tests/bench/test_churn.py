@@ -13,8 +13,8 @@ from bench.churn.run import Outcome, Plan, run
 from bench.churn.samples import trend
 from bench.churn.told import Told
 
-_MORE_THREADS = min(32, (os.cpu_count() or 1) + 4)
-"""Of an executor, which makes them as it needs them."""
+_MORE_THREADS = min(32, (os.cpu_count() or 1) + 4) + 16 + 4
+"""Of pools that make them as they need them, up to a bound: the loop's executor, the 16 of L2, and a few of gRPC's."""
 
 
 def line(begin: float, per_hour: float, minutes: int = 60) -> list[dict[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from tests.servers import ACCESS_KEY, SECRET_KEY, RcloneS3
 BUCKET = "models"
 _READ_BYTES = 8 << 20
 _SERVE = "import sys; from cached.cli.main import main; sys.exit(main())"
-_AS_ITS_UNIT = ("nice", "-n", "-5")
+_UNIT = Path(__file__).resolve().parents[1] / "systemd" / "cached.service"
 _HUGE_SHM = 'mount -t tmpfs -o huge=advise,mode=1777 none /dev/shm || exit 99; exec "$0" "$@"'
 
 
@@ -139,7 +140,9 @@ def huge_page_command() -> tuple[str, ...]:
 
 def unit_command() -> tuple[str, ...]:
     """Starts a daemon with the priority that its systemd unit gives it, where that is permitted."""
-    return (*(_AS_ITS_UNIT if os.geteuid() == 0 else ()), sys.executable, "-c", _SERVE)
+    found = re.search(r"^Nice=(\S+)$", _UNIT.read_text(), re.MULTILINE)
+    niced = ("nice", "-n", found[1]) if found and os.geteuid() == 0 else ()
+    return (*niced, sys.executable, "-c", _SERVE)
 
 
 def _sha256_of(path: Path) -> str:

@@ -4,7 +4,7 @@ One process asks in turn, with pauses: List; a warm Attach, until its first mess
 model is mapped, which takes one more round trip and several threads. Under load another process has a model pulled from
 the S3 server of this machine, again and again, so that movers and server keep all cores busy; L2 is on, so the disk is
 written too. The limit is a call that needs no work, to a server of the same gRPC library in a process beside: what the
-library and the scheduler take of each. The daemon has the priority that its systemd unit gives it, Nice=-5.
+library and the scheduler take of each. The daemon has the priority that its systemd unit gives it.
 The idle daemon has all its default parts, its web page too; its processor time is what the kernel accounted to its
 threads, and its memory is that of the process with all its children.
 """

@@ -146,7 +146,9 @@ class Bare:
         threading.Thread(target=lambda: asyncio.run(self._serve(order["socket"])), daemon=True).start()
 
     def __call__(self, asked: Order) -> Order:
-        return {"serving": self._serving.wait(asked["within_s"])}
+        if not self._serving.wait(asked["within_s"]):
+            raise TimeoutError("the bare server does not serve")
+        return {}
 
     async def _serve(self, socket: str) -> None:
         async def answer(_request: bytes, _context: Any) -> bytes:

@@ -74,7 +74,7 @@ async def test_loads_reclaim_and_what_runs_in_threads_go_on_beside_a_disk_that_h
 async def test_a_load_ends_in_l1_evict_is_answered_and_l2_is_degraded_until_the_disk_answers(
     host: Host, sync: HangingSync, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk_work, "ANSWER_S", 0.3)
+    monkeypatch.setattr(disk_work, "ANSWER_S", 2.0)
     host.add("m")
     host.add("other")
     async with host.run() as cache:

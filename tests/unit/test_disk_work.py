@@ -60,7 +60,8 @@ class Hanging(DiskLevel):
 
 
 class Scene:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
         self.disk = Hanging(folder / "l2")
         self.disk.scan()
         self.ledger = Ledger(Level.L2, 1_000_000)
@@ -79,8 +80,17 @@ class Scene:
         await self.arrived()
         await self.work.commit(INGEST, DIGEST, len(CONTENT), lambda: False)
 
-    async def answered(self) -> None:
+    def hang(self) -> None:
+        """From now on nothing is answered, and calls are given up soon. Only now: a disk that answers may be slow."""
+        self._monkeypatch.setattr(disk_work, "ANSWER_S", 0.1)
+        self.disk.answer.clear()
+
+    def answer(self) -> None:
+        self._monkeypatch.setattr(disk_work, "ANSWER_S", 30.0)
         self.disk.answer.set()
+
+    async def answered(self) -> None:
+        self.answer()
         async with asyncio.timeout(10):
             while self.work.hangs:
                 await asyncio.sleep(0.01)
@@ -88,15 +98,14 @@ class Scene:
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    monkeypatch.setattr(disk_work, "ANSWER_S", 0.1)
-    made = Scene(tmp_path)
+    made = Scene(tmp_path, monkeypatch)
     yield made
-    made.disk.answer.set()
+    made.answer()
 
 
 async def test_a_commit_that_hangs_is_told_counts_until_it_ends_and_leaves_nothing(scene: Scene) -> None:
     await scene.arrived()
-    scene.disk.answer.clear()
+    scene.hang()
     with pytest.raises(LevelError, match=r"l2: the disk has not answered for 0 s \(commit\)") as caught:
         await scene.work.commit(INGEST, DIGEST, len(CONTENT), lambda: False)
     assert caught.value.fields["level"] == "l2"
@@ -119,7 +128,7 @@ async def test_a_late_commit_of_what_is_there_already_leaves_that_there(scene: S
     await scene.landed()
     scene.ledger.release(INGEST)
     await scene.arrived(OTHER)
-    scene.disk.answer.clear()
+    scene.hang()
     with pytest.raises(LevelError):
         await scene.work.commit(OTHER, DIGEST, len(CONTENT), lambda: True)
     await scene.answered()
@@ -128,7 +137,7 @@ async def test_a_late_commit_of_what_is_there_already_leaves_that_there(scene: S
 
 
 async def test_blocks_that_are_not_given_in_time_are_given_back(scene: Scene) -> None:
-    scene.disk.answer.clear()
+    scene.hang()
     for ingest_id in (INGEST, OTHER):
         scene.ledger.reserve(ingest_id, 4096)
     with pytest.raises(LevelError, match="allocate"):
@@ -144,7 +153,7 @@ async def test_while_it_hangs_the_loop_drops_nothing_itself(scene: Scene) -> Non
     scene.ledger.commit(INGEST, f"blob:{DIGEST}")
     await scene.arrived(OTHER)
     scene.ledger.reserve("c" * 32, 4096)
-    scene.disk.answer.clear()
+    scene.hang()
     with pytest.raises(LevelError):
         await scene.work.create({"c" * 32: 4096})
     scene.work.discard(OTHER, scene.ledger.release(OTHER))
@@ -158,7 +167,7 @@ async def test_while_it_hangs_the_loop_drops_nothing_itself(scene: Scene) -> Non
 
 async def test_who_is_cancelled_waits_for_a_disk_that_hangs_no_longer_than_others(scene: Scene) -> None:
     await scene.arrived()
-    scene.disk.answer.clear()
+    scene.hang()
     task = asyncio.create_task(scene.work.commit(INGEST, DIGEST, len(CONTENT), lambda: False))
     await asyncio.sleep(0.01)
     task.cancel()
@@ -173,7 +182,7 @@ async def test_who_is_cancelled_waits_for_a_disk_that_hangs_no_longer_than_other
 
 async def test_bytes_that_the_disk_does_not_give_back_are_not_waited_for_without_end(scene: Scene) -> None:
     await scene.landed()
-    scene.disk.answer.clear()
+    scene.hang()
     scene.work.remove(DIGEST, len(CONTENT))
     with pytest.raises(LevelError, match=r"\(free\)"):
         await scene.work.freed()
@@ -198,7 +207,6 @@ async def test_a_mover_that_cannot_be_ended_means_a_disk_that_hangs(scene: Scene
 async def test_an_ingest_that_the_disk_keeps_fails_nobody_and_is_in_nobodys_way(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk_work, "ANSWER_S", 30.0)
     await scene.arrived()
     with monkeypatch.context() as read_only:
         read_only.setattr(disk, "_remove_ingest", Mock(side_effect=OSError(errno.EROFS, os.strerror(errno.EROFS))))
@@ -210,10 +218,7 @@ async def test_an_ingest_that_the_disk_keeps_fails_nobody_and_is_in_nobodys_way(
     await scene.work.commit(INGEST, DIGEST, len(CONTENT), lambda: False)
 
 
-async def test_a_blob_that_came_another_way_stays_though_a_commit_of_it_is_cancelled(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(disk_work, "ANSWER_S", 30.0)
+async def test_a_blob_that_came_another_way_stays_though_a_commit_of_it_is_cancelled(scene: Scene) -> None:
     await scene.arrived()
     await scene.arrived(OTHER)
     landed: list[str] = []
@@ -234,7 +239,7 @@ async def test_a_blob_that_came_another_way_stays_though_a_commit_of_it_is_cance
 async def test_an_end_does_not_wait_for_what_hangs(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk_work, "_END_S", 0.05)
     await scene.landed()
-    scene.disk.answer.clear()
+    scene.hang()
     scene.work.remove(DIGEST, len(CONTENT))
     async with asyncio.timeout(10):
         await scene.work.close()

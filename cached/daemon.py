@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from typing import TYPE_CHECKING, Any
 
 import structlog
+import uvloop
 
 from cached import __version__, heap, logs
 from cached.cache import ModelCache
@@ -68,7 +69,7 @@ def serve(loaded: LoadedConfig, environment: Mapping[str, str], read: Callable[[
         with _locked(config):
             _log.info("daemon.starting", version=__version__, pid=os.getpid(), config=loaded.file or "defaults")
             notifier.status("starting: reading what an earlier daemon left")
-            asyncio.run(_run(config, environment, notifier, read))
+            uvloop.run(_run(config, environment, notifier, read))
     except CachedError as error:
         notifier.status(f"failed: {error.message}")
         raise

@@ -17,6 +17,8 @@ from typing import TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from cached.tracing import current_trace_id
+
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "json", "console")
 REDACTED = "[redacted]"
@@ -44,7 +46,7 @@ def configure(level: str = "info", log_format: str = "auto", stream: TextIO | No
     as_json = log_format == "json" or (log_format == "auto" and not output.isatty())
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        of_trace,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -86,6 +88,13 @@ class _Lines(structlog.WriteLogger):
             super().msg(message)
 
     debug = info = warning = error = critical = msg
+
+
+def of_trace(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Adds the trace that the event is a part of."""
+    if trace_id := current_trace_id():
+        event.setdefault("trace_id", trace_id)
+    return event
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -15,8 +15,6 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Self
 
-from structlog.contextvars import bound_contextvars
-
 Attributes = Mapping[str, str | int | float]
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -39,8 +37,7 @@ def carrying(trace_id: str) -> Iterator[None]:
     """While inside, log lines carry this trace id, and so do the tasks that are started."""
     token = _current.set(trace_id)
     try:
-        with bound_contextvars(trace_id=trace_id):
-            yield
+        yield
     finally:
         _current.reset(token)
 

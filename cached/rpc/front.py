@@ -179,19 +179,19 @@ class _End(asyncio.BufferedProtocol):
         self.other.send(bytes(self._buffer[:nbytes]))
 
     def send(self, data: bytes) -> None:
-        """To whoever is at this end."""
+        """To whoever is at this end, unless it is gone."""
         if self.transport is None:
             self._early.append(data)
-        else:
+        elif not self.transport.is_closing():
             self.transport.write(data)
 
     def pause_writing(self) -> None:
-        if self.other.transport is not None:
-            self.other.transport.pause_reading()
+        if (transport := self.other.transport) is not None and not transport.is_closing():
+            transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.other.transport is not None:
-            self.other.transport.resume_reading()
+        if (transport := self.other.transport) is not None and not transport.is_closing():
+            transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.lost.done():

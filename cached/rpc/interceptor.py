@@ -150,17 +150,23 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._limits = limits
         self._metrics = metrics
         self._tracer = tracer
+        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler, guarded."""
-        handler = await continuation(handler_call_details)
+        """The handler, guarded: the same one for each call of a method."""
         path = str(handler_call_details.method)
-        if handler is None:
+        if (guarded := self._guarded.get(path)) is not None:
+            return guarded
+        handler = await continuation(handler_call_details)
+        if handler is None:  # a name that a client made up, of which there is no end
             return None
+        return self._guarded.setdefault(path, self._guard_of(path, handler))
+
+    def _guard_of(self, path: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any] | None:
         coders = handler.request_deserializer, handler.response_serializer
         if path == HEALTH_CHECK:
             return grpc.stream_unary_rpc_method_handler(self._health(handler.unary_unary), *coders)

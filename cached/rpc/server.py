@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 from urllib.parse import quote
 
 import grpc.aio
@@ -43,6 +44,20 @@ _MOST_CALLS = 8192
 """Every lease is one RPC for as long as it is held."""
 _MAX_CONCURRENT_RPCS = 8 * _MOST_CALLS
 """GRPC's own bound, which is only to be met by calls that are on their way to be refused, or to health."""
+
+
+class _Methods:
+    """Where generated code adds methods to a server, without registering them with gRPC's core.
+
+    For each registered method the library keeps a task that waits for its next call, and looks at all of these tasks
+    for every call, which takes longer than an empty call does otherwise. Registration would save a look-up by name.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
+        """They are among the generic ones."""
 
 
 class RpcServer:
@@ -95,8 +110,9 @@ class RpcServer:
         views = Views(engine, access or AccessPolicy())
         service = CacheService(lambda: views.by(current_caller()), sockets.descriptor_socket_path(socket))
         for server in self._servers:
-            cached_pb2_grpc.add_CacheServiceServicer_to_server(service, server)
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            methods = cast("grpc.aio.Server", _Methods(server))
+            cached_pb2_grpc.add_CacheServiceServicer_to_server(service, methods)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, methods)
         if reflect:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)

@@ -93,6 +93,15 @@ async def test_a_mover_that_hangs_is_replaced(files: Files) -> None:
         assert pool.restarts == 1
 
 
+async def test_the_niceness_of_movers_is_absolute_and_of_all_their_threads(files: Files) -> None:
+    """A daemon that the service manager gives priority gives none to what moves bytes."""
+    content = content_of(MIB)
+    async with pool_of(movers=1, threads=2, nice=os.nice(0) + 7) as pool:
+        await pool.run(Copy(files.memory(MIB, content), files.memory(MIB), 0, MIB))
+        niced = {os.getpriority(os.PRIO_PROCESS, int(task)) for task in os.listdir(f"/proc/{pool.pids[0]}/task")}
+    assert niced == {os.nice(0) + 7}
+
+
 async def test_a_mover_that_was_killed_and_cannot_be_ended_gives_its_jobs_back(files: Files, monkeypatch) -> None:
     content = content_of(MIB)
     source, target = files.memory(MIB, content), files.memory(MIB)

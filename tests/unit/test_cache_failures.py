@@ -12,6 +12,7 @@ import pytest
 import structlog
 from google.rpc import error_details_pb2
 
+from cached import logs
 from cached.cache.background import Background, cancel, repeat, run_each
 from cached.cache.events import EventBus
 from cached.cache.failures import Failures
@@ -74,7 +75,7 @@ def told() -> Iterator[Told]:
         raise structlog.DropEvent
 
     before = structlog.get_config()
-    structlog.configure(processors=[structlog.contextvars.merge_contextvars, keep])
+    structlog.configure(processors=[logs.of_trace, keep])
     yield made
     structlog.configure(**before)
 

@@ -365,6 +365,13 @@ async def test_a_file_in_the_socket_s_place_is_left_alone(tmp_path: Path) -> Non
     assert path.read_text() == "mine"
 
 
+async def test_grpc_has_one_task_that_waits_for_calls_and_not_one_for_each_method(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        await it.stub.List(pb.ListRequest())
+        waiting = [task for task in asyncio.all_tasks() if "AioServer" in repr(task)]
+        assert 1 <= len(waiting) <= 3, waiting
+
+
 async def test_reflection_only_where_asked_for(tmp_path: Path) -> None:
     from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import uvloop
 
-from cached import __version__, heap, logs
+from cached import __version__, heap, logs, priority
 from cached.cache import ModelCache
 from cached.cache.background import Background
 from cached.catalog_watch import CatalogWatch
@@ -60,6 +60,7 @@ def serve(loaded: LoadedConfig, environment: Mapping[str, str], read: Callable[[
     cannot be used, AlreadyRunningError within a second when another daemon holds the state folder or the socket.
     """
     heap.share_one_arena()
+    priority.answer_soon()
     config, notifier = loaded.config, Notifier.from_environment(environment)
     logs.configure(config.daemon.log_level, config.daemon.log_format)
     faulthandler.enable()  # a watchdog ends a daemon that hangs by SIGABRT: then the log has where it hung

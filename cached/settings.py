@@ -164,7 +164,11 @@ class TransferConfig:
         check.between(1, 1024),
     )
     hedging: bool = _setting(True, "Fetch a range that stalls a second time, over another connection.")
-    nice: int = _setting(10, "Niceness of movers, so that bytes never starve the control plane.", check.between(0, 19))
+    nice: int = _setting(
+        10,
+        "Niceness of movers and their sessions, so that bytes never starve the control plane.",
+        check.between(0, 19),
+    )
     retry_budget_s: float = _setting(
         120.0, "How long one range may be tried again before its load fails.", check.between(0, 86400)
     )

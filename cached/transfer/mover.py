@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
-from cached import heap
+from cached import heap, priority
 from cached.errors import CachedError, MoverError
 from cached.transfer import wire
 from cached.transfer.control import Control
@@ -56,8 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if not _die_with(options.parent):
         return 1
-    # Absolute: the daemon's own, which is inherited, may be below zero.
-    os.setpriority(os.PRIO_PROCESS, 0, max(options.nice, os.getpriority(os.PRIO_PROCESS, 0)))
+    priority.make_way(options.nice)
     questions, answers = _take_pipes()
     answers.write(wire.READY_LINE)
     threads = Threads(options.local_threads, options.origin_threads, options.hedge_threads)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import re
 import signal
 import socket
 import stat
+import struct
 import sys
 import tempfile
 import time
@@ -26,6 +29,7 @@ import cached_client
 from cached_client._proto import cached_pb2 as pb
 from cached_client.errors import DaemonUnavailableError, NotReadyError
 from tests.integration.harness import PAGES, DaemonProcess, wait_for
+from tests.integration.support import safetensors
 
 ARENA_BYTES = 64 << 20
 
@@ -34,6 +38,14 @@ ARENA_BYTES = 64 << 20
 def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
     with DaemonProcess(tmp_path / "one", settings=PAGES) as process:
         yield process
+
+
+def slice_ns(thread: int) -> int:
+    """The time slice that the kernel has for a thread (sched_getattr(2)); 0 where it tells none."""
+    number, answer = {"x86_64": 315, "aarch64": 275}.get(platform.machine()), ctypes.create_string_buffer(48)
+    if number is None or ctypes.CDLL(None).syscall(number, thread, answer, len(answer), 0):
+        return 0
+    return int(struct.unpack("=IIQiIQQQ", answer.raw)[5])
 
 
 def get(url: str) -> tuple[int, str]:
@@ -58,6 +70,22 @@ def test_it_serves_and_says_where_and_with_what(daemon: DaemonProcess) -> None:
         answer = health.Check(health_pb2.HealthCheckRequest(service="cached.v1.CacheService"))
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     assert {level.level for level in daemon.stats().levels} >= {pb.LEVEL_L1, pb.LEVEL_L2}
+
+
+def test_its_threads_have_shorter_slices_than_what_moves_bytes(daemon: DaemonProcess, tmp_path: Path) -> None:
+    usual_ns = slice_ns(os.getpid())
+    if not usual_ns:
+        pytest.skip("a kernel before 6.12, which tells no slices")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(safetensors(100_000, seed=1))
+    with daemon.stub() as stub:
+        for progress in stub.Pull(pb.PullRequest(ref="m", source=f"file://{tmp_path}/model")):
+            assert progress
+    threads = [int(task.name) for task in Path(f"/proc/{daemon.pid}/task").iterdir()]
+    assert {slice_ns(thread) for thread in threads} == {1_000_000}
+    movers = psutil.Process(daemon.pid).children()
+    assert movers
+    assert {slice_ns(task.id) for mover in movers for task in mover.threads()} == {usual_ns}
 
 
 def test_its_pages(daemon: DaemonProcess) -> None:

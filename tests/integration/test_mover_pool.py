@@ -98,8 +98,14 @@ async def test_the_niceness_of_movers_is_absolute_and_of_all_their_threads(files
     content = content_of(MIB)
     async with pool_of(movers=1, threads=2, nice=os.nice(0) + 7) as pool:
         await pool.run(Copy(files.memory(MIB, content), files.memory(MIB), 0, MIB))
-        niced = {os.getpriority(os.PRIO_PROCESS, int(task)) for task in os.listdir(f"/proc/{pool.pids[0]}/task")}
-    assert niced == {os.nice(0) + 7}
+        process = Path(f"/proc/{pool.pids[0]}")
+        niced = {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in (process / "task").iterdir()}
+        assert niced == {os.nice(0) + 7}
+        assert os.getsid(pool.pids[0]) == pool.pids[0]
+        if (process / "autogroup").exists():
+            await until(
+                lambda: (process / "autogroup").read_text().endswith(f" nice {os.nice(0) + 7}\n"), "the session"
+            )
 
 
 async def test_a_mover_that_was_killed_and_cannot_be_ended_gives_its_jobs_back(files: Files, monkeypatch) -> None:

@@ -8,7 +8,6 @@ import platform
 import struct
 import threading
 import time
-from contextlib import suppress
 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}.get(platform.machine())
 """The number of the system call, which C libraries give no function yet."""
@@ -34,11 +33,14 @@ def make_way(nice: int) -> None:
     Where the kernel shares the cores between sessions first (sched(7), "The autogroup feature"), niceness counts within
     a session alone: the session gets it, too. It is absolute: the daemon's own, which is inherited, may be below zero.
     """
-    os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
+    nice = max(nice, os.getpriority(os.PRIO_PROCESS, 0))
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
     _slice(0)
-    with suppress(PermissionError):  # it leads one already
+    try:
         os.setsid()
-    if nice:
+    except PermissionError:  # started by hand, it leads a group of a session that is others', too
+        return
+    if nice > 0:
         threading.Thread(target=_nice_session, args=(nice,), name="nice", daemon=True).start()
 
 

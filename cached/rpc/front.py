@@ -171,6 +171,11 @@ class _End(asyncio.BufferedProtocol):
             self.transport.write(data)
         self._early.clear()
 
+    @property
+    def usable(self) -> asyncio.Transport | None:
+        """The transport, if it can be used: uvloop raises while it is closing, where asyncio ignores that."""
+        return None if self.transport is None or self.transport.is_closing() else self.transport
+
     def get_buffer(self, sizehint: int) -> memoryview:
         del sizehint
         return self._buffer
@@ -182,15 +187,15 @@ class _End(asyncio.BufferedProtocol):
         """To whoever is at this end, unless it is gone."""
         if self.transport is None:
             self._early.append(data)
-        elif not self.transport.is_closing():
-            self.transport.write(data)
+        elif (transport := self.usable) is not None:
+            transport.write(data)
 
     def pause_writing(self) -> None:
-        if (transport := self.other.transport) is not None and not transport.is_closing():
+        if (transport := self.other.usable) is not None:
             transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if (transport := self.other.transport) is not None and not transport.is_closing():
+        if (transport := self.other.usable) is not None:
             transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -150,7 +150,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._limits = limits
         self._metrics = metrics
         self._tracer = tracer
-        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
+        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
         self,
@@ -159,12 +159,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """The handler, guarded: the same one for each call of a method."""
         path = str(handler_call_details.method)
-        if (guarded := self._guarded.get(path)) is not None:
-            return guarded
+        if path in self._guarded:
+            return self._guarded[path]
         handler = await continuation(handler_call_details)
-        if handler is None:  # a name that a client made up, of which there is no end
-            return None
-        return self._guarded.setdefault(path, self._guard_of(path, handler))
+        guarded = self._guard_of(path, handler) if handler is not None else None
+        if guarded is not None:  # names that clients make up have no end
+            self._guarded[path] = guarded
+        return guarded
 
     def _guard_of(self, path: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any] | None:
         coders = handler.request_deserializer, handler.response_serializer

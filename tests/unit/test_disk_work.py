@@ -222,7 +222,7 @@ async def test_a_blob_that_came_another_way_stays_though_a_commit_of_it_is_cance
     await scene.arrived()
     await scene.arrived(OTHER)
     landed: list[str] = []
-    scene.disk.answer.clear()
+    scene.disk.answer.clear()  # held back for a moment, and given up by nobody
     tasks = [
         asyncio.create_task(scene.work.commit(ingest_id, DIGEST, len(CONTENT), lambda: bool(landed)))
         for ingest_id in (INGEST, OTHER)

@@ -6,8 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
+from cached.level import Level
 from cached.simulate import Row, Setup
-from cached.types import Level
 
 POLICIES = ("LRU", "ARC", "LeCaR", "Sieve", "S3FIFO", "LHD", "GDSF", "LRUK")
 _ROOT = Path(__file__).resolve().parents[1]

@@ -18,9 +18,10 @@ from math import exp
 from pathlib import Path
 
 from bench import outside
+from cached.level import Level
 from cached.policy import Demand, Hop, LevelFacts, Need, Otherwise, RevisionFacts, Snapshot, plan
 from cached.simulate import POLICIES, Row, Setup, read_trace, simulate
-from cached.types import Level, Tier
+from cached.types import Tier
 from cached.units import parse_size
 
 GB = 10**9

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cached.types import Level
+from cached.level import Level
 
 
 @dataclass(frozen=True, slots=True)

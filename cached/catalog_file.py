@@ -21,11 +21,12 @@ from typing import Any, Final
 
 from cached.access import AccessList
 from cached.errors import ConfigError, InvalidRequestError, encodable
+from cached.level import Level
 from cached.problems import Problem, nearest, report_problems, shown
 from cached.refs import artifact_digest, check_digest, check_name, check_path
 from cached.schedule import WindowError, parse_window
 from cached.setting_checks import resolve_capacity
-from cached.types import Level, Tier
+from cached.types import Tier
 from cached.units import MAX_SIZE_BYTES, parse_size
 
 FORMATS: Final = ("auto", "safetensors", "gguf", "all")

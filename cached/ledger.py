@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 
 from cached.errors import NoRoomError
-from cached.types import Level
+from cached.level import Level
 from cached.units import format_size
 
 

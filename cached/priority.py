@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import struct
+import sys
 import threading
 import time
 
@@ -55,7 +56,7 @@ def _slice(length_ns: int) -> None:
 
 
 def _nice_session(nice: int) -> None:
-    """The kernel takes one such change in a tenth of a second, of all users together."""
+    """The kernel takes one such change in a tenth of a second, of all users together (root's always)."""
     for _ in range(_ATTEMPTS):
         try:
             with open(_SESSION, "w", encoding="ascii") as file:
@@ -66,3 +67,4 @@ def _nice_session(nice: int) -> None:
             return
         else:
             return
+    sys.stderr.write(f"this session was not given niceness {nice}: the kernel took too many others' meanwhile\n")

@@ -13,6 +13,7 @@ _REVISION = re.compile(r"[0-9a-f]{4,64}")
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://")
 _BETWEEN_URIS = re.compile(r"\s+(?=[a-z][a-z0-9+.-]*://)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_NEVER_IN_PATHS = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 _ARTIFACT = re.compile(r"artifact\.([0-9a-f]{64})")
 _MAX_PATH_BYTES = 1024
 _MAX_PATH_PARTS = 32
@@ -107,7 +108,7 @@ def check_path(path: str) -> str:
         or len(path.encode("utf-8", "surrogatepass")) > _MAX_PATH_BYTES
         or len(parts) > _MAX_PATH_PARTS
         or any(part in {"", ".", ".."} or len(part.encode("utf-8", "surrogatepass")) > 255 for part in parts)
-        or any(ord(char) < 32 or ord(char) == 127 or char == "\\" or 0xD800 <= ord(char) <= 0xDFFF for char in path)
+        or _NEVER_IN_PATHS.search(path)
         or unicodedata.normalize("NFC", path) != path
     )
     if bad:

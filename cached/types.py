@@ -8,13 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-
-class Level(StrEnum):
-    """Where bytes are."""
-
-    L1 = "l1"  # POSIX shared memory
-    L2 = "l2"  # local NVMe
-    L3 = "l3"  # the origin
+from cached.level import Level
 
 
 class Tier(StrEnum):

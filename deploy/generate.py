@@ -20,8 +20,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from cached.catalog_file import FORMATS, CatalogModel
+from cached.level import Level
 from cached.settings import describe_settings, sections, setting_type
-from cached.types import Level, Tier
+from cached.types import Tier
 from deploy.tools import CHART, KUSTOMIZE, template
 
 COMPUTED = (

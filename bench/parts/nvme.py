@@ -1,9 +1,9 @@
 """NVMe → memory, cold: a checkpoint that lies on the local drive, nothing of it in the page cache, until it is ready.
 
 The limit is fio with direct reads into its own buffers: no checks, and no memory that anybody else could use. It reads
-into small pages, as it usually does, and into huge ones, which a drive fills faster. All contestants read the very same
-files: those of the daemon's disk level, the peers by links that have the names of the checkpoint's files. `cached`
-compares every chunk with its checksum; nobody else checks anything.
+into small pages, as it usually does, and into huge ones, which a drive fills faster. All contestants read the files of
+a daemon's disk level, the peers by links that have the names of the checkpoint's files. `cached` compares every chunk
+with its checksum; nobody else checks anything.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import cached_client
 from bench.contest import Contestant, hold
-from bench.fio import FioContestant, drop_from_page_cache
+from bench.fio import FioContestant, make_cold
 from bench.options import Options
 from bench.ours import CachedContestant
 from bench.peer import PeerContestant
@@ -67,7 +67,7 @@ def requirements(contest: Contest) -> list[Requirement]:
 
 
 class ColdCached(CachedContestant):
-    """Evicted from L1 alone, and from the page cache, before each round."""
+    """Evicted from L1 alone, and its files made cold, before each round."""
 
     def __init__(self, name: str, title: str, race: _Race, kind: str, files: Sequence[Path]) -> None:
         super().__init__(
@@ -79,18 +79,18 @@ class ColdCached(CachedContestant):
     def prepare(self) -> None:
         """Untimed."""
         super().prepare()
-        drop_from_page_cache(self._race.blobs(self._kind))
+        make_cold(self._race.blobs(self._kind))
 
 
 class ColdPeer(PeerContestant):
-    """Evicted from the page cache before each round."""
+    """Its files are made cold before each round."""
 
     cold: Sequence[Path] = ()
 
     def prepare(self) -> None:
         """Untimed."""
         super().prepare()
-        drop_from_page_cache(self.cold)
+        make_cold(self.cold)
 
 
 class _Race:

@@ -11,10 +11,10 @@ from cached.cache.evictor import Evictor
 from cached.cache.resolver import Resolver
 from cached.cache.services import Services
 from cached.errors import CachedError, IntegrityError, MoverError
+from cached.level import Level
 from cached.manifest import FileEntry, Manifest
 from cached.refs import artifact_digest
 from cached.transfer.jobs import Checksum, Listing, Moved, Upload
-from cached.types import Level
 
 _LOOK_S = 5.0
 _FIRST_DELAY_S = 5.0

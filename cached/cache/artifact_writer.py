@@ -18,11 +18,12 @@ from cached.cache.loader import Loader
 from cached.cache.services import Services
 from cached.checksum import crc64nvme
 from cached.errors import IntegrityError, LevelError, NoRoomError, TimeoutExpiredError
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.levels.files import level_errors, open_checked
 from cached.manifest import BlobRecord, FileEntry, Manifest, revision_of
 from cached.policy import Otherwise
-from cached.types import CheckedBy, Level
+from cached.types import CheckedBy
 from cached.units import CHUNK_BYTES
 
 _SILENT_S = 60.0

@@ -44,11 +44,12 @@ from cached.errors import (
     OriginError,
     PermissionDeniedError,
 )
+from cached.level import Level
 from cached.manifest import Manifest
 from cached.origins.base import OriginObject
 from cached.refs import artifact_digest, artifact_name, check_digest
 from cached.transfer.jobs import ListObjects, ReadTexts, Texts
-from cached.types import Level, Peer
+from cached.types import Peer
 from cached.units import parse_size
 
 _TICKET_S = 60.0

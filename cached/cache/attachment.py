@@ -17,6 +17,7 @@ from cached.cache.load import Load
 from cached.cache.services import Services
 from cached.errors import CachedError, InvalidRequestError, NotFoundError
 from cached.leases import Lease
+from cached.level import Level
 from cached.manifest import Manifest
 from cached.transfer.fill import Fill
 from cached.types import (
@@ -27,7 +28,6 @@ from cached.types import (
     Complete,
     Damage,
     Damaged,
-    Level,
     Opened,
     RangesReady,
 )

@@ -12,13 +12,13 @@ from cached.cache.registry import Presence
 from cached.cache.services import Services
 from cached.checksum import combine_crc64nvme, compose_parts
 from cached.errors import IntegrityError, MoverError
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.manifest import BlobRecord
 from cached.origins.base import OriginChecksum
 from cached.refs import artifact_digest
 from cached.transfer.fill import Fill, Runner, Sources
 from cached.transfer.jobs import Digests, PartDigests
-from cached.types import Level
 from cached.units import chunk_length
 
 if TYPE_CHECKING:

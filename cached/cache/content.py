@@ -11,10 +11,11 @@ from cached.cache.pulls import Pulls
 from cached.cache.services import Services
 from cached.errors import CachedError
 from cached.index import PartRecord
+from cached.level import Level
 from cached.manifest import Manifest
 from cached.policy import Otherwise
 from cached.refs import Ref
-from cached.types import ByteRange, Level, Selection
+from cached.types import ByteRange, Selection
 
 
 @dataclass(frozen=True, slots=True)

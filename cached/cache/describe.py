@@ -15,10 +15,19 @@ from cached.cache.registry import Model
 from cached.cache.services import Services
 from cached.index import ModelRecord, PartRecord
 from cached.leases import LeaseTable
+from cached.level import Level
 from cached.manifest import Manifest
 from cached.metrics import Gauges, ModelGauges
 from cached.processes import Usage
-from cached.types import FileDetail, Level, LevelStats, ModelDetail, ModelSummary, OriginStats, RevisionState, Stats
+from cached.types import (
+    FileDetail,
+    LevelStats,
+    ModelDetail,
+    ModelSummary,
+    OriginStats,
+    RevisionState,
+    Stats,
+)
 from cached.units import chunk_count
 
 

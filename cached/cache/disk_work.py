@@ -14,9 +14,9 @@ import structlog
 
 from cached.errors import CachedError, LevelError, NotFoundError
 from cached.ledger import Ledger, whatever_fits
+from cached.level import Level
 from cached.levels.base import FileRef, Found, LocalLevel
 from cached.signals import Signal, Threads, in_executor
-from cached.types import Level
 
 _log = structlog.get_logger(__name__)
 _P = ParamSpec("_P")

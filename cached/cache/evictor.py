@@ -15,6 +15,7 @@ from cached.cache.services import Services
 from cached.cache.storage import Storage
 from cached.errors import CachedError, LevelError, NoRoomError
 from cached.leases import LeaseTable
+from cached.level import Level
 from cached.manifest import Manifest
 from cached.policy import (
     Decision,
@@ -30,7 +31,7 @@ from cached.policy import (
     plan_idle,
 )
 from cached.policy.plan import TRANSIENT
-from cached.types import Level, Tier
+from cached.types import Tier
 from cached.units import format_size
 
 _UNMAP_WAIT_S = 5.0

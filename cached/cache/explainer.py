@@ -9,10 +9,11 @@ from dataclasses import replace
 from cached.cache.evictor import Evictor
 from cached.cache.registry import Model
 from cached.cache.services import Services
+from cached.level import Level
 from cached.manifest import Manifest
 from cached.policy import Snapshot
 from cached.policy.explain import explain, worths
-from cached.types import Event, Level, PlaceDetail
+from cached.types import Event, PlaceDetail
 from cached.units import format_duration
 
 _DECISIONS = frozenset({"admitted", "kept_out", "evicted"})

@@ -10,9 +10,9 @@ from cached.cache.services import Services
 from cached.config import resolve_capacity
 from cached.index import PartRecord
 from cached.leases import LeaseTable
+from cached.level import Level
 from cached.manifest import Manifest
 from cached.policy import LevelFacts, Need, Quota, RevisionFacts, Snapshot
-from cached.types import Level
 
 _LEVELS = (Level.L1, Level.L2)
 _NOTHING: Mapping[str, int] = {}

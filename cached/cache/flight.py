@@ -28,6 +28,7 @@ from cached.errors import (
     QuarantinedError,
     UnavailableError,
 )
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.levels.journal import JournalChunk
 from cached.manifest import BlobRecord
@@ -36,7 +37,7 @@ from cached.tracing import Attributes, Tracer
 from cached.transfer.fill import Fill, HeadStart, Observer, OriginSource, Sources
 from cached.transfer.jobs import Copy, Moved
 from cached.transfer.lanes import name_of
-from cached.types import CheckedBy, Level
+from cached.types import CheckedBy
 from cached.units import CHUNK_BYTES, chunk_length
 
 _log = structlog.get_logger(__name__)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cached.cache.failures import Degraded
 from cached.errors import CachedError
+from cached.level import Level
 from cached.levels.journal import IngestJournal, JournalChunk
-from cached.types import Level
 
 
 class FlightJournal:

@@ -15,11 +15,12 @@ from cached.cache.loader import Loader
 from cached.cache.model import Model
 from cached.cache.pulls import Pulls
 from cached.cache.services import Services
+from cached.level import Level
 from cached.manifest import Manifest
 from cached.policy import Need, Otherwise, plan
 from cached.policy.predict import Prediction, Predictor
 from cached.schedule import lead_s, zone_info
-from cached.types import Level, Tier
+from cached.types import Tier
 
 _log = structlog.get_logger(__name__)
 

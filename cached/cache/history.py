@@ -9,9 +9,9 @@ import structlog
 
 from cached.cache.registry import Model, Registry
 from cached.clock import Clock
+from cached.level import Level
 from cached.policy import History, HopTimes, Mix, ModelHistory
 from cached.policy.reload import Hop
-from cached.types import Level
 
 _log = structlog.get_logger(__name__)
 

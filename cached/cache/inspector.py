@@ -12,11 +12,12 @@ from cached.cache.pulls import Pulls
 from cached.cache.registry import Blob
 from cached.cache.services import Services
 from cached.errors import CachedError, IntegrityError, LevelError, MoverError, NoRoomError, NotFoundError
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.manifest import FileEntry, Manifest
 from cached.transfer.fill import Fill, Sources
 from cached.transfer.jobs import Checksum, Moved
-from cached.types import Damage, Level
+from cached.types import Damage
 from cached.units import CHUNK_BYTES, chunk_count, chunk_length
 
 _log = structlog.get_logger(__name__)

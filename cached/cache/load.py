@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from cached.cache.flight import BlobOrder, Flight
 from cached.clock import Clock
 from cached.errors import CachedError
+from cached.level import Level
 from cached.manifest import FileEntry, Manifest
 from cached.policy import Otherwise
 from cached.signals import Signal
 from cached.tracing import Span
-from cached.types import CheckedBy, Complete, Level, PullPhase, PullProgress, Selected
+from cached.types import CheckedBy, Complete, PullPhase, PullProgress, Selected
 from cached.units import chunk_count
 
 _CHECK_STRENGTH = (CheckedBy.FIRST_SEEN, CheckedBy.ORIGIN_CHECKSUM, CheckedBy.CATALOG_SHA256)

@@ -16,13 +16,14 @@ from cached.cache.load import Load, LoadPlan
 from cached.cache.services import Services
 from cached.errors import CachedError, IntegrityError, NoRoomError, UnavailableError
 from cached.index import PartRecord, PendingPull
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.manifest import Manifest
 from cached.policy import Otherwise
 from cached.signals import run_all
 from cached.tracing import Tracer
 from cached.transfer.fill import HeadStart
-from cached.types import Complete, Level
+from cached.types import Complete
 from cached.units import chunk_length, format_size
 
 _PRIORITIES_PER_LOAD = 100_000

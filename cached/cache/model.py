@@ -8,9 +8,10 @@ from typing import Self
 
 from cached.catalog_file import CatalogModel
 from cached.index import ModelRecord
+from cached.level import Level
 from cached.manifest import BlobRecord, Manifest
 from cached.schedule import Schedule
-from cached.types import Level, Tier
+from cached.types import Tier
 
 _STRENGTH = (Tier.HOT, Tier.WARM, Tier.AUTO, Tier.COLD)
 

@@ -25,6 +25,7 @@ from cached.config import Config
 from cached.errors import CachedError, InUseError, NotFoundError, UnavailableError
 from cached.index import PartRecord, PendingPull
 from cached.leases import check_keep_alive
+from cached.level import Level
 from cached.manifest import Manifest
 from cached.metrics import Gauges, Metrics
 from cached.overview import Limits, Overview
@@ -39,7 +40,6 @@ from cached.types import (
     Event,
     Freed,
     LeaseInfo,
-    Level,
     ModelDetail,
     ModelSummary,
     Peer,

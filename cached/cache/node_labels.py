@@ -13,8 +13,8 @@ from cached.cache.background import repeat
 from cached.cache.services import Services
 from cached.fleet.kube import KubeApi, KubeError
 from cached.fleet.labels import MAX_MODELS, Ready, changes, labels_of, ours
+from cached.level import Level
 from cached.refs import artifact_digest
-from cached.types import Level
 
 _log = structlog.get_logger(__name__)
 

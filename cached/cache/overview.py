@@ -18,9 +18,10 @@ from cached.cache.pulls import Pulls
 from cached.cache.registry import Model, Presence
 from cached.cache.services import Services
 from cached.leases import Lease, LeaseTable
+from cached.level import Level
 from cached.overview import Holding, LevelUse, Limits, Move, MoveKind, MovePhase, Overview, Problem
 from cached.refs import artifact_digest
-from cached.types import LeaseInfo, Level, LevelStats, ModelSummary, Stats, Tier
+from cached.types import LeaseInfo, LevelStats, ModelSummary, Stats, Tier
 from cached.units import chunk_length
 
 _NAMED = 3

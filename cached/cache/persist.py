@@ -9,12 +9,12 @@ from typing import Any
 from cached.cache.pace import Pace, Written
 from cached.cache.services import Services
 from cached.errors import CachedError, IntegrityError, LevelError, MoverError, NotFoundError
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.manifest import BlobRecord
 from cached.signals import run_all
 from cached.transfer.fill import Fill
 from cached.transfer.jobs import Copy, Moved
-from cached.types import Level
 from cached.units import CHUNK_BYTES, chunk_count, chunk_length
 
 _WIDTH = 2

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from cached.cache.background import repeat
 from cached.cache.services import Services
 from cached.errors import CachedError
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.transfer.jobs import Clear
-from cached.types import Level
 from cached.units import MIB
 
-_TICK_S = 0.25
+_TICK_S = 0.5
 _RETRY_S = 60.0
 _STEP_BYTES = 64 * MIB
 _PRIORITY = 2_000_000_000
@@ -34,16 +34,20 @@ class PoolKeeper:
         await repeat(self._services.clock, _TICK_S, self._tick, what="pool", failures=self._services.failures)
 
     async def _tick(self) -> None:
-        storage = self._services.storage
-        dirty = storage.l1.dirty_pool()
-        self._grown &= {ref.path for ref in dirty}
-        self._cleared_bytes = {ref.path: self._cleared_bytes.get(ref.path, 0) for ref in dirty}
-        for ref in dirty:
-            await self._clear(ref)
-        if not dirty and not self._loading() and self._services.clock.monotonic_s() >= self._no_growth_before_s:
-            grown = storage.grow_pool(self._expected())
-            if grown is not None:
-                self._grown.add(grown.path)
+        """Until all is clear, and the pool has its reserve or a load is under way."""
+        while True:
+            dirty = self._services.storage.l1.dirty_pool()
+            self._grown &= {ref.path for ref in dirty}
+            self._cleared_bytes = {ref.path: self._cleared_bytes.get(ref.path, 0) for ref in dirty}
+            for ref in dirty:
+                await self._clear(ref)
+            grown = None if self._busy() else self._services.storage.grow_pool(self._expected())
+            if grown is None:
+                return
+            self._grown.add(grown.path)
+
+    def _busy(self) -> bool:
+        return self._loading() or self._services.clock.monotonic_s() < self._no_growth_before_s
 
     def _expected(self) -> Iterator[int]:
         """Sizes of what is known and not in L1, in the order in which it is likely to come."""

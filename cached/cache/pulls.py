@@ -21,6 +21,7 @@ from cached.cache.services import Services
 from cached.cache.stagger import Stagger
 from cached.errors import CachedError, NotFoundError, ObjectChangedError, UnavailableError
 from cached.index import PartFile, PartRecord, PendingPull
+from cached.level import Level
 from cached.manifest import BlobRecord, FileEntry, Manifest
 from cached.origins.base import OriginObject
 from cached.policy import Otherwise
@@ -29,7 +30,7 @@ from cached.signals import Signal
 from cached.tracing import Span
 from cached.transfer.fill import OriginSource
 from cached.transfer.lanes import name_of
-from cached.types import ByteRange, CheckedBy, Level, Selected, Selection, Tier
+from cached.types import ByteRange, CheckedBy, Selected, Selection, Tier
 
 _RESTARTS = 3
 """Of a pull whose objects change under it, or of which a link of a chain sent what cannot be kept."""

@@ -11,10 +11,11 @@ from cached.cache.pulls import Pulls
 from cached.cache.registry import Presence, Registry
 from cached.cache.services import Services
 from cached.errors import CachedError, LevelError, NoRoomError
+from cached.level import Level
 from cached.levels.base import Found
 from cached.manifest import Manifest
 from cached.refs import Ref
-from cached.types import Level, Tier
+from cached.types import Tier
 
 _log = structlog.get_logger(__name__)
 

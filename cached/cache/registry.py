@@ -15,10 +15,10 @@ from cached.cache.model import Blob, Model, Presence, Present
 from cached.catalog_file import Catalog, CatalogModel
 from cached.errors import CachedError, LevelError, NotFoundError, QuarantinedError
 from cached.index import AccessRecord, Index, ModelRecord
+from cached.level import Level
 from cached.manifest import BlobRecord, Manifest
 from cached.refs import Ref
 from cached.schedule import Schedule, parse_schedule
-from cached.types import Level
 
 _log = structlog.get_logger(__name__)
 

@@ -15,8 +15,9 @@ from cached.cache.services import Services
 from cached.clock import Clock
 from cached.config import ScrubConfig
 from cached.errors import CachedError
+from cached.level import Level
 from cached.manifest import FileEntry, Manifest
-from cached.types import Damage, Level, ScrubStats
+from cached.types import Damage, ScrubStats
 from cached.units import MIB, format_duration, format_size, parse_size
 
 _log = structlog.get_logger(__name__)

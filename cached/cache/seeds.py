@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cached.cache.events import EventBus
 from cached.errors import CachedError
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.levels.files import stat_ref
 from cached.manifest import BlobRecord, FileEntry
@@ -20,7 +21,6 @@ from cached.own_files import foreign
 from cached.seed import RECORD, SeedRecord, read_seed
 from cached.signals import in_thread
 from cached.transfer.fill import OriginSource
-from cached.types import Level
 
 _Stamp = tuple[int, int, int]
 

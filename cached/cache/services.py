@@ -21,6 +21,7 @@ from cached.cache.verified import VerifiedTimes
 from cached.clock import Clock
 from cached.errors import CachedError, LevelError, NoRoomError, NotFoundError
 from cached.index import PartRecord
+from cached.level import Level
 from cached.levels.journal import landed_record, read_journal
 from cached.logs import redact_text
 from cached.manifest import BlobRecord, Manifest
@@ -28,7 +29,6 @@ from cached.metrics import Metrics
 from cached.tracing import Tracer
 from cached.transfer.chain import Chains
 from cached.transfer.fill import RetryPolicy, Runner
-from cached.types import Level
 
 
 @dataclass(frozen=True, slots=True)

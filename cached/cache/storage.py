@@ -15,11 +15,11 @@ from cached.cache.disk_work import DiskWork
 from cached.config import Config, resolve_capacity
 from cached.errors import CachedError, NotFoundError
 from cached.ledger import Ledger, whatever_fits
+from cached.level import Level
 from cached.levels.base import FileRef, Found, LocalLevel
 from cached.levels.shm import ShmLevel
 from cached.manifest import BlobRecord
 from cached.signals import Signal, in_thread
-from cached.types import Level
 from cached.units import GIB, MIB, parse_size
 
 _log = structlog.get_logger(__name__)

@@ -11,8 +11,9 @@ from cached.cache.pulls import Pulls
 from cached.cache.services import Services
 from cached.errors import CachedError, InvalidRequestError, UnavailableError
 from cached.index import TimedPull
+from cached.level import Level
 from cached.refs import Ref, parse_ref
-from cached.types import Level, Tier
+from cached.types import Tier
 
 _LOOK_S = 1.0
 _LATE_S = 60.0

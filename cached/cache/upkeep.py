@@ -14,10 +14,10 @@ from cached.cache.pulls import Pulls
 from cached.cache.registry import Blob, Model
 from cached.cache.services import Services
 from cached.cache.timetable import Timetable
+from cached.level import Level
 from cached.manifest import Manifest
 from cached.policy import Otherwise
 from cached.refs import Ref
-from cached.types import Level
 
 _log = structlog.get_logger(__name__)
 

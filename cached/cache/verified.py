@@ -7,7 +7,7 @@ from dataclasses import replace
 from cached.cache.registry import Blob, Registry
 from cached.clock import Clock
 from cached.index import VerifiedRecord
-from cached.types import Level
+from cached.level import Level
 
 _AHEAD_S = 60.0
 """A time that is further in the future is from a clock that was wrong."""

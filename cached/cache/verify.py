@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Iterator
 
 from cached.cache.inspector import Inspector, Place, places_of
 from cached.cache.services import Services
+from cached.level import Level
 from cached.manifest import Manifest
 from cached.signals import run_all
-from cached.types import Damage, Level, VerifyProgress
+from cached.types import Damage, VerifyProgress
 
 
 class Verifier:

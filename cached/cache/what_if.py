@@ -9,9 +9,10 @@ from cached.cache.evictor import Evictor
 from cached.cache.hot_set import HotSet
 from cached.cache.registry import Model
 from cached.cache.services import Services
+from cached.level import Level
 from cached.policy import Evict
 from cached.policy import explain as policy
-from cached.types import Level, PlannedEviction, Tier, TierChange
+from cached.types import PlannedEviction, Tier, TierChange
 
 
 def what_if(services: Services, evictor: Evictor, describer: Describer, model: Model, tier: Tier) -> TierChange:

@@ -9,9 +9,10 @@ from typing import Any, Generic, TypeVar
 
 from cached.access import AccessList
 from cached.errors import InvalidRequestError
+from cached.level import Level
 from cached.manifest import BlobRecord, Manifest, PlainReader
 from cached.refs import check_name, parse_ref
-from cached.types import ColdStart, ColdStartPhase, Level, Tier
+from cached.types import ColdStart, ColdStartPhase, Tier
 
 T = TypeVar("T")
 

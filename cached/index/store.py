@@ -14,7 +14,7 @@ import diskcache
 import structlog
 
 from cached.errors import LevelError
-from cached.types import Level
+from cached.level import Level
 
 _log = structlog.get_logger(__name__)
 

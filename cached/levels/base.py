@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from cached.types import Level
+from cached.level import Level
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from cached.errors import CachedError, LevelError, NotFoundError
+from cached.level import Level
 from cached.levels.base import FileRef, Found, Later, at_once
 from cached.levels.files import (
     checked_digest,
@@ -29,7 +30,6 @@ from cached.levels.files import (
     stat_ref,
 )
 from cached.own_files import foreign, fsync_folder
-from cached.types import Level
 
 FORMAT = "1"
 _FOLDER_MODE = 0o700

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from functools import cache
 
 from cached.errors import CachedError, InvalidRequestError, LevelError, NoRoomError, NotFoundError
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.own_files import foreign
-from cached.types import Level
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _INGEST_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")

@@ -15,9 +15,9 @@ from typing import Self
 
 from cached.checksum import crc32, crc64_hex, parse_crc64_hex
 from cached.errors import CachedError
+from cached.level import Level
 from cached.levels.files import is_digest, level_errors, open_checked
 from cached.manifest import BlobRecord
-from cached.types import Level
 from cached.units import MIB, chunk_count
 
 FORMAT = 1

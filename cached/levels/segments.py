@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import Enum
 from math import inf
 
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.levels.files import open_checked
-from cached.types import Level
 
 _CUT_PER_SPARED = 4
 """How much of a segment may be cut off for each byte of fresh memory that it spares.

@@ -23,6 +23,7 @@ import posix_ipc
 import structlog
 
 from cached.errors import CachedError, InvalidRequestError, LevelError, NotFoundError
+from cached.level import Level
 from cached.levels.base import FileRef, Found, Later, at_once
 from cached.levels.files import (
     checked_digest,
@@ -37,7 +38,6 @@ from cached.levels.files import (
 )
 from cached.levels.segments import Collected, Pool, Segment, Use, probe
 from cached.own_files import foreign
-from cached.types import Level
 
 _log = structlog.get_logger(__name__)
 

@@ -14,10 +14,10 @@ from typing import TypeVar
 import structlog
 
 from cached.errors import CachedError, LevelError, NoRoomError, NotFoundError
+from cached.level import Level
 from cached.levels.base import FileRef, Found, Later, at_once
 from cached.levels.disk import DiskLevel
 from cached.levels.files import checked_digest, checked_ingest_id
-from cached.types import Level
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")

@@ -13,6 +13,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 
 from cached.failures import OTHER
+from cached.level import Level
 from cached.metrics.gauges import Gauges, Reload, State
 from cached.metrics.table import (
     ATTACH_BUCKETS_S,
@@ -30,7 +31,6 @@ from cached.metrics.table import (
     SLOT_OUTCOMES,
     SPAN_OUTCOMES,
 )
-from cached.types import Level
 
 _INFO = {info.name: info for info in METRICS}
 

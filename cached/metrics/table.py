@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cached.failures import KINDS, PARTS
-from cached.types import Level
+from cached.level import Level
 
 LEVELS = tuple(level.value for level in Level)
 HOPS = ("l3_l1", "l3_l2", "l2_l1", "l1_l2")

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from cached.types import ColdStart, Event, LeaseInfo, Level, ModelSummary, Stats
+from cached.level import Level
+from cached.types import ColdStart, Event, LeaseInfo, ModelSummary, Stats
 
 
 class Holding(StrEnum):

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cached.failures import OTHER, PARTS
+from cached.level import Level
 from cached.overview.values import Holding, Move, MoveKind, MovePhase, Problem
-from cached.types import LeaseInfo, Level, ModelSummary, RevisionState
+from cached.types import LeaseInfo, ModelSummary, RevisionState
 from cached.units import format_duration, format_rate, format_size
 
 HOLDINGS: Mapping[Holding, str] = {

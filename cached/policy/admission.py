@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from cached.level import Level
 from cached.policy.snapshot import Need, Otherwise
 from cached.policy.worth import Standing, Valued, spell
-from cached.types import Level
 
 if TYPE_CHECKING:
     from cached.policy.shortfall import Shortfall

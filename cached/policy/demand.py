@@ -13,7 +13,7 @@ from itertools import islice
 from math import exp, isfinite, log
 from typing import Any, TypeVar
 
-from cached.types import Level
+from cached.level import Level
 
 HALF_LIVES_S = (900.0, 7200.0, 86_400.0)
 """A burst, some hours, a day and longer."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from cached.level import Level
 from cached.policy.plan import Evict, Plan, eviction_order, plan, plan_idle
 from cached.policy.snapshot import Need, RevisionFacts, Snapshot
 from cached.policy.worth import Standing, Valued, Valuer, spell
-from cached.types import Level, Tier
+from cached.types import Tier
 from cached.units import format_size
 
 _LEVELS = (Level.L1, Level.L2)

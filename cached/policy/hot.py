@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cached.errors import NoRoomError
-from cached.types import Level
+from cached.level import Level
 from cached.units import format_size
 
 _NAMED = 5

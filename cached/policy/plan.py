@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from cached.level import Level
 from cached.policy.admission import Decision, Newcomer, Verdict, weigh
 from cached.policy.residents import Residents
 from cached.policy.shortfall import Shortfall, level_shortfall, quota_shortfall
 from cached.policy.snapshot import Need, Otherwise, Quota, RevisionFacts, Snapshot
 from cached.policy.worth import Standing, Valued, Valuer, spell
-from cached.types import Level, Tier
+from cached.types import Tier
 from cached.units import format_size
 
 AHEAD_REQUESTS = 0.25

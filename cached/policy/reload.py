@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from math import exp, log
 from typing import Any
 
+from cached.level import Level
 from cached.policy.demand import MODELS, put_last
-from cached.types import Level
 
 
 @dataclass(frozen=True, slots=True)

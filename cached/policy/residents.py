@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
+from cached.level import Level
 from cached.policy.snapshot import RevisionFacts
-from cached.types import Level
 
 
 class Residents:

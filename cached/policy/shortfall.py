@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cached.errors import NoRoomError
+from cached.level import Level
 from cached.policy.snapshot import LevelFacts, Quota, RevisionFacts
-from cached.types import Level
 from cached.units import format_size
 
 _HOLDERS_NAMED = 5

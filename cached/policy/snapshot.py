@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from cached.level import Level
 from cached.policy.demand import NEVER, Demand, Mix
 from cached.policy.reload import DEFAULT_HOPS, Hop
-from cached.types import Level, Tier
+from cached.types import Tier
 
 
 @dataclass(frozen=True, slots=True)

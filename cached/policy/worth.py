@@ -10,9 +10,10 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
+from cached.level import Level
 from cached.policy.demand import HALF_LIVES_S, HORIZON_S, Demand
 from cached.policy.snapshot import LevelFacts, RevisionFacts
-from cached.types import Level, Tier
+from cached.types import Tier
 from cached.units import format_duration
 
 WARM_FACTOR = 4.0

@@ -11,12 +11,13 @@ from typing import TypeVar
 
 from cached import artifact_types, types
 from cached.errors import InvalidRequestError
+from cached.level import Level
 from cached_client._proto import cached_pb2 as pb
 
-LEVELS: dict[types.Level, pb.Level] = {
-    types.Level.L1: pb.LEVEL_L1,
-    types.Level.L2: pb.LEVEL_L2,
-    types.Level.L3: pb.LEVEL_L3,
+LEVELS: dict[Level, pb.Level] = {
+    Level.L1: pb.LEVEL_L1,
+    Level.L2: pb.LEVEL_L2,
+    Level.L3: pb.LEVEL_L3,
 }
 TIERS: dict[types.Tier, pb.Tier] = {
     types.Tier.HOT: pb.TIER_HOT,
@@ -60,10 +61,10 @@ def tier_of(number: int) -> types.Tier | None:
     return _enum_of("tier", number, {int(key): value for key, value in _TIER_OF.items()})
 
 
-def level_of(number: int) -> types.Level | None:
+def level_of(number: int) -> Level | None:
     """The local level of a request; None when it is unspecified. L3 cannot be asked for."""
     level = _enum_of("level", number, {int(key): value for key, value in _LEVEL_OF.items()})
-    if level is types.Level.L3:
+    if level is Level.L3:
         msg = "the origin is not a level of this host"
         raise InvalidRequestError(msg, hint="use level l1 (shared memory) or l2 (disk)", value=level)
     return level
@@ -393,7 +394,7 @@ def event_message(value: types.Event) -> pb.Event:
     )
 
 
-def _level_number(level: types.Level | None) -> pb.Level:
+def _level_number(level: Level | None) -> pb.Level:
     return pb.LEVEL_UNSPECIFIED if level is None else LEVELS[level]
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 from cached.artifact_types import Artifact, ArtifactFound, ArtifactOffer, PutOutcome
 from cached.errors import CachedError
+from cached.level import Level
 from cached.overview import Limits, Overview
 from cached.types import (
     Attached,
@@ -17,7 +18,6 @@ from cached.types import (
     Event,
     Freed,
     LeaseInfo,
-    Level,
     ModelDetail,
     ModelSummary,
     Peer,

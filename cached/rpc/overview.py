@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from cached import types
+from cached.level import Level
 from cached.overview import Holding, LevelUse, Limits, Move, MoveKind, MovePhase, Overview, Problem
 from cached.rpc.coldstart import cold_start_message
 from cached.rpc.converters import (
@@ -23,7 +24,7 @@ from cached.rpc.converters import (
 from cached_client._proto import cached_pb2 as pb
 
 _MOST = Limits(models=10_000, leases=10_000, events=100, moves=1000, cold_starts=1000)
-_LEVEL_OF: Mapping[int, types.Level] = {number: level for level, number in LEVELS.items()}
+_LEVEL_OF: Mapping[int, Level] = {number: level for level, number in LEVELS.items()}
 _STATE_OF: Mapping[int, types.RevisionState] = {number: state for state, number in STATES.items()}
 _TIER_OF: Mapping[int, types.Tier] = {number: tier for tier, number in TIERS.items()}
 
@@ -92,7 +93,7 @@ def overview_of(message: pb.OverviewResponse) -> Overview:
         time_s=message.time_s,
         stats=_stats_of(message.stats),
         uses=tuple(
-            LevelUse(_LEVEL_OF.get(use.level, types.Level.L3), _holdings_of(use.holdings_bytes), use.leased_bytes)
+            LevelUse(_LEVEL_OF.get(use.level, Level.L3), _holdings_of(use.holdings_bytes), use.leased_bytes)
             for use in message.uses
         ),
         models=tuple(map(_summary_of, message.models)),
@@ -121,7 +122,7 @@ def _move_of(message: pb.Move) -> Move:
         phase=_word(MovePhase, message.phase, MovePhase.MOVING),
         name=message.name,
         revision=message.revision,
-        level=_LEVEL_OF.get(message.level, types.Level.L1),
+        level=_LEVEL_OF.get(message.level, Level.L1),
         source=message.source,
         total_bytes=message.total_bytes,
         done_bytes=message.done_bytes,
@@ -155,7 +156,7 @@ def _stats_of(message: pb.StatsResponse) -> types.Stats:
 
 def _level_of(message: pb.LevelStats) -> types.LevelStats:
     return types.LevelStats(
-        level=_LEVEL_OF.get(message.level, types.Level.L3),
+        level=_LEVEL_OF.get(message.level, Level.L3),
         capacity_bytes=message.capacity_bytes,
         used_bytes=message.used_bytes,
         reserved_bytes=message.reserved_bytes,

@@ -16,6 +16,7 @@ from cached.artifact_types import Artifact, ArtifactFound, ArtifactOffer, PutOut
 from cached.cache.absent import no_source, not_in_l1, not_known
 from cached.errors import CachedError, NoRoomError, PermissionDeniedError
 from cached.leases import check_keep_alive, no_lease, no_such_token
+from cached.level import Level
 from cached.overview import Limits, Overview
 from cached.refs import Ref, parse_ref
 from cached.rpc.engine import Attachment, Engine, WholeEngine
@@ -26,7 +27,6 @@ from cached.types import (
     Event,
     Freed,
     LeaseInfo,
-    Level,
     ModelDetail,
     ModelSummary,
     Peer,

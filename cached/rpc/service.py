@@ -12,12 +12,13 @@ from typing import Any
 import grpc.aio
 
 from cached.errors import InvalidRequestError
+from cached.level import Level
 from cached.rpc import coldstart, overview
 from cached.rpc import converters as convert
 from cached.rpc.engine import Engine
 from cached.rpc.pacing import EventMerge, PullMerge, merge_attach, merge_verify, paced
 from cached.rpc.requests import in_time
-from cached.types import Client, Level, ModelSummary
+from cached.types import Client, ModelSummary
 from cached_client._proto import cached_pb2 as pb
 from cached_client._proto import cached_pb2_grpc
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from cached.level import Level
 from cached.simulate.setup import Setup
 from cached.simulate.trace import Row
-from cached.types import Level
 
 _WORK = 1_500_000  # rows x steps: some seconds
 _MIN_STEPS, _MAX_STEPS = 60, 400

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Protocol
 
+from cached.level import Level
 from cached.simulate.setup import Setup
 from cached.simulate.trace import Row
-from cached.types import Level
 
 
 class Keeper(Protocol):

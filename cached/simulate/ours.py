@@ -6,10 +6,11 @@ from collections.abc import Container, Mapping
 from dataclasses import replace
 
 from cached.errors import InvalidRequestError
+from cached.level import Level
 from cached.policy import Evict, History, LevelFacts, Need, Otherwise, RevisionFacts, Snapshot, plan
 from cached.simulate.setup import Setup, Standing
 from cached.simulate.trace import Row
-from cached.types import Level, Tier
+from cached.types import Tier
 from cached.units import format_size
 
 _NO_BLOBS: Mapping[str, int] = {}

@@ -6,9 +6,9 @@ from collections.abc import Container
 from dataclasses import dataclass, fields
 from math import ceil
 
+from cached.level import Level
 from cached.simulate.setup import Setup
 from cached.simulate.trace import Row
-from cached.types import Level
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from zlib import crc32
 
+from cached.level import Level
 from cached.policy import Hop
-from cached.types import Level, Tier
+from cached.types import Tier
 
 
 @dataclass(frozen=True, slots=True)

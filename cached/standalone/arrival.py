@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cached.cache.checks import confirm_origin_checksum, confirm_sha256
 from cached.cache.flight import BlobOrder
 from cached.errors import CachedError, IntegrityError, ObjectChangedError
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.levels.journal import IngestJournal
 from cached.manifest import BlobRecord
@@ -15,7 +16,6 @@ from cached.signals import in_thread
 from cached.standalone.engine import Tools
 from cached.standalone.folder import SeedFolder, in_plain_words
 from cached.transfer.fill import Fill, Observer, Sources
-from cached.types import Level
 
 
 @dataclass(frozen=True, slots=True)

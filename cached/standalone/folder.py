@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cached.errors import CachedError, InvalidRequestError, LevelError, NoRoomError, NotFoundError
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.levels.disk import DiskLevel
 from cached.levels.files import level_errors, stat_ref
 from cached.own_files import fsync_folder
 from cached.rpc.sockets import FileLock
 from cached.seed import FOLDER, RECORD, SeedRecord, read_seed
-from cached.types import Level
 from cached.units import format_size
 
 _FOLDER_MODE = 0o755

@@ -21,6 +21,7 @@ from cached.errors import (
     NotFoundError,
     ObjectChangedError,
 )
+from cached.level import Level
 from cached.levels.journal import landed_record
 from cached.manifest import BlobRecord, FileEntry, Manifest, check_paths
 from cached.origins.base import OriginObject
@@ -34,7 +35,7 @@ from cached.standalone.folder import SeedFolder, in_plain_words
 from cached.standalone.values import Plan, Progress, Pulled, Wanted
 from cached.transfer.fill import Fill, OriginSource, Sources
 from cached.transfer.jobs import Prepare
-from cached.types import CheckedBy, Level
+from cached.types import CheckedBy
 from cached.units import chunk_count
 
 _log = structlog.get_logger(__name__)

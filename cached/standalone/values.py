@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cached.cache.flight import BlobOrder
+from cached.level import Level
 from cached.manifest import FileEntry, Manifest
 from cached.refs import Ref
 from cached.seed import Thoroughness
 from cached.standalone.arrival import Arrival
-from cached.types import Level
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,12 @@ import structlog
 from cached.checksum import combine_crc64nvme
 from cached.clock import Clock
 from cached.errors import CachedError, IntegrityError, LevelError, MoverError, NotFoundError, ObjectChangedError
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.origins.base import OriginObject, OriginSpec
 from cached.signals import Signal, run_all
 from cached.transfer.jobs import Checksum, Copy, Fetch, Hash, Hashed, Job, Listing, Moved, Prepare, Result, StatObjects
 from cached.transfer.ranges import check_crc64
-from cached.types import Level
 from cached.units import CHUNK_BYTES, chunk_count, chunk_length
 
 _log = structlog.get_logger(__name__)

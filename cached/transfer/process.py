@@ -280,8 +280,8 @@ async def start_mover(threads: Threads, nice: int, now_s: float) -> MoverProcess
     """Starts one. It inherits the environment (that is how credentials reach it). Raises OSError."""
     # -P: what happens to lie in the working directory is never imported.
     command = [sys.executable, "-P", "-m", "cached.transfer.mover"]
-    options = [f"--nice={nice}", f"--parent={os.getpid()}"]
-    options += [f"--{group.value}-threads={threads.of(group)}" for group in Group]
+    options = [f"parent={os.getpid()}", f"nice={nice}"]
+    options += [f"{group.value}={threads.of(group)}" for group in Group]
     # It blocks for the milliseconds of a vfork, as asyncio's own way to start a process does.
     popen = subprocess.Popen(  # noqa: ASYNC220, S603
         [*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0

@@ -17,7 +17,6 @@ from cached.errors import InvalidRequestError, MoverError, NotFoundError, Object
 from cached.origins.base import Abort, Origin, OriginObject, OriginSpec, ReadInto
 from cached.transfer import ranges
 from cached.transfer.control import Control
-from cached.transfer.heads import find_tensors
 from cached.transfer.jobs import (
     Checksum,
     Clear,
@@ -189,6 +188,8 @@ class Worker:
             return tuple(executor.map(lambda item: _read_text(origin, item, job.max_bytes), job.items))
 
     def _find_tensors(self, job: FindTensors) -> Found:
+        from cached.transfer.heads import find_tensors  # takes a while to import, and few movers are asked
+
         if job.source is not None:
             with ranges.LocalFile(job.source) as file:
                 return find_tensors(job, job.source.path, job.source.size_bytes, partial(_read, file.read))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import itertools
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -29,37 +28,12 @@ from cached.origins.net.body import range_problem
 from cached.origins.registry import open_origin, open_writable
 from cached.origins.s3 import S3Origin
 from cached.origins.s3.versions import marker, request_condition, same_version
+from tests.conformance.buckets import new_bucket
 from tests.conformance.reading import read_range
 from tests.fault_proxy import FaultKind
-from tests.servers import ACCESS_KEY, SECRET_KEY, CountingProxy, MotoS3, RcloneS3, S3Server, s3_env
+from tests.servers import ACCESS_KEY, SECRET_KEY, CountingProxy, RcloneS3, s3_env
 
 DATA = bytes(range(256)) * 4000
-_buckets = (f"faulty-{number}" for number in itertools.count())
-
-
-@pytest.fixture(params=["rclone", "moto"])
-def server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
-    found: S3Server = request.getfixturevalue(f"{request.param}_s3")
-    with s3_env(found):
-        yield found
-
-
-@pytest.fixture
-def moto(moto_s3: MotoS3) -> Iterator[MotoS3]:
-    with s3_env(moto_s3):
-        yield moto_s3
-
-
-@pytest.fixture
-def rclone(rclone_s3: RcloneS3) -> Iterator[RcloneS3]:
-    with s3_env(rclone_s3):
-        yield rclone_s3
-
-
-def new_bucket(server: S3Server) -> str:
-    bucket = next(_buckets)
-    server.create_bucket(bucket)
-    return bucket
 
 
 def read(origin: Any, item: Any, offset_bytes: int, length_bytes: int) -> bytes:
@@ -104,7 +78,7 @@ def test_a_fault_is_the_right_error_once_and_then_forgotten(server, kind, settin
     server.put(bucket, "m/before", DATA)
     with CountingProxy(server.endpoint_url) as proxy:
         origin = open_origin(OriginSpec(f"s3://{bucket}/m", {"endpoint_url": proxy.endpoint_url}))
-        item = origin.stat("w")
+        item = open_origin(server.spec(f"s3://{bucket}/m")).stat("w")
         if later:
             assert read(origin, origin.stat("before"), 0, 1000) == DATA[:1000]
         fault = proxy.inject(kind, ranged=True, **settings)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import itertools
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,21 +11,8 @@ from cached import checksum
 from cached.origins.base import OriginChecksum
 from cached.origins.registry import open_origin
 from cached.origins.s3 import S3Origin
-from tests.servers import MotoS3, S3Server, s3_env
-
-_buckets = (f"parts-{number}" for number in itertools.count())
-
-
-@pytest.fixture
-def moto(moto_s3: MotoS3) -> Iterator[MotoS3]:
-    with s3_env(moto_s3):
-        yield moto_s3
-
-
-def new_bucket(server: S3Server) -> str:
-    bucket = next(_buckets)
-    server.create_bucket(bucket)
-    return bucket
+from tests.conformance.buckets import new_bucket
+from tests.servers import S3Server
 
 
 def put_in_parts(server: S3Server, bucket: str, key: str, parts: list[bytes], algorithm: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cached.types import Level
+from cached.level import Level
 from tests.fault.strace import require_strace, traced
 from tests.integration.harness import wait_for
 from tests.integration.hosts import Host, MovedClock, pull, shown, until

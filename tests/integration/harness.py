@@ -40,10 +40,10 @@ def wait_for(condition: Callable[[], T], what: str, timeout_s: float = DEADLINE_
     return value
 
 
-def segments_of(state_dir: str) -> list[Path]:
+def segments_of(state_dir: str, folder: Path = Path("/dev/shm")) -> list[Path]:
     """Shared-memory objects of the instance that has its state there, pool and ingests included."""
     instance = instance_of(state_dir)
-    return sorted(path for path in Path("/dev/shm").iterdir() if instance in path.name)
+    return sorted(path for path in folder.iterdir() if instance in path.name)
 
 
 class DaemonProcess:

@@ -15,8 +15,9 @@ from cached.cache import ModelCache
 from cached.catalog_file import parse_catalog
 from cached.config import load_config
 from cached.errors import IntegrityError
+from cached.level import Level
 from cached.metrics import Metrics
-from cached.types import Client, Level, Opened, Peer
+from cached.types import Client, Opened, Peer
 from cached.units import CHUNK_BYTES
 from tests.integration.harness import wait_for
 from tests.integration.hosts import Host, MovedClock, in_l1, until

@@ -9,11 +9,11 @@ import pytest
 
 from cached.cache import pulls, timed_pulls
 from cached.errors import CachedError, NotFoundError, UnavailableError
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.origins.base import OriginObject, OriginSpec
 from cached.transfer import lanes
 from cached.transfer.jobs import Fetch, Moved
-from cached.types import Level
 from tests.integration.hosts import Host, MovedClock, in_l1, kinds, pull, shown, until
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cached.cache import ModelCache
-from cached.types import Level
+from cached.level import Level
 from tests.integration.hosts import BERLIN, Host, MovedClock, in_l1, kinds, pull, ticks, until
 from tests.integration.support import MB
 

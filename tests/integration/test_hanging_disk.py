@@ -13,8 +13,8 @@ import pytest
 
 from cached.cache import ModelCache, disk_work
 from cached.cache.capacity import Limit
+from cached.level import Level
 from cached.levels.disk import DiskLevel
-from cached.types import Level
 from tests.integration.hosts import Host, MovedClock, in_l1, kinds, pull, shown, ticks, until
 
 MODELS = 2 + min(32, (os.cpu_count() or 1) + 4)

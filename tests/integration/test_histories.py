@@ -19,8 +19,9 @@ from cached.cache import ModelCache
 from cached.cache.build import instance_of
 from cached.config import load_config
 from cached.errors import CachedError, InUseError
+from cached.level import Level
 from cached.metrics import Metrics
-from cached.types import Client, Complete, Level, Opened, Peer, Tier
+from cached.types import Client, Complete, Opened, Peer, Tier
 
 MODELS = 5
 OPERATIONS = 120

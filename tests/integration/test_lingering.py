@@ -13,10 +13,11 @@ import pytest
 from cached.cache.evictor import _UNMAP_POLL_S, _UNMAP_WAIT_S
 from cached.cache.load import Chosen, Load
 from cached.errors import LevelError
+from cached.level import Level
 from cached.manifest import Manifest
 from cached.overview import Limits, MovePhase
 from cached.refs import Ref
-from cached.types import Level, Selection
+from cached.types import Selection
 from tests.integration.hosts import Host, MovedClock, in_l1, pull, until
 from tests.integration.support import MB
 

@@ -377,3 +377,11 @@ def test_a_shortage_of_pages_or_disk_is_an_error_and_kills_nobody(files: Files, 
         "0",
         "",
     ]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["parent=1", "nice=five"], ["parent=1", "nice=5", "local=1"]])
+def test_a_mover_that_is_started_by_hand_says_who_starts_it(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "cached.transfer.mover", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "movers are started by the daemon: cached serve\n"

@@ -15,7 +15,8 @@ import pytest
 
 from cached.cache import ModelCache
 from cached.errors import CachedError, InUseError, NoRoomError
-from cached.types import Complete, Level, Tier
+from cached.level import Level
+from cached.types import Complete, Tier
 from tests.integration.hosts import Host, MovedClock, pull, ticks, until
 from tests.integration.support import MB
 

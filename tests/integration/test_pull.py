@@ -14,13 +14,13 @@ from cached.cache.flight import BlobOrder
 from cached.checksum import compose_parts, crc64nvme, new_digest
 from cached.clock import SystemClock
 from cached.errors import IntegrityError
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.origins.base import OriginChecksum, OriginSpec
 from cached.origins.local import LocalOrigin
 from cached.transfer.fill import Fill, OriginSource, RetryPolicy, Sources
 from cached.transfer.jobs import Job, Prepare, Result
 from cached.transfer.worker import Worker
-from cached.types import Level
 from tests.integration.support import MB, Site, model_files, random_bytes, refused, sha256, total_bytes
 from tests.invariants import check_at_rest
 

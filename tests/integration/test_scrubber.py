@@ -13,8 +13,9 @@ from cached.cache import ModelCache
 from cached.cache.inspector import Place
 from cached.cache.scrub import Scrubber
 from cached.errors import LevelError
+from cached.level import Level
 from cached.transfer.jobs import Copy, Fetch, Job, Result
-from cached.types import Level, RevisionState, ScrubStats, Stats
+from cached.types import RevisionState, ScrubStats, Stats
 from cached.units import CHUNK_BYTES
 from tests.integration.hosts import Host, MovedClock, kinds, pull, shown, until
 from tests.integration.support import MB, flip_byte

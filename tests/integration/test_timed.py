@@ -12,8 +12,9 @@ import pytest
 
 from cached.catalog_file import parse_catalog
 from cached.errors import CachedError, InUseError, InvalidRequestError, NoSourceError, UnavailableError
+from cached.level import Level
 from cached.refs import Ref
-from cached.types import Level, PullPhase, Tier
+from cached.types import PullPhase, Tier
 from tests.integration.hosts import Host, MovedClock, berlin, in_l1, kinds, pull, shown, ticks, until
 from tests.integration.support import MB, Site, Worker, model_files, refused
 

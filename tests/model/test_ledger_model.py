@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cached.errors import NoRoomError
 from cached.ledger import AccountingError, Ledger
-from cached.types import Level
+from cached.level import Level
 
 IDS = st.sampled_from("abcd")
 KEYS = st.sampled_from(["pool", "blob:1", "blob:2", "withdrawn:1", "withdrawn:2"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cached.level import Level
 from cached.policy import (
     Evict,
     History,
@@ -26,7 +27,7 @@ from cached.policy import (
 )
 from cached.policy.admission import MARGIN, PATIENCE
 from cached.policy.worth import Standing, Valuer
-from cached.types import Level, Tier
+from cached.types import Tier
 
 L1, L2 = Level.L1, Level.L2
 NAMES = "abcdef"

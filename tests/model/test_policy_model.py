@@ -8,6 +8,7 @@ from itertools import combinations
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from cached.level import Level
 from cached.policy import (
     Demand,
     DropPool,
@@ -22,7 +23,7 @@ from cached.policy import (
     plan_idle,
 )
 from cached.policy.plan import eviction_order
-from cached.types import Level, Tier
+from cached.types import Tier
 
 SIZES = dict(zip("abcdefgh", (0, 1, 2, 3, 5, 8, 13, 21), strict=True))
 blobs = st.sets(st.sampled_from(sorted(SIZES)), max_size=4).map(lambda digests: {d: SIZES[d] for d in sorted(digests)})

@@ -9,7 +9,8 @@ from pathlib import Path
 from cached.cache.attachment import Attachment
 from cached.cache.build import Parts
 from cached.config import Config, resolve_capacity
-from cached.types import Level, ModelSummary, Tier
+from cached.level import Level
+from cached.types import ModelSummary, Tier
 from tests.simulator.world import NAMED, Holder, Violation, World
 
 _BY_OPERATOR = "operator"

@@ -16,9 +16,10 @@ from cached.cache.build import Outside, build_parts
 from cached.catalog_file import Catalog, parse_catalog
 from cached.config import Config
 from cached.errors import CachedError, NotFoundError
+from cached.level import Level
 from cached.metrics import Metrics
 from cached.tracing import Tracer
-from cached.types import Client, Complete, Level, Opened, Peer, RangesReady, Selection, Tier
+from cached.types import Client, Complete, Opened, Peer, RangesReady, Selection, Tier
 from tests.simulator.checks import Checks
 from tests.simulator.loop import SimClock, SimLoop
 from tests.simulator.movers import SimMovers

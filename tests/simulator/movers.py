@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cached.errors import CachedError, LevelError, MoverError
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.transfer.jobs import (
     Copy,
@@ -28,7 +29,6 @@ from cached.transfer.jobs import (
 )
 from cached.transfer.process import Mover
 from cached.transfer.worker import Worker
-from cached.types import Level
 from tests.simulator.faults import Faults
 from tests.simulator.origin import Bucket
 

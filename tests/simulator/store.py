@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cached.errors import LevelError
-from cached.types import Level
+from cached.level import Level
 from tests.simulator.faults import Faults
 
 

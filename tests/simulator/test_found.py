@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from cached.cache.recovery import Recovery
 from cached.errors import LevelError, NoRoomError
-from cached.types import Damage, Level, Peer, Selection, Tier
+from cached.level import Level
+from cached.types import Damage, Peer, Selection, Tier
 from tests.simulator import history
 from tests.simulator.origin import BUCKET
 gc.disable()

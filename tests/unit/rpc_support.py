@@ -17,6 +17,7 @@ from cached.cache.events import EventBus
 from cached.cache.failures import Failures
 from cached.clock import SystemClock
 from cached.errors import CachedError, NotFoundError
+from cached.level import Level
 from cached.metrics import Metrics
 from cached.overview import Holding, LevelUse, Limits, Move, MoveKind, MovePhase, Overview, Problem
 from cached.rpc.server import RpcServer
@@ -33,7 +34,6 @@ from cached.types import (
     FileDetail,
     Freed,
     LeaseInfo,
-    Level,
     LevelStats,
     ModelDetail,
     ModelSummary,

@@ -6,8 +6,9 @@ import pytest
 
 from cached.catalog_file import FORMATS, SCHEMES, Catalog, load_catalog, parse_catalog
 from cached.errors import ConfigError
+from cached.level import Level
 from cached.origins import registry, selection
-from cached.types import Level, Tier
+from cached.types import Tier
 
 DIGEST = "ab" * 32
 DESIGNED = """

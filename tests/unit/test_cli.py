@@ -18,16 +18,8 @@ from cached.cli.main import cli, main
 from cached.cli.output import ago, clean, rate, to_data
 from cached.cli.sections import SECTIONS
 from cached.errors import CachedError, IntegrityError, NoRoomError, NotFoundError
-from cached.types import (
-    CheckedBy,
-    Damage,
-    Event,
-    Level,
-    PullPhase,
-    PullProgress,
-    Tier,
-    VerifyProgress,
-)
+from cached.level import Level
+from cached.types import CheckedBy, Damage, Event, PullPhase, PullProgress, Tier, VerifyProgress
 from cached_client._proto import cached_pb2 as pb
 from tests.unit.cli_support import Command, serving
 from tests.unit.rpc_support import STATS

@@ -10,9 +10,19 @@ from google.protobuf.message import Message
 
 from cached import types
 from cached.errors import InvalidRequestError, all_errors
+from cached.level import Level
 from cached.rpc import converters as convert
 from cached.rpc.errors import STATUS
-from cached.types import ByteRange, CheckedBy, Damage, Damaged, Event, Level, PullPhase, PullProgress, RangesReady
+from cached.types import (
+    ByteRange,
+    CheckedBy,
+    Damage,
+    Damaged,
+    Event,
+    PullPhase,
+    PullProgress,
+    RangesReady,
+)
 from cached_client._proto import cached_pb2 as pb
 from tests.unit.rpc_support import COMPLETE, DETAIL, LEASE, OPENED, STATS, SUMMARY, TIER_CHANGE
 
@@ -77,7 +87,7 @@ def test_a_lease_without_credentials_says_so() -> None:
 @pytest.mark.parametrize(
     ("table", "kind", "numbers"),
     [
-        (convert.LEVELS, types.Level, pb.Level),
+        (convert.LEVELS, Level, pb.Level),
         (convert.TIERS, types.Tier, pb.Tier),
         (convert.STATES, types.RevisionState, pb.RevisionState),
         (convert.PHASES, types.PullPhase, pb.PullProgress.Phase),

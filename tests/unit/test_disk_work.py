@@ -17,10 +17,10 @@ from cached.cache import disk_work
 from cached.cache.disk_work import DiskWork
 from cached.errors import LevelError
 from cached.ledger import Ledger
+from cached.level import Level
 from cached.levels import disk
 from cached.levels.disk import DiskLevel
 from cached.signals import Signal, Threads
-from cached.types import Level
 
 CONTENT = b"weights" * 100
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -67,7 +67,7 @@ class Script:
 
 
 def asked(script: Script) -> Reply:
-    reply = ask(script.pool, "/m?v=1", HEADERS)
+    reply = ask(script.pool, "GET", "/m?v=1", HEADERS)
     assert reply is not None
     return reply
 
@@ -109,9 +109,39 @@ def test_the_body_is_read_and_the_connection_kept(answer: list[bytes]) -> None:
         assert b"Range: bytes=0-4\r\n" in script.requests[1]
 
 
+HEADS = {
+    "plain": [b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\nETag: x\r\n\r\n"],
+    "in chunks": [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nETag: x\r\n\r\n"],
+    "refused": [b"HTTP/1.1 404 Not Found\r\nContent-Length: 500\r\nETag: x\r\n\r\n"],
+    "folded header": [b"HTTP/1.1 200 OK\r\nOther: a\r\n b\r\nETag: x\r\nContent-Length: 500\r\n\r\n"],
+}
+
+
+@pytest.mark.parametrize("answer", HEADS.values(), ids=HEADS)
+def test_a_head_has_no_body_and_the_connection_is_kept(answer: list[bytes]) -> None:
+    with Script([[PLAIN], answer, [PLAIN]]) as script:
+        script.open()
+        reply = ask(script.pool, "HEAD", "/m", HEADERS)
+        assert reply is not None
+        assert (reply.headers["etag"], reply.content()) == ("x", b"")
+        assert read(asked(script), 5) == b"hello"
+        assert script.connections == 1
+        assert script.requests[1].startswith(b"HEAD /m HTTP/1.1\r\n")
+
+
+def test_a_head_with_a_body_all_the_same_ends_its_connection() -> None:
+    with Script([[PLAIN], [PLAIN.replace(b"206 Partial Content", b"200 OK")], [PLAIN]]) as script:
+        script.open()
+        reply = ask(script.pool, "HEAD", "/m", HEADERS)
+        assert reply is not None
+        assert reply.content() == b""
+        script.open()
+        assert script.connections == 2
+
+
 def test_without_an_open_connection_it_is_left_to_urllib3() -> None:
     with Script([[PLAIN]]) as script:
-        assert ask(script.pool, "/", HEADERS) is None
+        assert ask(script.pool, "GET", "/", HEADERS) is None
         script.open()
 
 
@@ -119,7 +149,7 @@ def test_without_an_open_connection_it_is_left_to_urllib3() -> None:
 def test_what_is_no_header_is_never_sent(value: str) -> None:
     with Script([[PLAIN]]) as script:
         script.open()
-        assert ask(script.pool, "/", {**HEADERS, "If-Match": value}) is None
+        assert ask(script.pool, "GET", "/", {**HEADERS, "If-Match": value}) is None
         assert len(script.requests) == 1
 
 
@@ -128,7 +158,7 @@ def test_a_connection_that_is_to_end_is_not_used_again() -> None:
     with Script([[PLAIN], [closing], [PLAIN]]) as script:
         script.open()
         assert read(asked(script), 5) == b"hello"
-        assert ask(script.pool, "/", HEADERS) is None, "none is open"
+        assert ask(script.pool, "GET", "/", HEADERS) is None, "none is open"
         script.open()
         assert script.connections == 2
 
@@ -140,7 +170,7 @@ def test_a_refusal_is_read_whole(chunked: bool) -> None:
     with Script([[PLAIN], [b"HTTP/1.1 503 Slow Down\r\n" + length + b"\r\n\r\n", body], [PLAIN]]) as script:
         script.open()
         reply = asked(script)
-        assert (reply.status, reply.refusal()) == (503, b"why")
+        assert (reply.status, reply.content()) == (503, b"why")
         assert read(asked(script), 5) == b"hello"
         assert script.connections == 1
 
@@ -159,4 +189,4 @@ def test_a_body_that_ends_early_is_not_taken_for_whole() -> None:
     with Script([[PLAIN], [PLAIN[:-2], END]]) as script:
         script.open()
         assert read(asked(script), 5) == b"hel"
-        assert ask(script.pool, "/", HEADERS) is None, "none is open"
+        assert ask(script.pool, "GET", "/", HEADERS) is None, "none is open"

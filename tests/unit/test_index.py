@@ -16,8 +16,9 @@ from cached.errors import LevelError
 from cached.index import Index, ModelRecord, PartFile, PartRecord, PendingPull, TimedPull
 from cached.index.records import PARTS
 from cached.index.store import Store
+from cached.level import Level
 from cached.manifest import BlobRecord, FileEntry, Manifest
-from cached.types import CheckedBy, Level, Tier
+from cached.types import CheckedBy, Tier
 from cached.units import CHUNK_BYTES
 
 A, B = "a" * 64, "b" * 64

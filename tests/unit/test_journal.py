@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cached.errors import LevelError, NotFoundError
+from cached.level import Level
 from cached.levels.journal import IngestJournal, JournalState, read_journal
-from cached.types import Level
 from cached.units import CHUNK_BYTES
 
 KEY = "s3://bucket/model\0shard-1.safetensors\0version é\0"

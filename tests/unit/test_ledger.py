@@ -4,7 +4,7 @@ import pytest
 
 from cached.errors import NoRoomError
 from cached.ledger import AccountingError, Ledger
-from cached.types import Level
+from cached.level import Level
 from cached.units import GIB
 
 

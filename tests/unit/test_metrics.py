@@ -11,10 +11,11 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
+from cached.level import Level
 from cached.metrics import DEGRADED_REASONS, METRICS, Gauges, Metrics, ModelGauges
 from cached.metrics.table import MODEL_LABELS, ORIGIN_LABELS
 from cached.processes import Usage
-from cached.types import Level, LevelStats, OriginStats
+from cached.types import LevelStats, OriginStats
 from tests.docs.documents import ROOT
 
 GAUGES = Gauges(

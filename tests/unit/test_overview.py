@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from cached.cache.pace import WINDOW_S, Pace, Written, speed_bytes_per_s
+from cached.level import Level
 from cached.overview import Holding, Limits, MoveKind, MovePhase, Problem, words
 from cached.rpc.overview import limits_of, overview_message, overview_of
 from cached.rpc.peers import container_of, peer_of
-from cached.types import Level, Peer, RevisionState
+from cached.types import Peer, RevisionState
 from cached.units import MIB
 from cached_client._proto import cached_pb2 as pb
 from tests.unit.rpc_support import LEASE, OVERVIEW, SUMMARY

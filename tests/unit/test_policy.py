@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from cached.level import Level
 from cached.policy import DropPool, Evict, LevelFacts, Need, RevisionFacts, Snapshot, plan, plan_idle
-from cached.types import Level, Tier
+from cached.types import Tier
 from cached.units import GIB
 
 L1, L2 = Level.L1, Level.L2

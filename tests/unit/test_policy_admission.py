@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cached.level import Level
 from cached.policy import (
     Demand,
     DropPool,
@@ -26,7 +27,7 @@ from cached.policy import (
 from cached.policy.admission import MARGIN, PATIENCE
 from cached.policy.plan import eviction_order
 from cached.policy.worth import WARM_FACTOR
-from cached.types import Level, Tier
+from cached.types import Tier
 
 L1, L2 = Level.L1, Level.L2
 FAST, SLOW = Hop(1.0, 10.0), Hop(4.0, 2.0)

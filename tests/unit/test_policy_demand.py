@@ -5,9 +5,9 @@ import math
 
 import pytest
 
+from cached.level import Level
 from cached.policy import Demand, History, Mix, ModelHistory, demand
 from cached.policy.demand import HALF_LIVES_S, HORIZON_S, NEVER
-from cached.types import Level
 
 L1, L2 = Level.L1, Level.L2
 

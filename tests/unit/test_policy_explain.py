@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from cached.level import Level
 from cached.policy import Demand, Evict, LevelFacts, Plan, RevisionFacts, Snapshot
 from cached.policy.explain import explain, what_if, worths
 from cached.policy.worth import Standing
-from cached.types import Level, Tier
+from cached.types import Tier
 
 NOW_S = 1000.0
 L1, L2 = Level.L1, Level.L2

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from cached.errors import NoRoomError
+from cached.level import Level
 from cached.policy import Hop, HopTimes, reload
 from cached.policy.hot import check_hot
 from cached.policy.reload import DEFAULT_HOPS
-from cached.types import Level
 from cached.units import GIB
 
 L2, L3 = Level.L2, Level.L3

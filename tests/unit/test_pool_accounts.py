@@ -13,9 +13,9 @@ import pytest
 from cached.cache.storage import Storage
 from cached.config import load_config
 from cached.errors import NoRoomError
+from cached.level import Level
 from cached.levels.shm import SHM_FOLDER, ShmLevel
 from cached.manifest import BlobRecord
-from cached.types import Level
 
 MIB = 1024 * 1024
 CAPACITY_BYTES = 64 * MIB

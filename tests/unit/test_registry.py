@@ -9,8 +9,9 @@ import pytest
 
 from cached.cache.registry import Present, Registry
 from cached.index import Index
+from cached.level import Level
 from cached.manifest import BlobRecord, FileEntry, Manifest
-from cached.types import CheckedBy, Level
+from cached.types import CheckedBy
 
 SIZES = {"a" * 64: 10, "b" * 64: 20, "c" * 64: 5}
 

@@ -14,8 +14,9 @@ import pytest
 from cached.cache.registry import Registry
 from cached.catalog_file import parse_catalog
 from cached.index import Index
+from cached.level import Level
 from cached.refs import Ref
-from cached.types import Level, Tier
+from cached.types import Tier
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
+from cached.level import Level
 from cached.rpc.pacing import EventMerge, PullMerge, merge_attach, merge_verify, paced
 from cached.types import (
     AttachEvent,
@@ -15,7 +16,6 @@ from cached.types import (
     Damage,
     Damaged,
     Event,
-    Level,
     PullPhase,
     PullProgress,
     RangesReady,

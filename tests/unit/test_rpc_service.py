@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cached.access import Caller
 from cached.errors import CachedError, ConfigError, NoRoomError, PermissionDeniedError
+from cached.level import Level
 from cached.metrics import Metrics
 from cached.rpc import service
 from cached.rpc.callers import Callers
@@ -29,7 +30,6 @@ from cached.types import (
     Client,
     Damage,
     Event,
-    Level,
     PullPhase,
     PullProgress,
     RangesReady,

@@ -44,6 +44,11 @@ def closed(monkeypatch):
     return found
 
 
+def test_what_botocore_reads_of_its_services_are_dicts(credentials):
+    loader = Connection(S3Options(endpoint_url="http://127.0.0.1:1"))._session.get_component("data_loader")
+    assert type(loader.load_service_model("s3", "service-2")) is dict
+
+
 def test_the_same_options_share_a_client_until_the_last_gives_it_back(credentials, closed):
     connections = SharedConnections()
     options = S3Options(endpoint_url="http://127.0.0.1:1")
@@ -51,8 +56,8 @@ def test_the_same_options_share_a_client_until_the_last_gives_it_back(credential
     other = connections.take(S3Options(endpoint_url="http://127.0.0.1:2"))
     assert first is second
     assert other is not first
-    assert first.ranged_gets("a") is second.ranged_gets("a")
-    assert first.ranged_gets("a") is not first.ranged_gets("b")
+    assert first.objects("a") is second.objects("a")
+    assert first.objects("a") is not first.objects("b")
     connections.give_back(first)
     assert not closed
     connections.give_back(second)

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from cached.level import Level
 from cached.service_status import drain_line, status_line
-from cached.types import Level, LevelStats, PullPhase, PullProgress, Stats
+from cached.types import LevelStats, PullPhase, PullProgress, Stats
 
 GIB = 2**30
 L1 = LevelStats(Level.L1, 128 * GIB, 42 * GIB, 0, 0, 0, 3, "configured 128GiB")

@@ -15,11 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+from cached.level import Level
 from cached.levels.base import FileRef
 from cached.levels.files import stat_ref
 from cached.levels.memory import allocate_pages, open_mapping
 from cached.levels.shm import SHM_FOLDER, ShmLevel
-from cached.types import Level
 
 _T = TypeVar("_T")
 _FILE_PREFIX = ".cached-measure-"

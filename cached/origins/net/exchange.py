@@ -1,7 +1,7 @@
-"""One more GET on a connection that is open already, at a tenth of what urllib3 and http.client take for it.
+"""One more GET or HEAD on a connection that is open already, at a tenth of what urllib3 and http.client take for it.
 
 They build and parse headers as mail has them, which costs as much as receiving some MB does. Whatever is not the
-ordinary answer to a ranged GET (a refusal, a body in chunks) is left to http.client, and connecting to urllib3.
+ordinary answer (a refusal, a body in chunks) is left to http.client, and connecting to urllib3.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Reply:
         self.received = self.received[count:]
         return count
 
-    def refusal(self) -> bytes:
-        """The body of an answer that is an error, as far as it may matter; the connection is given back."""
+    def content(self) -> bytes:
+        """The body, where it is that of an error as far as it may matter; the connection is given back."""
         content = bytearray(self.received)
         piece = memoryview(bytearray(_READ_BYTES))
         finished = False
@@ -78,12 +78,12 @@ class Reply:
         self._pool._put_conn(self._connection)  # noqa: SLF001
 
 
-def ask(pool: HTTPConnectionPool, target: str, headers: Mapping[str, str]) -> Reply | None:
-    """The answer to a GET; None where no connection is open, or the request is none that may be sent.
+def ask(pool: HTTPConnectionPool, method: str, target: str, headers: Mapping[str, str]) -> Reply | None:
+    """The answer to a GET or HEAD; None where no connection is open, or the request is none that may be sent.
 
     ``pool``: of ``pool_classes``. Raises OSError and HTTPException; the connection is closed then.
     """
-    request = _request(target, headers)
+    request = _request(method, target, headers)
     connection: Any = pool._get_conn() if request else None  # noqa: SLF001
     if connection is None:
         return None
@@ -93,7 +93,7 @@ def ask(pool: HTTPConnectionPool, target: str, headers: Mapping[str, str]) -> Re
     try:
         connection.hold_for_abort()
         connection.sock.sendall(request)
-        return _reply(pool, connection)
+        return _reply(pool, connection, method)
     except BaseException:
         connection.close()
         pool._put_conn(connection)  # noqa: SLF001
@@ -108,15 +108,19 @@ def receiver(sock: Any) -> Callable[[memoryview], int]:
     return sock.recv_into  # type: ignore[no-any-return]
 
 
-def _request(target: str, headers: Mapping[str, str]) -> bytes:
+def _request(method: str, target: str, headers: Mapping[str, str]) -> bytes:
     """Empty for a header that is not one line of ASCII."""
-    lines = [f"GET {target} HTTP/1.1", "Accept-Encoding: identity", *(f"{name}: {headers[name]}" for name in headers)]
+    lines = [
+        f"{method} {target} HTTP/1.1",
+        "Accept-Encoding: identity",
+        *(f"{name}: {headers[name]}" for name in headers),
+    ]
     if not all(line.isascii() and line.isprintable() for line in lines):
         return b""
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def _reply(pool: HTTPConnectionPool, connection: Any) -> Reply:
+def _reply(pool: HTTPConnectionPool, connection: Any, method: str) -> Reply:
     sock = connection.sock
     data = b""
     while _END not in data:
@@ -128,10 +132,13 @@ def _reply(pool: HTTPConnectionPool, connection: Any) -> Reply:
             raise http.client.LineTooLong("the head of the answer")
     head, _, first = data.partition(_END)
     status, headers = _parsed(head)
+    if status == 200 and method == "HEAD":
+        keep = _keeps(head, headers) and not first
+        return Reply(status, headers, b"", lambda _view: 0, pool, connection, lambda: keep)
     if status in {200, 206} and "transfer-encoding" not in headers and headers.get("content-length", "").isdecimal():
-        keep = head.startswith(b"HTTP/1.1 ") and headers.get("connection", "").lower() != "close"
+        keep = _keeps(head, headers)
         return Reply(status, headers, first, receiver(sock), pool, connection, lambda: keep)
-    response = http.client.HTTPResponse(_Replayed(data, receiver(sock)), method="GET")  # type: ignore[arg-type]
+    response = http.client.HTTPResponse(_Replayed(data, receiver(sock)), method=method)  # type: ignore[arg-type]
     response.begin()
     headers = {name.lower(): value for name, value in response.headers.items()}
 
@@ -140,6 +147,11 @@ def _reply(pool: HTTPConnectionPool, connection: Any) -> Reply:
         return not response.read(1) and not response.will_close
 
     return Reply(response.status, headers, b"", response.readinto, pool, connection, finish)
+
+
+def _keeps(head: bytes, headers: Mapping[str, str]) -> bool:
+    """Whether the server takes another request on the connection."""
+    return head.startswith(b"HTTP/1.1 ") and headers.get("connection", "").lower() != "close"
 
 
 def _parsed(head: bytes) -> tuple[int, dict[str, str]]:

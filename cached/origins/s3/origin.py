@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ class S3Origin:
 
         def begin(body: Body) -> None:
             with failures.typed(item.path, expected_version=item.version):
-                answer = shared.ranged_gets(self._location.bucket).get(request)
+                answer = shared.objects(self._location.bucket).get(request)
             body.begin(answer.raw)
             if not same_version(item.version, answer.fields):
                 raise failures.changed(item.path, item.version, marker(answer.fields))
@@ -196,15 +196,12 @@ class S3Origin:
                 self._one_object = one
         return bool(self._one_object)
 
-    def _head(self, key: str, path: str) -> dict[str, Any]:
-        connection, failures = self._connected()
+    def _head(self, key: str, path: str) -> Mapping[str, Any]:
+        shared, failures = self._taken(), self._connected()[1]
         with failures.typed(path):
-            answer: dict[str, Any] = connection.client.head_object(
-                Bucket=self._location.bucket, Key=key, ChecksumMode="ENABLED"
-            )
-        return answer
+            return shared.objects(self._location.bucket).head({"Bucket": self._location.bucket, "Key": key})
 
-    def _part_sizes(self, key: str, path: str, fields: dict[str, Any]) -> tuple[int, ...] | None:
+    def _part_sizes(self, key: str, path: str, fields: Mapping[str, Any]) -> tuple[int, ...] | None:
         """Sizes of the parts of a composite checksum; None, and a line in the log, where the server does not tell."""
         try:
             sizes = self._ask_part_sizes(key, path, fields)
@@ -220,7 +217,7 @@ class S3Origin:
             return None
         return sizes
 
-    def _ask_part_sizes(self, key: str, path: str, fields: dict[str, Any]) -> tuple[int, ...]:
+    def _ask_part_sizes(self, key: str, path: str, fields: Mapping[str, Any]) -> tuple[int, ...]:
         connection, failures = self._connected()
         request: dict[str, Any] = {
             "Bucket": self._location.bucket, "Key": key, "ObjectAttributes": ["ObjectParts", "ETag"], "MaxParts": 1000,
@@ -241,7 +238,7 @@ class S3Origin:
         return tuple(sizes)
 
 
-def _described(path: str, fields: dict[str, Any], checksums: tuple[OriginChecksum, ...] = ()) -> OriginObject:
+def _described(path: str, fields: Mapping[str, Any], checksums: tuple[OriginChecksum, ...] = ()) -> OriginObject:
     size = fields.get("Size", fields.get("ContentLength"))
     if size is None:
         raise OriginError(

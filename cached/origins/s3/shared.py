@@ -6,8 +6,8 @@ import os
 import threading
 
 from cached.origins.s3.client import Connection
+from cached.origins.s3.objects import Objects
 from cached.origins.s3.options import S3Options
-from cached.origins.s3.ranged import RangedGets
 
 _Key = tuple[S3Options, frozenset[tuple[str, str]]]
 
@@ -20,14 +20,14 @@ class SharedConnection:
         self.connection = Connection(options)
         self.users = 0
         self._lock = threading.Lock()
-        self._ranged: dict[str, RangedGets] = {}
+        self._objects: dict[str, Objects] = {}
 
-    def ranged_gets(self, bucket: str) -> RangedGets:
+    def objects(self, bucket: str) -> Objects:
         """Those of a bucket."""
         with self._lock:
-            found = self._ranged.get(bucket)
+            found = self._objects.get(bucket)
             if found is None:
-                found = self._ranged[bucket] = RangedGets(self.connection)
+                found = self._objects[bucket] = Objects(self.connection)
             return found
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
 import structlog
+import uvloop
 
 pytest_plugins = ["tests.cloud_servers", "tests.fault.plugin", "tests.servers"]
 
@@ -37,6 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "project", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
     hypothesis.settings.load_profile("project")
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The daemon's loop, which is stricter than asyncio's own with whoever writes to what is closed."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(autouse=True)

@@ -124,6 +124,10 @@ class _Run:
             self._outcome.problems += crew.end()
         self._outcome.problems += crew.tally.wrong
         self._rest()
+        self._outcome.problems += [
+            f"the daemon met what nobody foresaw: {line['exception']}"
+            for line in self._daemon.log_events("internal.traceback", all_starts=True)
+        ]
 
     def _warm_up(self) -> None:
         """One of each: what is imported at the first use is not growth."""

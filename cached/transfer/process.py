@@ -218,7 +218,8 @@ class MoverProcess(Mover):
 
     def _write(self, line: bytes) -> None:
         assert self._stdin is not None  # noqa: S101 - connected
-        self._stdin.write(line)
+        if not self._stdin.is_closing():  # uvloop raises once the pipe broke, where asyncio ignores that
+            self._stdin.write(line)
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)

@@ -62,6 +62,24 @@ async def test_work_of_a_killed_mover_is_done_by_another(files: Files) -> None:
         assert pool.restarts == len(heard) == 1
 
 
+async def test_what_is_given_to_a_dead_mover_whose_end_was_not_seen_yet_is_done_by_another(files: Files) -> None:
+    content = content_of(MIB)
+    source = files.memory(MIB, content)
+    async with pool_of(movers=1, threads=4) as pool:
+        await pool.run(Checksum(source, 0, MIB))
+        (first,) = pool.pids
+        os.kill(first, signal.SIGKILL)
+        os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+        tickets = [pool.submit(Checksum(source, 0, MIB))]
+        await asyncio.sleep(0)  # enough for the loop to close the pipe that broke
+        tickets += [pool.submit(Checksum(source, 0, MIB)) for _ in range(3)]
+        assert pool.pids == (first,)
+        for ticket in tickets:
+            assert_moved(await ticket.future, content)
+        assert first not in pool.pids
+        assert pool.restarts == 1
+
+
 async def test_a_job_that_outlives_three_movers_is_given_up(files: Files, tmp_path, monkeypatch) -> None:
     source = files.memory(MIB, content_of(MIB))
     fake = tmp_path / "python"

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cached_client.connection import ANSWER_S
 from cached_client.errors import CacheError, PermissionDeniedError, daemon_unavailable, error_of_reason
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ FILES_PER_REQUEST = 64
 
 _ANSWER_BYTES = 64 * 1024
 _TIMEOUT_S = 30.0
-"""For an answer, and for a place among the connections."""
+"""For an answer, by one who has a place among the connections; that is waited for as long as for any call's answer."""
 _FIRST_WAIT_S, _LAST_WAIT_S = 0.01, 0.5
 
 
@@ -49,7 +50,7 @@ class DescriptorClient:
     """One connection to the descriptor socket, for one thread at a time. Use it in a ``with`` block."""
 
     def __init__(self, path: Path) -> None:
-        """Connects. Raises DaemonUnavailableError, or PermissionDeniedError if the socket's mode forbids it."""
+        """Connects. Raises CacheError: nobody is there, or has a place, or the mode of the socket forbids it."""
         self._path = path
         self._served = False
         self._waits = _Waits()
@@ -67,8 +68,8 @@ class DescriptorClient:
         """Yields ``(index, descriptor)`` for each file, in order; each descriptor is the caller's to close.
 
         They arrive in batches, so that a model of any number of files needs few of them open at once. Those that were
-        received but not taken are closed when the iteration is left. Raises CacheError as the daemon does, and
-        DaemonUnavailableError if it goes away.
+        received but not taken are closed when the iteration is left. Raises CacheError as the daemon does,
+        DaemonUnavailableError if it goes away, and NotReadyError if it never had a place for this connection.
         """
         for at in range(0, len(indices), FILES_PER_REQUEST):
             batch = indices[at : at + FILES_PER_REQUEST]
@@ -99,13 +100,14 @@ class DescriptorClient:
             self._socket.settimeout(_TIMEOUT_S)
             try:
                 self._socket.connect(os.fspath(self._path))
+            except BlockingIOError as error:  # too many wait to be accepted
+                self._socket.close()
+                self._wait(error)
             except OSError as error:
                 self._socket.close()
-                # Too many wait to be accepted.
-                if isinstance(error, BlockingIOError) and self._waits.another():
-                    continue
                 raise self._translated(error) from error
-            return
+            else:
+                return
 
     def _asked(self, request: dict[str, object]) -> tuple[bytes, list[int], int]:
         while True:
@@ -114,9 +116,9 @@ class DescriptorClient:
                 answer = _receive(self._socket)
             except OSError as error:
                 # A connection that is refused may be gone before what was sent by it is read.
-                refused = isinstance(error, (ConnectionResetError, BrokenPipeError)) and not self._served
-                if not (refused and self._waits.another()):
+                if self._served or not isinstance(error, (ConnectionResetError, BrokenPipeError)):
                     raise self._translated(error) from error
+                self._wait(error)
             else:
                 self._served = self._served or not _is_refused_for_now(answer[0])
                 if self._served or not self._waits.another():
@@ -142,12 +144,21 @@ class DescriptorClient:
             )
         return daemon_unavailable(str(self._path), error.strerror or str(error))
 
+    def _wait(self, error: OSError) -> None:
+        """For a place. Raises NotReadyError when it was long enough."""
+        if not self._waits.another():
+            raise error_of_reason(
+                "UNAVAILABLE",
+                f"the descriptor socket {self._path} had no place for one more connection for {ANSWER_S:g} s",
+                hint="try again when fewer workers start at once on this host",
+            ) from error
+
 
 class _Waits:
     """The waits for a place: longer and longer, none like another's, and an end to them."""
 
     def __init__(self) -> None:
-        self._end_s = time.monotonic() + _TIMEOUT_S
+        self._end_s = time.monotonic() + ANSWER_S
         self._wait_s = _FIRST_WAIT_S
 
     def another(self) -> bool:

@@ -30,7 +30,7 @@ from tests.invariants import check_at_rest, wrong_blobs
 
 CALLS = (
     "chmod", "fallocate", "fchmod", "fcntl", "fdatasync", "fsync", "ftruncate", "linkat", "mkdir", "openat", "pwrite64",
-    "rename", "renameat2", "rmdir", "sendmsg", "sendto", "symlink", "unlink", "write",
+    "rename", "renameat2", "rmdir", "sendmsg", "symlink", "unlink", "write",
 )  # fmt: skip
 """All that the daemon itself makes to change what outlives it, to answer, and to hand out."""
 POINTS = int(os.environ.get("FAULT_POINTS", "14"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cached_client import descriptors
 from cached_client.descriptors import FILES_PER_REQUEST, DescriptorClient, locate
 from cached_client.errors import CacheError, DaemonUnavailableError, NotFoundError, NotReadyError
 
@@ -172,3 +174,44 @@ def test_who_finds_no_place_asks_again_on_another_connection(tmp_path: Path) -> 
     thread.join(20)
     listener.close()
     assert psutil.Process().num_fds() < before + 1
+
+
+def test_who_never_finds_a_place_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptors, "ANSWER_S", 0.2)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(0)
+        waiting: list[socket.socket] = []
+        with contextlib.suppress(BlockingIOError):
+            while True:  # nobody is accepted, and before long nobody may wait for it
+                waiting.append(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK))
+                waiting[-1].connect(str(tmp_path / "s"))
+        before = psutil.Process().num_fds()
+        with pytest.raises(NotReadyError, match=r"no place for one more connection for 0\.2 s"):
+            DescriptorClient(tmp_path / "s")
+        assert psutil.Process().num_fds() == before
+    for connection in waiting:
+        connection.close()
+
+
+def test_whose_connections_are_all_closed_unread_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptors, "ANSWER_S", 0.2)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+
+    listener.settimeout(0.05)
+    ended = threading.Event()
+
+    def serve():
+        while not ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                listener.accept()[0].close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with DescriptorClient(tmp_path / "s") as client, pytest.raises(NotReadyError, match="no place"):
+        list(client.fetch("t", [7]))
+    ended.set()
+    thread.join(20)
+    listener.close()

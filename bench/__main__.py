@@ -81,6 +81,10 @@ def _run(name: str, arguments: argparse.Namespace, console: Console) -> bool:
         result = _measure(name, options)
     if result is None:
         return False
+    measured = result.contests or any(table.rows for table in result.tables)
+    if not (measured or result.unavailable):
+        console.print(f"{name} has no contest {', '.join(sorted(options.contests))}: nothing was measured")
+        return False
     show_part(console, result)
     if arguments.out or not (arguments.quick or arguments.only):
         console.print(f"written: {_write(result, arguments.out or FOLDER, keep=bool(arguments.contests))}")

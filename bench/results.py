@@ -202,9 +202,13 @@ class PartResult:
 
 
 def merged(old: PartResult, new: PartResult) -> PartResult:
-    """``new``, with those contests, tables and requirements of ``old`` that it does not have."""
+    """``new``, with those contests, rows of tables and requirements of ``old`` that it does not have."""
     contests = {item.name: item for item in (*old.contests, *new.contests)}
-    tables = {item.name: item for item in (*old.tables, *new.tables)}
+    tables = {item.name: item for item in old.tables}
+    for item in new.tables:
+        before = tables.get(item.name, item)
+        rows = {row[0]: row for row in (*before.rows, *item.rows)}
+        tables[item.name] = dataclasses.replace(item, rows=[*rows.values()])
     requirements = {item.text: item for item in (*old.requirements, *new.requirements)}
     return dataclasses.replace(
         new, contests=[*contests.values()], tables=[*tables.values()], requirements=[*requirements.values()]

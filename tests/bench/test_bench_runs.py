@@ -49,3 +49,10 @@ def test_parts_are_listed_and_one_that_does_not_exist_is_refused():
     refused = bench("nosuch")
     assert refused.returncode == 2
     assert "there is no part nosuch" in refused.stdout
+
+
+def test_a_contest_that_does_not_exist_is_refused_and_nothing_is_written(tmp_path):
+    refused = bench("streaming", "--quick", "--contests", "nosuch", "--out", tmp_path / "results", "--dir", tmp_path)
+    assert refused.returncode == 1
+    assert "streaming has no contest nosuch" in refused.stdout
+    assert not (tmp_path / "results").exists()

@@ -132,7 +132,10 @@ def test_what_was_not_measured_again_stays():
     old.contests.append(Contest("other", "Another", []))
     new.contests[0].when = "today"
     new.requirements = [Requirement("small", 2.0, 3.0, at_least=False)]
+    old.tables = [FigureTable("times", "Times", ["of", "s"], [["race", 9], ["other", 2]])]
+    new.tables = [FigureTable("times", "Times", ["of", "s"], [["race", 8]])]
     both = merged(old, new)
+    assert [table.rows for table in both.tables] == [[["race", 8], ["other", 2]]]
     assert [(item.name, item.when) for item in both.contests] == [("race", "today"), ("other", "")]
     assert [(item.text, item.figure) for item in both.requirements] == [("fast | enough", 4.0), ("small", 2.0)]
 

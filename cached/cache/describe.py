@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from cached.cache.explainer import Explainer, Worths
 from cached.cache.hot_set import HotSet
@@ -13,7 +14,7 @@ from cached.cache.loader import Loader
 from cached.cache.pulls import Pulls
 from cached.cache.registry import Model
 from cached.cache.services import Services
-from cached.index import ModelRecord, PartRecord
+from cached.index import PartRecord
 from cached.leases import LeaseTable
 from cached.level import Level
 from cached.manifest import Manifest
@@ -31,12 +32,10 @@ from cached.types import (
 from cached.units import chunk_count
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A model as it was listed, and what may have changed since without the registry's count of changes."""
+class _Row(NamedTuple):
+    """A model as it was listed, and all that the listing was made of."""
 
-    record: ModelRecord
-    lease_count: int
+    of: tuple[object, ...]
     summary: ModelSummary
 
 
@@ -70,10 +69,10 @@ class Describer:
         self._started_s = services.clock.monotonic_s()
 
     def summaries(self) -> tuple[ModelSummary, ...]:
-        """Every known model, by name. Those unchanged since the last time are not looked at again."""
+        """Every known model, by name. The summary of one that did not change is the same object as the last time."""
         registry, worths = self._services.registry, self._explainer.worths()
         unchanged = self._rows_at == registry.changes and self._rows_worths is worths
-        before, self._rows = self._rows if unchanged else {}, {}
+        before, self._rows = self._rows, {}
         self._rows_at, self._rows_worths = registry.changes, worths
         moving = self._moving()
         summaries = []
@@ -81,12 +80,23 @@ class Describer:
             if name in moving:
                 summaries.append(self.summary(model))
                 continue
-            row, lease_count = before.get(name), self._leases.count(name)
-            if row is None or row.record is not model.record or row.lease_count != lease_count:
-                row = _Row(model.record, lease_count, self.summary(model))
+            row, of = before.get(name), (model.record, self._leases.count(name))
+            if row is None or not unchanged or row.of[:2] != of:
+                whole = (*of, *self._told_of(model))
+                if row is None or row.of != whole:
+                    row = _Row(whole, self.summary(model))
             self._rows[name] = row
             summaries.append(row.summary)
         return tuple(summaries)
+
+    def _told_of(self, model: Model) -> tuple[object, ...]:
+        """All that a summary tells of a model of which nothing is moving, but its record and leases: cheaper to get."""
+        registry, manifest = self._services.registry, model.current
+        settings = (model.catalog, model.tier, model.tenant, manifest)
+        if manifest is None:
+            return settings
+        present, is_quarantined = registry.present(manifest), registry.is_quarantined(manifest)
+        return (*settings, present, is_quarantined, self._explainer.worth_s(manifest))
 
     def _moving(self) -> set[str]:
         """The models of which something changes unseen by the registry: they are looked at each time."""

@@ -43,13 +43,18 @@ class Explainer:
         level = next((level for level in _LEVELS if registry.bytes_at(manifest, level)), None)
         if level is None:
             return 0.0
-        return self.worths().get(level, {}).get((manifest.name, manifest.revision), 0.0)
+        known = self._worths.get(level, {}).get((manifest.name, manifest.revision))
+        return self.worths(at_once=known is None).get(level, {}).get((manifest.name, manifest.revision), 0.0)
 
-    def worths(self) -> Worths:
-        """What all revisions are worth: counted in one go, the same object until it is counted again after a while."""
+    def worths(self, *, at_once: bool = False) -> Worths:
+        """What all revisions are worth, at most a second ago: the same object until it is counted again, in one go.
+
+        ``at_once``: count what changed now, as far as that is affordable.
+        """
         changes, now_s = self._services.registry.changes, self._services.clock.monotonic_s()
         counted, counted_s = self._worths_of
-        if (counted != changes or now_s - counted_s >= _FRESH_S) and now_s >= self._rest_until_s:
+        is_due = now_s - counted_s >= _FRESH_S or (at_once and counted != changes)
+        if is_due and now_s >= self._rest_until_s:
             began_s = time.thread_time()
             snapshot = self._evictor.snapshot()
             self._worths = {level: worths(snapshot, level, now_s) for level in snapshot.levels}

@@ -44,6 +44,8 @@ class Registry:
         self.blobs: dict[str, Blob] = {}
         self.changes = 0
         """Grows whenever a model, a revision or a blob, or where one is, changes, and when uses are written down."""
+        self._moves = 0
+        """Grows whenever a blob comes to a level or leaves one, or what is there is confirmed or doubted."""
         self.tenants: Mapping[str, Mapping[Level, str]] = {}
         """Name → what each level gives to the models of a tenant together: a size, or a share of the level."""
         self._time_zone = time_zone
@@ -55,7 +57,7 @@ class Registry:
         """Digest → what of the blob is damaged and could not be mended."""
         self._used: set[str] = set()
         self._present: dict[tuple[str, str], Present] = {}
-        self._present_at = -1
+        self._present_at = 0
         self._counts: dict[Level, int] = {}
         self._counted_at = -1
 
@@ -242,6 +244,7 @@ class Registry:
         """Drops a revision that is at no level any more, and the blobs that only it had."""
         model = self.models[manifest.name]
         model.manifests.pop(manifest.revision, None)
+        self._present.pop((manifest.name, manifest.revision), None)
         self._write(lambda: self._index.delete_manifest(manifest.name, manifest.revision))
         kept = {entry.digest for other in self.manifests() for entry in other.files}
         for digest in {entry.digest for entry in manifest.files} - kept:
@@ -274,7 +277,7 @@ class Registry:
 
     def found(self, digest: str, level: Level) -> None:
         """A known blob was found at a level, where an earlier daemon left it; in L1 it is yet to be confirmed."""
-        self.changes += 1
+        self._moved()
         if level is Level.L1:
             self.blobs[digest].l1 = Presence.UNCONFIRMED
         else:
@@ -282,7 +285,7 @@ class Registry:
 
     def landed(self, record: BlobRecord, level: Level) -> None:
         """A blob was committed or confirmed at a level."""
-        self.changes += 1
+        self._moved()
         blob = self.learn(record)
         if level is Level.L1:
             blob.l1 = Presence.CONFIRMED
@@ -301,18 +304,22 @@ class Registry:
 
     def doubt(self, digest: str) -> None:
         """A blob in L1 is known to be damaged: whoever attaches next has it confirmed again, and so mended."""
-        self.changes += 1
+        self._moved()
         if self.blobs[digest].l1 is Presence.CONFIRMED:
             self.blobs[digest].l1 = Presence.UNCONFIRMED
 
     def lost(self, digest: str, level: Level) -> None:
         """A blob left a level."""
-        self.changes += 1
+        self._moved()
         blob = self.blobs[digest]
         if level is Level.L1:
             blob.l1 = Presence.ABSENT
         else:
             blob.l2 = False
+
+    def _moved(self) -> None:
+        self.changes += 1
+        self._moves += 1
 
     def manifests(self) -> Iterator[Manifest]:
         """Every known revision of every model."""
@@ -324,21 +331,21 @@ class Registry:
         return [self.blobs[digest] for digest in dict.fromkeys(entry.digest for entry in manifest.files)]
 
     def present(self, manifest: Manifest) -> Present:
-        """Where a revision's bytes are; counted once, until something changes."""
-        if self._present_at != self.changes:
+        """Where a revision's bytes are; counted once, until a blob moves."""
+        if self._present_at != self._moves:
             self._present.clear()
-            self._present_at = self.changes
+            self._present_at = self._moves
         key = (manifest.name, manifest.revision)
         if key not in self._present:
             self._present[key] = Present.of(self.blobs_of(manifest))
         return self._present[key]
 
     def blob_count(self, level: Level) -> int:
-        """How many blobs are at a level; counted once, until something changes."""
-        if self._counted_at != self.changes:
+        """How many blobs are at a level; counted once, until one moves."""
+        if self._counted_at != self._moves:
             in_l1 = sum(blob.l1 is not Presence.ABSENT for blob in self.blobs.values())
             self._counts = {Level.L1: in_l1, Level.L2: sum(blob.l2 for blob in self.blobs.values())}
-            self._counted_at = self.changes
+            self._counted_at = self._moves
         return self._counts[level]
 
     def bytes_at(self, manifest: Manifest, level: Level) -> int:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from cached.config import load_config
 from cached.errors import CachedError, InUseError
 from cached.level import Level
 from cached.metrics import Metrics
-from cached.types import Client, Complete, Opened, Peer, Tier
+from cached.types import Client, Complete, Opened, Peer, RevisionState, Tier
 
 MODELS = 5
 OPERATIONS = 120
@@ -78,6 +79,16 @@ class History:
                 if error.reason not in EXPECTED:
                     raise
                 self.answers[error.reason] += 1
+            self.check_list(cache)
+
+    def check_list(self, cache: ModelCache) -> None:
+        """What a list keeps from the one before is what it would say afresh; values may be a second old."""
+        for summary in cache.list_models():
+            afresh = cache.describe(summary.name).summary
+            if afresh.state is RevisionState.PULLING:
+                continue  # a list says what is there, a description what may be used
+            assert replace(summary, worth_s=0.0) == replace(afresh, worth_s=0.0)
+            assert (summary.worth_s > 0) == (afresh.worth_s > 0)
 
     async def operation(self, cache: ModelCache) -> None:
         number = self.random.randrange(MODELS)

@@ -66,6 +66,21 @@ def test_what_is_counted_once_is_what_is_there(registry: Registry) -> None:
         check()
 
 
+def test_what_is_written_of_a_model_is_no_reason_to_count_again_where_it_is(registry: Registry) -> None:
+    (digest, *_) = SIZES
+    whole = manifest(digest)
+    registry.landed(record(digest), Level.L1)
+    registry.add_manifest(whole)
+    counted = registry.present(whole)
+    registry.update(registry.models["m"], pinned=True)
+    assert registry.present(whole) is counted
+    registry.doubt(digest)
+    assert registry.present(whole) is not counted
+    registry.lost(digest, Level.L1)
+    registry.forget_revision(whole)
+    assert registry.blob_count(Level.L1) == 0
+
+
 def test_a_use_changes_nothing_and_is_written_later(registry: Registry, tmp_path: Path) -> None:
     model = registry.known("m")
     registry.update(model, source="file:///m")

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import structlog
+
 from cached.cache.pace import Pace, Written
 from cached.cache.services import Services
-from cached.errors import CachedError, IntegrityError, LevelError, MoverError, NotFoundError
+from cached.errors import CachedError, IntegrityError, LevelError, MoverError, NotFoundError, UnavailableError
 from cached.level import Level
 from cached.levels.base import FileRef
 from cached.manifest import BlobRecord
@@ -22,6 +24,8 @@ _WIDTH = 2
 
 _PRIORITY_BEHIND = 1_000_000_000
 """Arriving bytes go first; lower is sooner."""
+
+_log = structlog.get_logger(__name__)
 
 
 class Persist:
@@ -83,7 +87,7 @@ class Persist:
         await self._guarded(*(work() for _ in range(_WIDTH)))
 
     async def finish(self, record: BlobRecord) -> bool:
-        """Commits the copy as the blob. False, with the level marked degraded, when anything failed on the way."""
+        """Commits the copy as the blob. False when anything failed on the way, with the level marked degraded."""
         if self.error is None:
             try:
                 await self._services.storage.commit(Level.L2, self._ingest_id, record)
@@ -94,6 +98,9 @@ class Persist:
             self._services.l2_written(record.digest)
             return True
         self.abandon()
+        if isinstance(self.error, UnavailableError):  # the daemon ends: the next one writes it
+            _log.info("l2.write_put_off", digest=record.digest, why=str(self.error))
+            return False
         self._services.unwritten.add(record.digest)
         self._services.failures.report(
             "l2.write_failed",

@@ -185,7 +185,7 @@ class Resolver:
 
         An authority that refuses, or says that there is nothing, has been reached.
         """
-        if not model.manifests:
+        if not (model.current and self._services.registry.is_here(model.current)):
             self._services.runner.prepare(Prepare(chain))
         try:
             return await self._look(model, chain, _remembered(model, chain))

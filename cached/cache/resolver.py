@@ -19,7 +19,7 @@ from cached.errors import (
     OriginError,
     OriginUnavailableError,
 )
-from cached.manifest import revision_of
+from cached.manifest import Manifest, revision_of
 from cached.origins.base import OriginObject, OriginSpec
 from cached.origins.registry import check_scheme, pinned_spec
 from cached.origins.selection import select
@@ -56,6 +56,10 @@ class Models(Protocol):
 
     def known(self, name: str) -> Model:
         """The model of this name, made known if it is new."""
+        ...
+
+    def is_here(self, manifest: Manifest) -> bool:
+        """True if every blob of a revision is at some local level, so that it needs no origin."""
         ...
 
 

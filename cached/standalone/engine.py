@@ -18,6 +18,7 @@ from cached.clock import Clock, SystemClock
 from cached.config import Config, origin_defaults
 from cached.errors import CachedError, InvalidRequestError
 from cached.index import ModelRecord
+from cached.manifest import Manifest
 from cached.metrics import Metrics
 from cached.refs import Ref
 from cached.transfer.chain import Chains
@@ -47,6 +48,10 @@ class KnownModels:
     def known(self, name: str) -> Model:
         """See Models."""
         return self._models.setdefault(name, Model(ModelRecord(name)))
+
+    def is_here(self, _manifest: Manifest) -> bool:
+        """See Models. There is no level, so nothing is."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)

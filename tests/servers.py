@@ -200,6 +200,7 @@ class RcloneS3(S3Server):
             path = self.folder / bucket / key
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
+        self.client().list_buckets()  # one that has only begun to listen may not hear signals yet, and end by this one
         self._process.send_signal(signal.SIGHUP)
         deadline_s = time.monotonic() + 30
         for key, data in objects.items():

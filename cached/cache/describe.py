@@ -14,7 +14,7 @@ from cached.cache.loader import Loader
 from cached.cache.pulls import Pulls
 from cached.cache.registry import Model
 from cached.cache.services import Services
-from cached.index import PartRecord
+from cached.index import ModelRecord, PartRecord
 from cached.leases import LeaseTable
 from cached.level import Level
 from cached.manifest import Manifest
@@ -33,9 +33,9 @@ from cached.units import chunk_count
 
 
 class _Row(NamedTuple):
-    """A model as it was listed, and all that the listing was made of."""
+    """A model as it was listed, and all that the listing was made of: its record, its leases, and what else is told."""
 
-    of: tuple[object, ...]
+    of: tuple[ModelRecord, int, tuple[object, ...]]
     summary: ModelSummary
 
 
@@ -70,7 +70,13 @@ class Describer:
 
     def summaries(self) -> tuple[ModelSummary, ...]:
         """Every known model, by name. The summary of one that did not change is the same object as the last time."""
-        registry, worths = self._services.registry, self._explainer.worths()
+        worths = self._explainer.worths()
+        summaries = self._listed(worths)
+        # One that had no value yet had all counted: rows of one list tell values of one count.
+        return summaries if self._explainer.worths() is worths else self.summaries()
+
+    def _listed(self, worths: Worths) -> tuple[ModelSummary, ...]:
+        registry = self._services.registry
         unchanged = self._rows_at == registry.changes and self._rows_worths is worths
         before, self._rows = self._rows, {}
         self._rows_at, self._rows_worths = registry.changes, worths
@@ -80,17 +86,17 @@ class Describer:
             if name in moving:
                 summaries.append(self.summary(model))
                 continue
-            row, of = before.get(name), (model.record, self._leases.count(name))
-            if row is None or not unchanged or row.of[:2] != of:
-                whole = (*of, *self._told_of(model))
-                if row is None or row.of != whole:
-                    row = _Row(whole, self.summary(model))
+            row = before.get(name)
+            told = row.of[-1] if row is not None and unchanged else self._told_of(model)
+            of = (model.record, self._leases.count(name), told)
+            if row is None or row.of != of:
+                row = _Row(of, self.summary(model))
             self._rows[name] = row
             summaries.append(row.summary)
         return tuple(summaries)
 
     def _told_of(self, model: Model) -> tuple[object, ...]:
-        """All that a summary tells of a model of which nothing is moving, but its record and leases: cheaper to get."""
+        """All that a summary tells of a model of which nothing is moving, but its record and leases: cheap to get."""
         registry, manifest = self._services.registry, model.current
         settings = (model.catalog, model.tier, model.tenant, manifest)
         if manifest is None:

@@ -43,13 +43,14 @@ class Explainer:
         level = next((level for level in _LEVELS if registry.bytes_at(manifest, level)), None)
         if level is None:
             return 0.0
-        known = self._worths.get(level, {}).get((manifest.name, manifest.revision))
-        return self.worths(at_once=known is None).get(level, {}).get((manifest.name, manifest.revision), 0.0)
+        key = (manifest.name, manifest.revision)
+        worth_s = self.worths().get(level, {}).get(key)
+        return worth_s if worth_s is not None else self.worths(at_once=True).get(level, {}).get(key, 0.0)
 
     def worths(self, *, at_once: bool = False) -> Worths:
         """What all revisions are worth, at most a second ago: the same object until it is counted again, in one go.
 
-        ``at_once``: count what changed now, as far as that is affordable.
+        ``at_once``: if anything changed, it is counted now, unless that was costly a moment ago.
         """
         changes, now_s = self._services.registry.changes, self._services.clock.monotonic_s()
         counted, counted_s = self._worths_of

@@ -87,7 +87,7 @@ class Persist:
         await self._guarded(*(work() for _ in range(_WIDTH)))
 
     async def finish(self, record: BlobRecord) -> bool:
-        """Commits the copy as the blob. False when anything failed on the way, with the level marked degraded."""
+        """Commits the copy as the blob. False when the daemon ends, or anything failed: the level is degraded then."""
         if self.error is None:
             try:
                 await self._services.storage.commit(Level.L2, self._ingest_id, record)

@@ -45,7 +45,7 @@ class Registry:
         self.changes = 0
         """Grows whenever a model, a revision or a blob, or where one is, changes, and when uses are written down."""
         self._moves = 0
-        """Grows whenever a blob comes to a level or leaves one, or what is there is confirmed or doubted."""
+        """Grows whenever a blob comes to a level, is confirmed, doubted or lost there, and a revision comes or goes."""
         self.tenants: Mapping[str, Mapping[Level, str]] = {}
         """Name → what each level gives to the models of a tenant together: a size, or a share of the level."""
         self._time_zone = time_zone
@@ -57,7 +57,7 @@ class Registry:
         """Digest → what of the blob is damaged and could not be mended."""
         self._used: set[str] = set()
         self._present: dict[tuple[str, str], Present] = {}
-        self._present_at = 0
+        self._present_at = -1
         self._counts: dict[Level, int] = {}
         self._counted_at = -1
 
@@ -232,6 +232,7 @@ class Registry:
         """Records a revision whose blobs are all known, and makes it the current one."""
         model = self._model(manifest.name)
         model.manifests[manifest.revision] = manifest
+        self._moved()
         self._write(lambda: self._index.put_manifest(manifest))
         self.update(model, current_revision=manifest.revision, last_error="")
 
@@ -244,7 +245,7 @@ class Registry:
         """Drops a revision that is at no level any more, and the blobs that only it had."""
         model = self.models[manifest.name]
         model.manifests.pop(manifest.revision, None)
-        self._present.pop((manifest.name, manifest.revision), None)
+        self._moved()
         self._write(lambda: self._index.delete_manifest(manifest.name, manifest.revision))
         kept = {entry.digest for other in self.manifests() for entry in other.files}
         for digest in {entry.digest for entry in manifest.files} - kept:

@@ -150,25 +150,3 @@ async def test_a_mover_that_cannot_be_ended_hangs_the_disk_that_it_works_on(host
         assert "l2" in services.degraded
         gone.set_result(None)
         await until(lambda: "l2" not in services.degraded, "the disk to answer")
-
-
-async def test_what_was_still_to_be_written_when_the_daemon_ended_is_no_fault_of_l2_and_is_written_by_the_next(
-    host: Host,
-) -> None:
-    host.add("m")
-    async with host.run() as cache:
-        slots = cache._parts.services.write_slots
-        while not slots.locked():
-            await slots.acquire()
-        await pull(cache, "m", wait=False)
-        await until(lambda: in_l1(cache, "m"), "it to be in L1")
-        await cache._parts.pool.close(1)
-        for _ in range(8):
-            slots.release()
-        await until(lambda: not cache.stats().active_load_count, "the load to end")
-        assert "l2.write_failed" not in kinds(cache)
-        assert not cache.stats().degraded
-        assert not shown(cache, "m").summary.l2_bytes
-    async with host.run() as cache:
-        host.clock.pass_by(61)
-        await until(lambda: shown(cache, "m").summary.l2_bytes > 0, "it to be written")

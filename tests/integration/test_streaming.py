@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
 import cached_client
+from cached.cache import build
 from cached.origins.base import OriginSpec
 from cached.transfer.jobs import Prepare
+from cached.transfer.pool import MoverPool
 from cached.units import CHUNK_BYTES
 from cached_client._proto import cached_pb2 as pb
 from tests.integration.harness import DEADLINE_S
+from tests.integration.hosts import Host, MovedClock, pull
 from tests.integration.mover_support import pool_of, until
 from tests.integration.support import MB, Site, model_files, sha256, total_bytes
 
@@ -146,3 +150,27 @@ async def test_all_movers_are_started_for_an_origin_that_is_about_to_be_read() -
         await until(lambda: not pool.in_flight, "refused")
         assert pool.pids == pids
         assert pool.restarts == 0
+
+
+async def test_movers_open_an_origin_while_it_is_listed_unless_nothing_is_missing_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[str] = []
+
+    class Recorded(MoverPool):
+        def prepare(self, job: Prepare) -> None:
+            prepared.append(job.origin.uri)
+            super().prepare(job)
+
+    monkeypatch.setattr(build, "MoverPool", Recorded)
+    host = Host(tmp_path, MovedClock("2026-11-20T07:00"))
+    host.add("m")
+    source = host.models["m"]["source"]
+    async with host.run() as cache:
+        await pull(cache, "m")
+        assert prepared == [source], "a new one"
+        await pull(cache, "m")
+        assert prepared == [source], "it is here"
+        await cache.evict("m", None)
+        await pull(cache, "m")
+        assert prepared == [source, source], "it is known, and is not here"

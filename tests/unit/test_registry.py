@@ -67,18 +67,26 @@ def test_what_is_counted_once_is_what_is_there(registry: Registry) -> None:
 
 
 def test_what_is_written_of_a_model_is_no_reason_to_count_again_where_it_is(registry: Registry) -> None:
-    (digest, *_) = SIZES
-    whole = manifest(digest)
-    registry.landed(record(digest), Level.L1)
+    first, second, _ = SIZES
+    whole = manifest(first)
+    for digest in (first, second):
+        registry.landed(record(digest), Level.L1)
     registry.add_manifest(whole)
     counted = registry.present(whole)
     registry.update(registry.models["m"], pinned=True)
     assert registry.present(whole) is counted
-    registry.doubt(digest)
-    assert registry.present(whole) is not counted
-    registry.lost(digest, Level.L1)
-    registry.forget_revision(whole)
-    assert registry.blob_count(Level.L1) == 0
+    registry.doubt(first)
+    assert not registry.present(whole).confirmed_in_l1
+
+
+def test_a_revision_that_has_other_content_is_counted_again_though_no_blob_moved(registry: Registry) -> None:
+    first, second, _ = SIZES
+    for digest in (first, second):
+        registry.landed(record(digest), Level.L1)
+    registry.add_manifest(manifest(first))
+    assert registry.present(manifest(first)).l1_bytes == SIZES[first]
+    registry.add_manifest(manifest(first, second))
+    assert registry.present(manifest(first, second)).l1_bytes == SIZES[first] + SIZES[second]
 
 
 def test_a_use_changes_nothing_and_is_written_later(registry: Registry, tmp_path: Path) -> None:

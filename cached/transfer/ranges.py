@@ -29,10 +29,14 @@ from cached.levels.files import level_error, level_errors, level_of, open_checke
 from cached.levels.memory import Mapping, allocate_pages, huge_buffer, open_mapping
 from cached.units import CHUNK_BYTES, MIB
 
-STEP_BYTES = 4 * MIB
-"""What one system call reads from or writes to a disk."""
+STEP_BYTES = 2 * MIB
+"""What one system call reads from or writes to a disk, and what is checksummed and copied at once after that.
+
+Several threads' steps together stay in the processor's last cache. Of 4 MiB they do not, and smaller ones, or a copy in
+more calls, pay more for waking up, for the interpreter and for the lock that tmpfs has on each file that is written.
+"""
 CACHED_BYTES = MIB // 2
-"""What is checksummed, and copied while it is still in the processor's cache. STEP_BYTES are a multiple of it."""
+"""What is checksummed, and copied while it is still in the core's own cache, where bytes come from memory."""
 
 _BLOCK_BYTES = 4096
 _KEPT_S = 10.0
@@ -176,23 +180,19 @@ def check_range(ref: FileRef, offset_bytes: int, length_bytes: int) -> None:
 
 
 def pieces(source: FileRef, offset_bytes: int, length_bytes: int, slab: memoryview) -> Iterator[memoryview]:
-    """The range in pieces of CACHED_BYTES at most, each valid until the next. Iterate to the end. May use ``slab``."""
+    """The range in pieces of STEP_BYTES at most, each valid until the next. Iterate to the end. May use ``slab``."""
     if source.memory and has_huge_pages(source):
         with _huge_view(source, offset_bytes, length_bytes) as view:
-            yield from _cut(view)
+            for at in range(0, length_bytes, CACHED_BYTES):
+                with view[at : at + CACHED_BYTES] as piece:
+                    yield piece
         return
     step_bytes = CACHED_BYTES if source.memory else STEP_BYTES
     with LocalFile(source) as file:
         for at in range(0, length_bytes, step_bytes):
-            with slab[: min(step_bytes, length_bytes - at)] as step:
-                file.read(offset_bytes + at, step)
-                yield from _cut(step)
-
-
-def _cut(view: memoryview) -> Iterator[memoryview]:
-    for at in range(0, len(view), CACHED_BYTES):
-        with view[at : at + CACHED_BYTES] as piece:
-            yield piece
+            with slab[: min(step_bytes, length_bytes - at)] as piece:
+                file.read(offset_bytes + at, piece)
+                yield piece
 
 
 def checksum(source: FileRef, offset_bytes: int, length_bytes: int, slab: memoryview) -> int:

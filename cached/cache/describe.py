@@ -72,7 +72,7 @@ class Describer:
         """Every known model, by name. The summary of one that did not change is the same object as the last time."""
         worths = self._explainer.worths()
         summaries = self._listed(worths)
-        # One that had no value yet had all counted: rows of one list tell values of one count.
+        # A model without a value had all counted again: the rows of one list tell values of one count.
         return summaries if self._explainer.worths() is worths else self.summaries()
 
     def _listed(self, worths: Worths) -> tuple[ModelSummary, ...]:

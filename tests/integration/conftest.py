@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def _site(request: pytest.FixtureRequest, tmp_path: Path, server: S3Server) -> I
         try:
             yield made
         finally:
-            # One that has failed is not told twice.
-            made.check = made.check and not request.node.stash.get(_FAILED, False)
+            # One that has failed is not told twice, and its objects stay to be looked at.
+            failed = request.node.stash.get(_FAILED, False)
+            made.check = made.check and not failed
             made.close()
+            if isinstance(server, RcloneS3) and not failed:
+                shutil.rmtree(server.folder / bucket)

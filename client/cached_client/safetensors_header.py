@@ -19,15 +19,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from json import JSONDecodeError, JSONDecoder
 from operator import itemgetter, ne, sub
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from cached_client.dtypes import DTYPES
 from cached_client.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 LENGTH_BYTES = 8
 """A file begins with the header's length in this many bytes."""
@@ -57,11 +58,14 @@ _DECODER = JSONDecoder()
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PLAIN_ENTRY = re.compile(
-    rf'( ?"([^"\\\x00-\x1f\x7f-\x9f]{{0,{MAX_NAME_CHARACTERS}}})": ?'
-    r'\{"dtype": ?"([A-Z0-9_]+)", ?"shape": ?\[([0-9, ]*)\], ?'
-    rf'"data_offsets": ?\[({_INTEGER}), ?({_INTEGER})\]\}}(?:,|\}} *\Z))'
+    rf' ?"([^"\\\x00-\x1f\x7f-\x9f]{{0,{MAX_NAME_CHARACTERS}}})": ?'
+    r'\{"dtype": ?"([A-Z0-9_]+", ?"shape": ?\[[0-9, ]*)\], ?'
+    rf'"data_offsets": ?\[({_INTEGER}), ?({_INTEGER})\]\}}(?:,|\}} *\Z)'
 )
 """A tensor as libraries write it, and what ends it: a comma, or the header's closing brace and padding.
+
+Its groups are the name, the dtype and shape with what stands between them (few kinds, however many tensors there are),
+and the two offsets.
 
 Every repetition in it ends where the next part begins, so a search takes time in proportion to the text.
 """
@@ -152,6 +156,8 @@ def _shown(text: str) -> str:
     return repr(text) if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]!r}…"
 
 
+_NEW_INFO: Callable[[Iterable[Any]], TensorInfo] = partial(tuple.__new__, TensorInfo)  # without a call in Python
+_NAME, _BEGIN, _END = (itemgetter(TensorInfo._fields.index(field)) for field in ("name", "begin", "end"))
 _PLACE = itemgetter(TensorInfo._fields.index("begin"), TensorInfo._fields.index("end"))
 
 
@@ -186,7 +192,8 @@ class _Parser:
             if self._at != len(self._text):
                 self._fail("something follows the closing brace")
             tensors.sort(key=_PLACE)
-        return Header({info.name: info for info in plain or tensors}, metadata, header_bytes)
+        infos = plain or tensors
+        return Header(dict(zip(map(_NAME, infos), infos, strict=True)), metadata, header_bytes)
 
     def _check_count(self, tensors: int) -> None:
         if tensors > MAX_TENSORS:
@@ -328,9 +335,11 @@ def _read_plain(text: str, at: int, header_bytes: int) -> list[TensorInfo] | Non
     """The tensors, in the order of their bytes, if all of ``text`` from ``at`` is a list of plain and valid entries."""
     if _PLAIN_ENTRY.match(text, at) is None:
         return None
-    entries, names, dtypes, shapes, from_texts, to_texts = zip(*_PLAIN_ENTRY.findall(text, at), strict=True)
-    # Entries that are together as long as the text have nothing between them. Only the last can end with the brace.
-    if sum(map(len, entries)) != len(text) - at or entries[-1].endswith(","):
+    # One flat list, of what stands between two entries and of an entry's groups: of a tuple for each entry, Python's
+    # garbage collector would take notice, and walk through the whole process.
+    parts = _PLAIN_ENTRY.split(text[at:])
+    between, names, kinds, from_texts, to_texts = (parts[group :: _PLAIN_ENTRY.groups + 1] for group in range(5))
+    if any(between) or text.endswith(","):  # only the last entry can end with the brace
         return None
     if len(set(names)) != len(names) or _METADATA in names:
         return None
@@ -339,31 +348,39 @@ def _read_plain(text: str, at: int, header_bytes: int) -> list[TensorInfo] | Non
     begins = [header_bytes + int(from_texts[0]), *ends[:-1]]
     if not in_order:
         begins = [header_bytes + offset for offset in map(int, from_texts)]
-    kinds = list(zip(dtypes, shapes, strict=True))
-    known = {kind: _plain_kind(*kind) for kind in set(kinds)}  # few, however many tensors there are
-    extents, sizes = zip(*map(known.__getitem__, kinds), strict=True)
-    if any(map(ne, sizes, map(sub, ends, begins))):
+    known = {kind: _plain_kind(kind) for kind in set(kinds)}
+    alike = list(map(known.__getitem__, kinds))
+    if any(map(ne, map(_SIZE, alike), map(sub, ends, begins))):
         return None
-    infos = [tuple.__new__(TensorInfo, row) for row in zip(names, dtypes, extents, begins, ends, strict=True)]
+    rows = zip(names, map(_DTYPE, alike), map(_SHAPE, alike), begins, ends, strict=True)
+    infos = list(map(_NEW_INFO, rows))
     if not in_order:
         infos.sort(key=_PLACE)
     return infos
 
 
-def _plain_kind(dtype: str, shape: str) -> tuple[tuple[int, ...], int | None]:
-    """A shape as numbers, and the bytes of such a tensor; None, which equals no size, if it is not valid."""
-    match = _INTEGERS.fullmatch(f"[{shape}]")
+_DTYPE, _SHAPE, _SIZE = map(itemgetter, range(3))
+
+
+def _plain_kind(kind: str) -> tuple[str, tuple[int, ...], int | None]:
+    """Dtype, shape, and the bytes of such a tensor; None, which equals no size, if that is not valid."""
+    dtype, _, rest = kind.partition('"')
+    match = _INTEGERS.fullmatch(rest[rest.index("[") :] + "]")
     if match is None or dtype not in DTYPES:
-        return (), None
-    extents = tuple(map(int, match[1].split(","))) if match[1] else ()
-    bits = _size_bits(dtype, extents)
-    return extents, None if bits is None or bits % 8 else bits // 8
+        return dtype, (), None
+    shape = tuple(map(int, match[1].split(","))) if match[1] else ()
+    bits = _size_bits(dtype, shape)
+    return dtype, shape, None if bits is None or bits % 8 else bits // 8
 
 
 def _check_cover(header: Header, file_size_bytes: int, path: str) -> None:
     """The tensors follow one another without overlap or hole, from the end of the header to the end of the file."""
+    infos = header.tensors.values()
+    ends = [header.header_bytes, *map(_END, infos)]
+    if ends[-1] == file_size_bytes and ends[:-1] == list(map(_BEGIN, infos)):
+        return
     expected = header.header_bytes
-    for info in header.tensors.values():
+    for info in infos:
         if info.begin != expected:
             what = "overlaps the one before it" if info.begin < expected else "leaves a hole before it"
             _refuse(path, f"tensor {_shown(info.name)} {what}", tensor=info.name[:200], key="data_offsets")

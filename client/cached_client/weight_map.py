@@ -12,7 +12,7 @@ def parse_weight_map(content: bytes) -> dict[str, str]:
     """The file of each tensor. Raises FormatError for anything else than an index."""
     try:
         weight_map = json.loads(content)["weight_map"]
-        if all(isinstance(path, str) for path in weight_map.values()):
+        if set(map(type, weight_map.values())) <= {str}:
             return dict(weight_map)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass

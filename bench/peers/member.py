@@ -73,10 +73,9 @@ class Member:
 
 def _memory() -> dict[str, int]:
     text = Path("/proc/self/smaps_rollup").read_text()
-    found = {
-        name: int(kib) * 1024 for name, kib in re.findall(r"^(Pss|Rss|Private_Dirty):\s+(\d+) kB", text, re.MULTILINE)
-    }
-    return {"pss_bytes": found["Pss"], "rss_bytes": found["Rss"], "own_bytes": found["Private_Dirty"]}
+    found = {name: int(kib) * 1024 for name, kib in re.findall(r"^(Pss|Rss|Anonymous):\s+(\d+) kB", text, re.MULTILINE)}
+    # Not Private_Dirty, which has the pages of a tmpfs file, too, as long as only one process maps them.
+    return {"pss_bytes": found["Pss"], "rss_bytes": found["Rss"], "own_bytes": found["Anonymous"]}
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ class PendingTensors:
 
     def __init__(self, tensors: Iterable[TensorInfo]) -> None:
         self._tensors = sorted(tensors, key=attrgetter("begin"))  # stable: an empty one stays before its neighbour
+        self._may_have_empty = True
 
     def __len__(self) -> int:
         return len(self._tensors)
@@ -88,3 +89,13 @@ class PendingTensors:
             taken += self._tensors[first:last]
             del self._tensors[first:last]
         return taken
+
+    def take_empty(self) -> list[TensorInfo]:
+        """Removes and returns those without bytes: nothing that arrives would ever have them in it."""
+        if not self._may_have_empty:
+            return []
+        self._may_have_empty = False
+        empty = [info for info in self._tensors if info.begin == info.end]
+        if empty:
+            self._tensors = [info for info in self._tensors if info.begin != info.end]
+        return empty

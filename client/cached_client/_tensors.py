@@ -86,6 +86,8 @@ def arriving(
             for span in (arrivals.spans(file_index) if pending.get(file_index) else ())
             if (infos := pending[file_index].take([span]))
         ]
+        # After the others, so that one whose neighbours are there comes in its place among them.
+        taken += [(file_index, infos) for file_index, left in pending.items() if (infos := left.take_empty())]
         finished = files is not None and len(pending) == len(files) and not any(pending.values())
         return taken if taken or finished else None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from safetensors.torch import save
 
 import cached_client
 from cached.units import CHUNK_BYTES
@@ -66,6 +68,19 @@ def test_only_the_bytes_of_what_is_selected_are_asked_of_the_server(site: Site) 
     assert site.proxy.get_bytes() == total_bytes(files) + heads(files, WEIGHTS), "then the rest, and nothing twice"
     assert site.check_served("m").from_level == "l1"
     assert site.summary("m").state == "ready"
+
+
+def test_a_tensor_without_bytes_is_there_with_nothing_fetched_for_it(site: Site) -> None:
+    tensors = {"a": torch.zeros(4), "empty": torch.empty(0, 3), "b": torch.ones(CHUNK_BYTES // 2)}
+    site.add("m", {WEIGHTS: save(tensors)})
+    site.start()
+    for only in (["empty"], ["empty", "b"], ["*"]):
+        with site.cache() as cache, cache.attach("m", only=only) as model:
+            state = model.state_dict(timeout_s=60)
+            assert list(state) == model.names()
+            assert state["empty"].shape == (0, 3)
+            assert {name for name, _ in model.stream(timeout_s=60)} == set(state)
+    site.evict("m")
 
 
 def test_of_a_sharded_model_only_the_files_that_its_index_names_are_looked_at(site: Site) -> None:

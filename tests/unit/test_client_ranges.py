@@ -63,3 +63,10 @@ def test_a_tensor_that_reaches_beyond_the_span_waits() -> None:
     pending = PendingTensors(tensors_of([4, 0, 4]))
     assert [info.name for info in pending.take([(0, 6)])] == ["0", "1"]
     assert [info.name for info in pending.take([(0, 8)])] == ["2"]
+
+
+def test_what_has_no_bytes_waits_for_none() -> None:
+    pending = PendingTensors(tensors_of([4, 0, 4, 0]))
+    assert [info.name for info in pending.take_empty()] == ["1", "3"]
+    assert len(pending) == 2
+    assert pending.take_empty() == []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from cached_client._ranges import RangeSet
-from cached_client.errors import CacheError, IntegrityError, TimeoutExpiredError
+from cached_client.errors import CacheError, IntegrityError, SuspendedError, TimeoutExpiredError
 from cached_client.types import DamagedRange, FileInfo, LoadReport
 
 if TYPE_CHECKING:
@@ -112,9 +112,16 @@ class Arrivals:
             for file, other in zip(self._files or (), mapped, strict=True):
                 file.mapped = other
 
+    def end(self) -> None:
+        """`failed`, since the model is closed. One that was suspended is so no longer."""
+        with self._changed:
+            if isinstance(self._error, SuspendedError):
+                self._error = None
+            self.failed(CacheError("the model was closed", hint="use it within its `with` block", reason="CLOSED"))
+
     def close(self) -> None:
-        """`failed`, and gives up the mappings."""
-        self.failed(CacheError("the model was closed", hint="use it within its `with` block", reason="CLOSED"))
+        """`end`, and gives up the mappings."""
+        self.end()
         with self._changed:
             for file in self._files or ():
                 file.mapped.close()

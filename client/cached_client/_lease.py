@@ -75,7 +75,9 @@ class Lease:
         self._lock = threading.RLock()  # a garbage collection within it may call `cancel`
         self._stopping = threading.Event()
         self._stream: grpc.Call | None = None
+        self._fetching: DescriptorClient | None = None
         self._held = False
+        self._in_callback = False
         self._delay_s = _FIRST_DELAY_S
         self._process_id = os.getpid()
         self._trace = trace_metadata()  # of whoever attaches: the stream is another thread's
@@ -96,9 +98,11 @@ class Lease:
             return
         with self._lock:
             self._stopping.set()
-            stream = self._stream
+            stream, fetching = self._stream, self._fetching
         if stream is not None:
             stream.cancel()
+        if fetching is not None:
+            fetching.interrupt()
 
     def stop(self) -> None:
         """Ends the lease; when it returns the daemon was told, if it lives. Idempotent."""
@@ -112,7 +116,8 @@ class Lease:
             except CacheError as error:
                 _log.debug("detach failed, the lease ends with its stream: %s", error)
         self.cancel()
-        if threading.current_thread() is not self._thread:
+        # The worker's own code is not waited for: it may be waiting for whoever calls this.
+        if threading.current_thread() is not self._thread and not self._in_callback:
             self._thread.join()
 
     def descriptors(self, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -123,8 +128,10 @@ class Lease:
                 yield from client.fetch(opened.token, indices)
 
     def request(self) -> pb.AttachRequest:
-        """What asks for exactly this revision, with the same options, from nothing."""
-        request = self._request_again()
+        """What asks for exactly this revision, with the same options and selection, from nothing."""
+        request = pb.AttachRequest()
+        request.CopyFrom(self._request)
+        request.ref = self._ref()
         request.resume = request.only_if_resident = False
         request.client_pid = os.getpid()
         return request
@@ -278,10 +285,16 @@ class Lease:
         _log.error("%s of %s is damaged in memory at %d", damage.path, self._ref(), damage.offset_bytes)
         if self._on_damaged is None:
             return
+        with self._lock:
+            if self._stopping.is_set():
+                return
+            self._in_callback = True
         try:
             self._on_damaged(damage)
         except Exception:  # noqa: BLE001 the callback is the worker's own; its failure must not cost the lease
             _log.exception("on_damaged raised")
+        finally:
+            self._in_callback = False
 
     def _map(self, opened: pb.Opened) -> list[MappedFile]:
         """The mappings of the opened files by index; a file whose segment is still the same keeps the one it has."""
@@ -304,9 +317,14 @@ class Lease:
         }
         if not sizes_bytes:
             return
-        with DescriptorClient(locate(opened.descriptor_socket, self._connection.path)) as client:
-            for index, descriptor in client.fetch(opened.token, list(sizes_bytes)):
-                yield index, MappedFile(descriptor, sizes_bytes[index])
+        path = locate(opened.descriptor_socket, self._connection.path)
+        with DescriptorClient(path, self._stopping) as client:
+            self._fetching = client
+            try:
+                for index, descriptor in client.fetch(opened.token, list(sizes_bytes)):
+                    yield index, MappedFile(descriptor, sizes_bytes[index])
+            finally:
+                self._fetching = None
 
 
 def _files_of(opened: pb.Opened) -> list[FileInfo]:

@@ -17,7 +17,6 @@ from mmap import PAGESIZE
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cached_client._arrivals import Arrivals, Deadline
 from cached_client._lease import Lease
 from cached_client._proto import cached_pb2 as pb
 from cached_client.connection import ANSWER_S
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Callable, Iterator, Mapping
 
+    from cached_client._arrivals import Arrivals, Deadline
     from cached_client._index import TensorIndex
     from cached_client.connection import Connection
     from cached_client.segment import MappedFile
@@ -60,10 +60,13 @@ class Suspended:
 def content_of(connection: Connection, request: pb.AttachRequest, arrivals: Arrivals, deadline: Deadline) -> Content:
     """What a complete model consists of. Waits for digests that are computed behind the arrival.
 
-    The digest of a file that is not whole on this host stays empty: its revision names it. Raises TimeoutExpiredError,
-    and as `Connection.call`.
+    The digest of a file that is not whole on this host stays empty: its revision names it. So do digests of a selection
+    that were not known when it was attached. Raises TimeoutExpiredError, the model's own error, and as
+    `Connection.call`.
     """
     content = {info.path: (info.size_bytes, info.sha256) for info in arrivals.infos()}
+    if request.HasField("selection") and not request.selection.rest_follows:
+        return content  # the daemon has no description of a model of which it has a part
     while not all(digest for _, digest in content.values()):
         left_s = deadline.left_s()
         timeout_s = ANSWER_S if left_s is None else max(left_s, _POLL_S)
@@ -79,6 +82,7 @@ def content_of(connection: Connection, request: pb.AttachRequest, arrivals: Arri
                 timeout_s=deadline.timeout_s,
             )
         time.sleep(_POLL_S)
+        arrivals.check()
     return content
 
 
@@ -130,14 +134,16 @@ def set_aside(suspended: Suspended) -> None:
 def bring_back(
     connection: Connection,
     suspended: Suspended,
+    arrivals: Arrivals,
     on_damaged: Callable[[DamagedRange], None] | None,
     deadline: Deadline,
-) -> tuple[Lease, Arrivals]:
+) -> Lease:
     """A new lease on the same content, mapped where it was. All or nothing: what it raises leaves no lease.
+
+    ``arrivals`` are the lease's, new; whoever ends them ends this.
 
     Raises IntegrityError if the content is another, and whatever an attach of that revision does.
     """
-    arrivals = Arrivals()
     lease = Lease(connection, suspended.request, arrivals, on_damaged)
     lease.start()
     try:
@@ -148,7 +154,7 @@ def bring_back(
         lease.stop()
         arrivals.close()
         raise
-    return lease, arrivals
+    return lease
 
 
 def _compare(suspended: Suspended, found: Content) -> None:

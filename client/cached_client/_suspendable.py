@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cached_client._arrivals import Deadline
+from cached_client._arrivals import Arrivals, Deadline
 from cached_client._suspend import bring_back, check_unchanged, prepare, set_aside
 from cached_client.errors import InUseError, SuspendedError
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import weakref
     from collections.abc import Callable
 
-    from cached_client._arrivals import Arrivals
     from cached_client._index import TensorIndex
     from cached_client._lease import Lease
     from cached_client._suspend import Suspended
@@ -28,7 +27,9 @@ class Suspendable:
     name: str
     revision: str
     _changing: threading.RLock
+    _closed: bool
     _suspended: Suspended | None
+    _coming: Arrivals | None  # while it is resumed, so that `close` need not wait for that
     _connection: Connection
     _lease: Lease
     _arrivals: Arrivals
@@ -91,7 +92,13 @@ class Suspendable:
             if self._suspended is None:
                 return
             suspended, deadline = self._suspended, Deadline(timeout_s)
-            lease, arrivals = bring_back(self._connection, suspended, self._on_damaged, deadline)
+            self._coming = arrivals = Arrivals()
+            if self._closed:
+                arrivals.end()
+            try:
+                lease = bring_back(self._connection, suspended, arrivals, self._on_damaged, deadline)
+            finally:
+                self._coming = None
             self._suspended = None
             self._take(lease, arrivals)
 

@@ -80,6 +80,7 @@ class Model(Suspendable):
         self._on_damaged = on_damaged
         self._changing = threading.RLock()  # held while it is suspended, resumed or closed
         self._suspended = None
+        self._coming = None
         self._closed = False
         self._take(lease, arrivals)
 
@@ -304,12 +305,7 @@ class Model(Suspendable):
         On a GPU the tensors of a file are views of one flat buffer, which is freed with the last of them. Waits until
         the model is complete. ``slices``, ``gpu`` and errors are those of `stream`.
         """
-        deadline = Deadline(timeout_s)
-        if slices is None and parse_device(device) is None:
-            arrived = all_tensors(self._arrivals, self._index, deadline, f"the tensors of {self.name}")
-            self._wait_complete(deadline)
-        else:
-            arrived = dict(self._tensors(device, Wanted(slices=slices), gpu or GpuOptions(), deadline))
+        arrived = self._all(device, Wanted(slices=slices), gpu or GpuOptions(), Deadline(timeout_s))
         names = self.names()
         return arrived if list(arrived) == names else {name: arrived[name] for name in names}
 
@@ -347,7 +343,7 @@ class Model(Suspendable):
         else:
             names = new_names(self.names(timeout_s), rename)
             wanted = Wanted(frozenset(names), slices)
-            arrived = dict(self._tensors(device, wanted, gpu or GpuOptions(), deadline))
+            arrived = self._all(device, wanted, gpu or GpuOptions(), deadline)
             tensors = {new: arrived[name] for name, new in names.items()}
         return fill(module, tensors, strict=strict, dtype=dtype)
 
@@ -356,10 +352,14 @@ class Model(Suspendable):
     def close(self) -> None:
         """Ends the lease: when this returns, the daemon was told. Idempotent.
 
-        Tensors that were handed out stay valid, unless the model is suspended.
+        Tensors that were handed out stay valid, unless the model is suspended. Whoever waits for it, in any thread,
+        hears of it at once.
         """
+        self._closed = True
+        for arrivals in filter(None, (self._arrivals, self._coming)):
+            arrivals.end()  # a thread that suspends or resumes the model may be waiting within the lock
         with self._changing:
-            self._closed, self._suspended = True, None
+            self._suspended = None
             if self._finalizer.detach() is not None:
                 self._device_loads.close()
                 self._lease.stop()
@@ -408,6 +408,24 @@ class Model(Suspendable):
         for name in sorted({*(wanted.names or ()), *sliced}):
             self._index.find(name, deadline)
         self._wait_complete(deadline)
+
+    def _all(
+        self, device: str | torch.device | None, wanted: Wanted, options: GpuOptions, deadline: Deadline
+    ) -> dict[str, torch.Tensor]:
+        """`_tensors` of a model that is complete by then.
+
+        Those on the CPU are windows on its bytes: if any were taken back meanwhile, all are made again, or raise.
+        """
+        on_cpu = parse_device(device) is None
+        while True:
+            revocations = self._arrivals.revocations
+            if on_cpu and wanted.names is None and wanted.slices is None:
+                arrived = all_tensors(self._arrivals, self._index, deadline, f"the tensors of {self.name}")
+                self._wait_complete(deadline)
+            else:
+                arrived = dict(self._tensors(device, wanted, options, deadline))
+            if not on_cpu or self._arrivals.revocations == revocations:
+                return arrived
 
     def _views(
         self, device: torch.device | None, wanted: Wanted, deadline: Deadline

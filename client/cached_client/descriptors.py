@@ -15,7 +15,9 @@ import json
 import os
 import random
 import socket
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +51,21 @@ def locate(announced: str, grpc_socket: Path) -> Path:
 class DescriptorClient:
     """One connection to the descriptor socket, for one thread at a time. Use it in a ``with`` block."""
 
-    def __init__(self, path: Path) -> None:
-        """Connects. Raises CacheError: nobody is there, or has a place, or the mode of the socket forbids it."""
+    def __init__(self, path: Path, stopping: threading.Event | None = None) -> None:
+        """Connects. Raises CacheError: nobody is there, or has a place, or the mode of the socket forbids it.
+
+        ``stopping``: once it is set, a place is not waited for any more; see `interrupt`, too.
+        """
         self._path = path
         self._served = False
-        self._waits = _Waits()
+        self._stopping = stopping or threading.Event()
+        self._waits = _Waits(self._stopping)
         self._connect()
+
+    def interrupt(self) -> None:
+        """Ends another thread's wait for an answer: it gets an error. ``stopping`` must be set before."""
+        with suppress(OSError):  # it is about to connect, and will see ``stopping``
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> Self:
         return self
@@ -107,6 +118,8 @@ class DescriptorClient:
                 self._socket.close()
                 raise self._translated(error) from error
             else:
+                if self._stopping.is_set():
+                    self.interrupt()
                 return
 
     def _asked(self, request: dict[str, object]) -> tuple[bytes, list[int], int]:
@@ -157,17 +170,18 @@ class DescriptorClient:
 class _Waits:
     """The waits for a place: longer and longer, none like another's, and an end to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, stopping: threading.Event) -> None:
+        self._stopping = stopping
         self._end_s = time.monotonic() + ANSWER_S
         self._wait_s = _FIRST_WAIT_S
 
     def another(self) -> bool:
-        """Waits; False at once when it was long enough."""
+        """Waits; False at once when it was long enough, or is to stop."""
         if time.monotonic() >= self._end_s:
             return False
-        time.sleep(self._wait_s * random.uniform(0.5, 1.5))  # noqa: S311 not a secret
+        stops = self._stopping.wait(self._wait_s * random.uniform(0.5, 1.5))  # noqa: S311 not a secret
         self._wait_s = min(2 * self._wait_s, _LAST_WAIT_S)
-        return True
+        return not stops
 
 
 def _is_refused_for_now(packet: bytes) -> bool:

@@ -104,6 +104,27 @@ def test_everything_goes_and_the_same_tensors_come_back_after_an_eviction(site: 
         del array, view
 
 
+def test_a_part_comes_back_as_that_part_whether_or_not_the_rest_is_there(site: Site) -> None:
+    expected = published(site)
+    site.start()
+    name = "layer.2.weight"
+    for whole in (False, True):
+        with site.cache() as cache:
+            if whole:
+                cache.attach("m", wait=True).close()
+            with cache.attach("m", only=["layer.2.*"], wait=True) as model:
+                tensor = model.tensor(name)
+                model.suspend()
+                if not whole:
+                    site.evict("m")
+                model.resume()
+                assert model.partial
+                assert model.names() == [name]
+                assert torch.equal(tensor, expected[name])
+                assert torch.equal(model.state_dict(timeout_s=60)[name], expected[name])
+                del tensor
+
+
 def test_the_daemon_may_be_another_one_by_then(site: Site) -> None:
     expected = published(site)
     site.start()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -306,6 +308,40 @@ def test_damage_is_reported_and_those_bytes_are_refused(daemon, cache, files_and
         assert torch.equal(model.tensor("layer.0.weight"), tensors["layer.0.weight"])
 
 
+def test_damage_before_the_end_of_a_state_dict_is_no_part_of_it(daemon, arriving, files_and_tensors) -> None:
+    files, _ = files_and_tensors
+    with ThreadPoolExecutor(1) as pool:
+        state = pool.submit(arriving.state_dict, timeout_s=20)
+        for path, content in files.items():
+            daemon.announce("m", path, 0, len(content))
+        eventually(lambda: "last_range" in arriving.timings and not state.done(), "all was announced")
+        daemon.damage("m", FIRST, len(files[FIRST]) - 8, 8)
+        eventually(lambda: arriving.damaged, "the damage is known")
+        daemon.complete("m")
+        with pytest.raises(IntegrityError, match="damaged"):
+            state.result(20)
+
+
+def test_a_callback_may_close_the_model_while_another_thread_does(daemon, cache) -> None:
+    files, _ = two_shards()
+    daemon.add("m", files)
+    damaged, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def on_damaged(_: object) -> None:
+        damaged.set()
+        go_on.wait(20)
+        model.close()
+        closed.set()
+
+    model = cache.attach("m", wait=True, on_damaged=on_damaged)
+    daemon.damage("m", FIRST, 0, 8)
+    assert damaged.wait(20)
+    model.close()  # the callback is not waited for
+    go_on.set()
+    assert closed.wait(20)
+    assert daemon.lease_count == 0
+
+
 def test_a_callback_that_raises_costs_nothing(daemon, cache, files_and_tensors, caplog) -> None:
     daemon.add("m", files_and_tensors[0])
 
@@ -393,6 +429,25 @@ def test_attach_can_give_up(daemon, cache, files_and_tensors) -> None:
     with pytest.raises(TimeoutExpiredError, match="the model m did not arrive within"):
         cache.attach("m", wait=True, timeout_s=0.2)
     eventually(lambda: daemon.lease_count == 0, "the lease was given back")
+
+
+def test_who_gives_up_does_not_wait_for_the_descriptor_socket(daemon, cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, _ = two_shards()
+    daemon.add("m", files)
+    asked, answer = threading.Event(), threading.Event()
+
+    def hang(connection: socket.socket, request: dict[str, object]) -> None:
+        asked.set()
+        answer.wait(60)
+
+    monkeypatch.setattr(daemon, "_answer", hang)
+    with ThreadPoolExecutor(1) as pool:
+        attach = pool.submit(cache.attach, "m", timeout_s=0.5)
+        assert asked.wait(20)
+        with pytest.raises(TimeoutExpiredError):
+            attach.result(20)  # a worker's own limit, and not the 30 seconds of an answer
+        assert not any(thread.name == "cached-lease" for thread in threading.enumerate())
+    answer.set()
 
 
 def test_without_a_daemon(tmp_path: Path) -> None:

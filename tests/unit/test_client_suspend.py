@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,34 @@ def test_a_segment_of_another_length_is_refused(daemon, cache) -> None:
             model.resume()
         assert model.suspended
         assert mapped() == 0
+
+
+def test_closing_waits_for_nobody_who_waits_to_suspend_or_to_resume(daemon, cache) -> None:
+    files, _ = two_shards()
+    daemon.add("m", files, arrived=False)
+    model = cache.attach("m")
+    with ThreadPoolExecutor(1) as pool:
+        suspending = pool.submit(model.suspend)
+        eventually(lambda: not model._changing.acquire(blocking=False) or model._changing.release(), "it waits")
+        model.close()
+        with pytest.raises(CacheError, match="closed"):
+            suspending.result(20)
+        daemon.complete("m")
+        model = cache.attach("m", wait=True)
+        model.suspend()
+        daemon.add("m", files, arrived=False)
+        resuming = pool.submit(model.resume)
+        eventually(lambda: len(daemon.attach_requests) == 3, "it is asked for again")
+        model.close()
+        with pytest.raises(CacheError, match="closed"):
+            resuming.result(20)
+    assert daemon.lease_count == 0
+
+
+def test_one_that_was_closed_while_suspended_says_so(daemon, cache) -> None:
+    files, _ = two_shards()
+    daemon.add("m", files)
+    with cache.attach("m", wait=True) as model:
+        model.suspend()
+    with pytest.raises(CacheError, match="was closed"):
+        model.names()

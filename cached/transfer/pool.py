@@ -41,6 +41,8 @@ _START_DELAY_S = 0.05
 _MAX_START_DELAY_S = 5.0
 _TEND_S = 1.0
 _SLOWEST_BYTES_PER_S = 20_000_000
+_SLOWEST_ORIGIN_BYTES_PER_S = 10_000
+"""A slow link's share for one of many ranges; one that is silent ends by its own timeout, and a straggler is hedged."""
 _KEYED_IDLE_FACTOR = 10
 _END_GRACE_S = 10.0
 _ABORT_S = 10.0
@@ -287,7 +289,8 @@ class MoverPool:
         return next((mover for mover in self._movers if key in mover.keys and not mover.ending), None)
 
     def _hand_over(self, ticket: Ticket, mover: Mover) -> None:
-        allowance_s = self._job_timeout_s + _size_bytes(ticket.job) / _SLOWEST_BYTES_PER_S
+        slowest = _SLOWEST_ORIGIN_BYTES_PER_S if isinstance(ticket.job, Fetch | Hedge) else _SLOWEST_BYTES_PER_S
+        allowance_s = self._job_timeout_s + _size_bytes(ticket.job) / slowest
         ticket.sent_s = self._clock.monotonic_s()
         ticket.deadline_s = ticket.sent_s + allowance_s
         if ticket.key is not None:

@@ -21,8 +21,6 @@ from cached.transfer.jobs import Group, Job, Result, Threads, Word
 
 _log = structlog.get_logger(__name__)
 
-_ANSWER_LIMIT_BYTES = 64 * 1024 * 1024
-"""The longest answer: a listing of some hundred thousand objects."""
 _PIPE_GRACE_S = 0.5
 UNKILLABLE_S = 60.0
 """A mover that was killed and has not ended by then waits in the kernel for a disk that hangs: nobody waits for it."""
@@ -143,7 +141,7 @@ class MoverProcess(Mover):
         self._patience: asyncio.TimerHandle | None = None
         self._pidfd = os.pidfd_open(popen.pid)
         self._loop.add_reader(self._pidfd, self._on_exit)
-        self._answers = asyncio.StreamReader(limit=_ANSWER_LIMIT_BYTES)
+        self._answers = asyncio.StreamReader(limit=wire.ANSWER_LIMIT_BYTES)
         self._errors = asyncio.StreamReader()
         self._transports: list[asyncio.BaseTransport] = []
         self._stdin: asyncio.WriteTransport | None = None
@@ -249,7 +247,7 @@ class MoverProcess(Mover):
         try:
             line = await self._answers.readline()
         except ValueError as error:
-            raise MoverError(f"an answer was longer than {_ANSWER_LIMIT_BYTES} bytes") from error
+            raise MoverError(f"an answer was longer than {wire.ANSWER_LIMIT_BYTES} bytes") from error
         return line if line.endswith(b"\n") else b""
 
     async def _log_errors(self) -> None:

@@ -13,12 +13,15 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
-from cached.errors import CachedError, MoverError
+from cached.errors import CachedError, InvalidRequestError, MoverError
 from cached.transfer.jobs import Job, Result, Word
 
 _JOBS: dict[str, type] = {kind.__name__: kind for kind in get_args(Job)}
 _SIMPLE = frozenset({str, int, float, bool, type(None)})
 _RESULTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Result)}
+
+ANSWER_LIMIT_BYTES = 64 * 1024 * 1024
+"""The longest answer: a listing of some hundred thousand objects."""
 
 READY_LINE = b'{"ready": true}\n'
 """What a mover says first, once it can take jobs."""
@@ -46,8 +49,17 @@ def decode_job(line: bytes) -> tuple[int, Job | Word]:
 
 
 def encode_result(request_id: int, result: Result) -> bytes:
-    """The line that answers a request with a result."""
-    return _line({"id": request_id, "kind": type(result).__name__, "result": _plain(result)})
+    """The line that answers a request with a result. Raises InvalidRequestError for one that is too long.
+
+    The daemon would take such a line for nonsense, end the mover with all that it works on, and ask another one.
+    """
+    line = _line({"id": request_id, "kind": type(result).__name__, "result": _plain(result)})
+    if len(line) > ANSWER_LIMIT_BYTES:
+        raise InvalidRequestError(
+            f"this answer has {len(line)} bytes, and {ANSWER_LIMIT_BYTES} are the most: {type(result).__name__}",
+            hint="hundreds of thousands of objects lie below that place: name the model's own folder",
+        )
+    return line
 
 
 def encode_error(request_id: int, error: CachedError) -> bytes:

@@ -22,6 +22,7 @@ from cached.transfer import process
 from cached.transfer.jobs import (
     Checksum,
     Copy,
+    Fetch,
     Hash,
     Hashed,
 )
@@ -109,6 +110,24 @@ async def test_a_mover_that_hangs_is_replaced(files: Files) -> None:
         assert_moved(await running, content)
         assert hanging not in pool.pids
         assert pool.restarts == 1
+
+
+async def test_what_comes_slowly_from_an_origin_is_not_taken_for_what_hangs(files: Files) -> None:
+    """A range's share of a slow link may be a few kilobytes a second; one that is silent ends by its own timeout."""
+    content = content_of(MIB)
+    item = files.object("slow", content)
+    clock = MovableClock()
+    async with pool_of(movers=1, threads=1, clock=clock) as pool:
+        await pool.run(Checksum(files.memory(MIB, content), 0, MIB))
+        slow = pool.pids[0]
+        os.kill(slow, signal.SIGSTOP)
+        running = asyncio.create_task(pool.run(Fetch(files.spec, item, 0, MIB, files.memory(MIB))))
+        await until(lambda: pool.in_flight == 1, "handed over")
+        clock.ahead_s = 400.0  # of 300 s, and 1 MiB at 10 kB/s
+        await asyncio.sleep(2.5)  # looked at twice
+        os.kill(slow, signal.SIGCONT)
+        assert_moved(await running, content)
+        assert pool.restarts == 0
 
 
 async def test_the_niceness_of_movers_is_absolute_and_of_all_their_threads(files: Files) -> None:

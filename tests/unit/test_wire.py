@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cached.errors import CachedError, IntegrityError, MoverError, NoRoomError, all_errors
+from cached.errors import CachedError, IntegrityError, InvalidRequestError, MoverError, NoRoomError, all_errors
 from cached.levels.base import FileRef
 from cached.origins.base import OriginChecksum, OriginObject, OriginSpec
 from cached.transfer import wire
@@ -187,3 +187,12 @@ def test_anything_else_is_no_job(line):
 def test_anything_else_is_no_answer(line):
     with pytest.raises(MoverError):
         wire.decode_answer(line)
+
+
+def test_an_answer_that_is_too_long_is_refused_where_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = Listing((OriginObject("a" * 2000, 1, "v"),))
+    monkeypatch.setattr(wire, "ANSWER_LIMIT_BYTES", 2000)
+    with pytest.raises(InvalidRequestError, match=r"has \d+ bytes, and 2000 are the most: Listing") as caught:
+        wire.encode_result(1, listing)
+    assert not caught.value.retryable
+    assert "folder" in caught.value.hint

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cached_client.artifacts.archive import EXCLUDED, scan
 from cached_client.artifacts.environment import environment_key
 from cached_client.artifacts.store import Missed, Restored, Saved, restore, save
-from cached_client.errors import CacheError
+from cached_client.errors import ArtifactError, CacheError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,7 +54,8 @@ def compile_cache(
     arguments. ``save_new=False`` only restores. A block that raises saves nothing.
 
     A cache that does not work must not keep a worker from starting: failures of restore and save are logged as
-    warnings, and are in ``error``; with ``strict`` they are raised.
+    warnings, and are in ``error``; with ``strict`` they are raised. Where the directory cannot be made, nothing is set
+    in the environment and nothing is saved.
     """
     made = environment_key(model, engine, revision=revision, engine_version=engine_version, device=device)
     place = Path(directory) if directory is not None else _default_directory(model, engine)
@@ -97,6 +98,7 @@ class CompileCache:
         self._exclude = exclude
         self._timeout_s = timeout_s
         self._seen: frozenset[tuple[str, int]] = frozenset()
+        self._has_directory = True
         self._base = ""
         self._before: dict[str, str | None] = {}
 
@@ -110,10 +112,15 @@ class CompileCache:
             _log.info("compile cache restored: %s", self.restored)
         elif self.restored is not None:
             _log.info("no compile cache to restore: %s", self.restored.reason)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        # What was there before, by restore or otherwise. After a miss all of it is worth saving.
-        self._seen = self._files() if self._base else frozenset()
-        if self._set_environment:
+        try:
+            self._make_directory()
+            # What was there before, by restore or otherwise. After a miss all of it is worth saving.
+            self._seen = self._files() if self._base else frozenset()
+        except ArtifactError as error:
+            self._failed("made ready", error)
+        # A compiler that is pointed to a folder that cannot be there fails; its own default may work.
+        self._has_directory = os.path.isdir(self.directory)  # Path.is_dir raises where it may not look
+        if self._set_environment and self._has_directory:
             self._enter_environment()
         return self
 
@@ -127,8 +134,10 @@ class CompileCache:
     def save(self) -> Saved | None:
         """Saves now if anything is new since the restore or the last save; for a worker that never leaves the block.
 
-        None where nothing is new, or the save failed (see ``error``).
+        None where nothing is new, or the save failed or the directory could not be made (see ``error``).
         """
+        if not self._has_directory:
+            return None
         try:
             files = self._files()
             if files <= self._seen:
@@ -145,6 +154,17 @@ class CompileCache:
             self._base = self.saved.sha256
         _log.info("compile cache saved: %s", self.saved)
         return self.saved
+
+    def _make_directory(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArtifactError(
+                f"the directory {self.directory} cannot be made: {error.strerror or error}",
+                hint="choose a directory on a local disk with room, that this user may write to",
+                path=self.directory,
+                cause=error.strerror,
+            ) from error
 
     def _files(self) -> frozenset[tuple[str, int]]:
         members, _ = scan(self.directory, self._exclude)

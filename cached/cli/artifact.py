@@ -99,7 +99,7 @@ def save(options: Globals, /, folder: Path, replace: bool, timeout: float | None
         print_json(asdict(saved))
         return
     for path in saved.left_out:
-        say(f"left out: {path} (no regular file)")
+        say(f"left out: {path} (no regular file, or a path that no restore takes)")
     what = f"{saved.files} files, {format_size(saved.size_bytes)}"
     words = {
         "stored": f"saved {what} in {format_duration(saved.seconds)} as {saved.name}",

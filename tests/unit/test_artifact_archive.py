@@ -96,6 +96,17 @@ def test_locks_unfinished_files_and_links_stay_out(tmp_path):
     assert left_out == ("fifo", "folder-link", "link")
 
 
+def test_a_path_that_no_restore_takes_stays_out_and_the_longest_that_it_takes_comes_back(tmp_path):
+    deep, long = "a/" * 31, ("b" * 204 + "/") * 4 + "c" * 203
+    assert (len(deep.split("/")), len(long)) == (32, 1023)
+    kept = {f"{deep}f": b"1", f"{long}c": b"2"}
+    folder = fill(tmp_path / "in", kept | {f"{deep}a/f": b"3", f"{long}cc": b"4", f"{long[:-1]}üü": b"5"})
+    _, left_out = scan(folder)
+    assert set(left_out) == {f"{deep}a/f", f"{long}cc", f"{long[:-1]}üü"}
+    assert restored(packed(folder), tmp_path / "out") == (2, 0)
+    assert contents(tmp_path / "out") == kept
+
+
 def test_an_empty_or_missing_directory_is_refused(tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(ArtifactError, match="nothing to save"):

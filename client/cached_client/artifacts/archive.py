@@ -26,7 +26,12 @@ EXCLUDED = (".cached-restore.*", "*.lock", "*.tmp", ".tmp*", "tmp.*", "__pycache
 """What compilers leave beside what they made: locks, unfinished files, byte code (which depends on times)."""
 _BLOCK_BYTES = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK_BYTES)
-_MAX_FILES = 100_000
+
+# What an archive may hold: a save keeps to it, for a restore refuses whatever does not.
+MAX_FILES = 100_000
+_MAX_PATH_BYTES = 1024
+_MAX_PART_BYTES = 255
+_MAX_DEPTH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,8 @@ def scan(directory: Path, exclude: Sequence[str] = EXCLUDED) -> tuple[tuple[Memb
     """The regular files below a directory by path, and what was left out though nobody excluded it.
 
     ``exclude``: patterns on the name of a file or folder. Links, sockets, devices and empty folders are left out; links
-    are not followed. Raises ArtifactError if the directory cannot be read, or holds too many files.
+    are not followed. So are paths that `unpack` would refuse. Raises ArtifactError if the directory cannot be read, or
+    holds too many files.
     """
     members: list[Member] = []
     left_out: list[str] = []
@@ -77,16 +83,23 @@ def _scan(folder: str, prefix: str, exclude: Sequence[str], members: list[Member
                 members.append(Member(path, found.st_size, bool(found.st_mode & stat.S_IXUSR)))
             else:
                 left_out.append(path)
-            if len(members) > _MAX_FILES:
+            if len(members) > MAX_FILES:
                 raise ArtifactError(
-                    f"there are more than {_MAX_FILES} files below {folder}",
+                    f"there are more than {MAX_FILES} files below {folder}",
                     hint="name the directory of one compile cache", path=folder,
                 )  # fmt: skip
 
 
 def _is_plain(path: str) -> bool:
-    """Whether every host can have a file of this name."""
-    return path.isprintable() and "\\" not in path
+    """Whether every host can have a file of this path, and a restore takes it."""
+    return path.isprintable() and "\\" not in path and not is_too_long(path)
+
+
+def is_too_long(path: str) -> bool:
+    """Whether a relative path is longer than one in an archive may be, in bytes, in parts, or in one of them."""
+    encoded = path.encode("utf-8", "surrogatepass")
+    parts = encoded.split(b"/")
+    return len(encoded) > _MAX_PATH_BYTES or len(parts) > _MAX_DEPTH or max(map(len, parts)) > _MAX_PART_BYTES
 
 
 class Archive:

@@ -67,7 +67,7 @@ class Saved:
 
     ``outcome``: ``stored``; ``same`` (it was there); ``other`` (another archive of this key is current, and stays);
     ``busy`` (somebody else is saving this key). ``sha256`` and ``size_bytes`` are those of this directory's archive.
-    ``left_out``: links and the like, which are never saved.
+    ``left_out``: links, overlong paths and the like, which are never saved.
     """
 
     name: str

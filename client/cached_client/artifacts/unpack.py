@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cached_client.artifacts.archive import MAX_FILES, is_too_long
 from cached_client.errors import ArtifactError, IntegrityError
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from typing import IO
 
 _PREFIX = ".cached-restore."
-_MAX_FILES = 100_000
-_MAX_PATH_BYTES = 1024
-_MAX_PART_BYTES = 255
-_MAX_DEPTH = 32
 _MAX_PATH_RECORD_BYTES = 16 * 1024
 _COPY_BYTES = 1 << 20
 _STALE_S = 3600.0
@@ -157,21 +154,20 @@ def _parse_octal(octal: bytes) -> int:
 def _check(member: tarfile.TarInfo, seen: set[str], total_bytes: int, max_bytes: int, folder: Path) -> None:
     """Raises IntegrityError unless the member is a plain file with a plain name within the bounds."""
     name = member.name
-    parts = name.split("/")
     if member.type != tarfile.REGTYPE or member.issparse() or member.linkname:
         raise _refused(name, "it is no regular file")
     if member.mode & ~0o755 or not member.mode & 0o400:
         raise _refused(name, f"its mode is {member.mode:o}")
-    if len(parts) > _MAX_DEPTH or len(name.encode("utf-8", "surrogatepass")) > _MAX_PATH_BYTES:
+    if is_too_long(name):
         raise _refused(name, "its path is too long")
-    if any(part in {"", ".", ".."} or len(part.encode("utf-8", "surrogatepass")) > _MAX_PART_BYTES for part in parts):
+    if any(part in {"", ".", ".."} for part in name.split("/")):
         raise _refused(name, "its path leads elsewhere")
     if not name.isprintable() or "\\" in name:
         raise _refused(name, "its path has control characters")
     if name in seen:
         raise _refused(name, "it is there twice")
-    if len(seen) >= _MAX_FILES or total_bytes > max_bytes or member.size < 0:
-        raise _refused(name, f"it holds more than {_MAX_FILES} files or {max_bytes} bytes")
+    if len(seen) >= MAX_FILES or total_bytes > max_bytes or member.size < 0:
+        raise _refused(name, f"it holds more than {MAX_FILES} files or {max_bytes} bytes")
     data_filter = getattr(tarfile, "data_filter", None)  # Python's own rules, where this one has them
     if data_filter is not None:
         try:

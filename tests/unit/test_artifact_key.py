@@ -15,6 +15,7 @@ from cached.errors import ConfigError, IntegrityError, InvalidRequestError, NotF
 from cached.origins.base import OriginObject
 from cached.refs import artifact_digest, artifact_name
 from cached_client.artifacts import Difference, differences, environment_key
+from cached_client.errors import InvalidRequestError as ClientInvalidRequestError
 
 KEY = {"model": "m", "engine": "torch", "engine_version": "2.13"}
 SHA = "ab" * 32
@@ -167,3 +168,9 @@ def test_nvidia_smi_that_fails_is_no_gpu(tmp_path, monkeypatch):
 def test_an_unknown_device_is_refused():
     with pytest.raises(ValueError, match="not a device"):
         environment_key("m", "vllm", device="tpu")
+
+
+@pytest.mark.parametrize("value", [2, 0, None, b"2", "\ud800"])
+def test_a_field_of_ones_own_is_a_text(value):
+    with pytest.raises(ClientInvalidRequestError, match=r"'tp' of the key .* is no text"):
+        environment_key("m", "vllm", device="cpu", tp=value)

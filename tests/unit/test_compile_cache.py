@@ -10,7 +10,7 @@ import pytest
 import cached_client
 from cached_client import artifacts
 from cached_client.artifacts import Missed, Restored, session
-from cached_client.errors import ArtifactError
+from cached_client.errors import ArtifactError, InvalidRequestError
 
 
 @pytest.fixture
@@ -65,3 +65,16 @@ def test_a_directory_that_cannot_be_read_after_the_restore_is_told(cache, tmp_pa
     with begun(cache, tmp_path / "d") as entered:
         assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "d" / "triton")
     assert isinstance(entered.error, ArtifactError)
+
+
+@pytest.mark.parametrize("wrong", [{"tp": 2}, {"tp": None}, {"tp": b"2"}, {"tp": "\ud800"}, {2: "tp"}])
+def test_a_key_that_is_no_dictionary_of_texts_is_refused_by_its_field(cache, tmp_path, caplog, wrong):
+    key = {"model": "m", "engine": "e", **wrong}
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "kernel.so").write_bytes(b"1")
+    for refused in (artifacts.restore, artifacts.save):
+        with pytest.raises(InvalidRequestError, match=f"{next(iter(wrong))!r} of the key .* is no text"):
+            refused(cache, tmp_path / "d", key)
+    with artifacts.compile_cache(cache, model="m", engine="e", directory=tmp_path / "d", key=key) as entered:
+        assert isinstance(entered.error, InvalidRequestError)
+    assert {record.levelname for record in caplog.records} == {"WARNING"}

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cached_client.errors import InvalidRequestError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -36,7 +38,8 @@ def environment_key(
     ``model`` and ``engine`` are names of your choice; ``engine_version`` is that of the installed package ``engine``
     unless it is given. ``device``: ``cpu`` leaves the GPU out, ``cuda`` requires one, ``auto`` takes one that is
     visible (CUDA_VISIBLE_DEVICES counts). ``extra`` adds fields (dtype, tensor-parallel size, …) or replaces one found
-    here; an empty text removes it. Raises ValueError for another device, or ``cuda`` without one.
+    here; an empty text removes it. Raises ValueError for another device, or ``cuda`` without one, and
+    InvalidRequestError for a value that is no text.
 
     Fields: model, revision, engine, engine_version, python (implementation and ABI), torch, triton, cuda (torch's),
     libc, machine, cpu (what the processor can do, with a digest of all its flags), gpu, gpu_arch, driver.
@@ -44,6 +47,7 @@ def environment_key(
     if device not in {"auto", "cpu", "cuda"}:
         msg = f"{device!r} is not a device; use auto, cpu or cuda"
         raise ValueError(msg)
+    check_texts(extra)
     found = {
         "model": model,
         "revision": revision,
@@ -64,6 +68,25 @@ def environment_key(
             raise ValueError(msg)
         found |= _of_gpus(gpus)
     return {name: value for name, value in {**found, **extra}.items() if value}
+
+
+def check_texts(key: Mapping[str, str]) -> None:
+    """Raises InvalidRequestError unless names and values are texts: gRPC says of another only that it is a bad one.
+
+    What else a key needs is the daemon's to say.
+    """
+    for name, value in key.items():
+        if not _is_text(name) or not _is_text(value):
+            raise InvalidRequestError(
+                f"{name!r} of the key of a compile artifact is {value!r}, which is no text",
+                hint='a key is a flat dictionary of texts: write {"tp": "2"}',
+                value=value,
+            )
+
+
+def _is_text(value: object) -> bool:
+    """Whether it can be sent as one: half a surrogate pair cannot."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _version(package: str) -> str:

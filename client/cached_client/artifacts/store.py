@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cached_client.artifacts.archive import EXCLUDED, Archive
+from cached_client.artifacts.environment import check_texts
 from cached_client.artifacts.unpack import unpack
 from cached_client.errors import IntegrityError, NotFoundError
 
@@ -110,6 +111,7 @@ def save(
     from cached_client.descriptors import DescriptorClient, locate
 
     started_s = time.monotonic()
+    check_texts(key)
     archive = Archive(Path(directory), exclude)
     sha256 = archive.sha256()
     connection = cache.connection
@@ -171,11 +173,12 @@ def restore(
     are all fields of the key. How files come into the directory: see `unpack`; those that are there already stay.
 
     Raises IntegrityError for an artifact that is not what it should be, ArtifactError if the directory cannot be
-    written, and whatever keeps the daemon from finding or bringing it.
+    written, InvalidRequestError for a key that is none, and whatever keeps the daemon from finding or bringing it.
     """
     from cached_client._proto import cached_pb2 as pb
 
     started_s = time.monotonic()
+    check_texts(key)
     connection = cache.connection
     found = connection.call(connection.stub.FindArtifact, pb.FindArtifactRequest(key=dict(key)), timeout_s=timeout_s)
     if not found.HasField("artifact"):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import threading
+from email.message import Message
+from http.client import IncompleteRead
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
@@ -235,6 +239,36 @@ def test_something_else_answers():
         with pytest.raises(EndpointError, match=r"did not answer: SSH-2\.0"):
             CompletionsEndpoint(f"http://127.0.0.1:{listener.getsockname()[1]}", "llama")()
         thread.join()
+
+
+class _Broken(io.BytesIO):
+    """A body that ends as it does on a connection that is lost."""
+
+    error: Exception
+
+    def read(self, *_):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), TimeoutError("timed out"), IncompleteRead(b"")])
+def test_an_error_whose_body_does_not_come_is_told_by_its_status(monkeypatch, error):
+    body = _Broken()
+    body.error = error
+
+    def answer(request, timeout):
+        raise HTTPError(request.full_url, 503, "Busy", Message(), body)
+
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    with pytest.raises(EndpointError, match="answered 503: Busy") as raised:
+        CompletionsEndpoint("http://host", "llama")()
+    assert raised.value.fields["status"] == "503"
+    assert body.closed
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://[no]/", "ftp://host", ""])
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(InvalidRequestError, match="is not an http or https address"):
+        CompletionsEndpoint(url, "llama")
 
 
 def test_nobody_answers():

@@ -19,6 +19,7 @@ _FIRST_TOKEN, _TOKENS = 100, 800
 """Every vocabulary in use has these; the control tokens of most lie outside of them."""
 
 _ANSWER_BYTES = 64 * 1024 * 1024
+_TOLD_BYTES = 2000
 
 
 class CompletionsEndpoint:
@@ -46,7 +47,7 @@ class CompletionsEndpoint:
         api_key: str = "",
         prompt: Callable[[int, int], str | Sequence[int]] | None = None,
     ) -> None:
-        if urlsplit(url).scheme not in {"http", "https"}:
+        if not _is_http(url):
             raise InvalidRequestError(f"{url!r} is not an http or https address", value=url)
         base = url.rstrip("/")
         self.url: str = f"{base if base.endswith('/v1') else base + '/v1'}/completions"
@@ -79,7 +80,7 @@ class CompletionsEndpoint:
                 data: bytes = response.read(_ANSWER_BYTES)
         except urllib.error.HTTPError as error:
             with error:
-                raise self._failed(_told(error.read(2000)) or str(error.reason), error.code) from error
+                raise self._failed(_told(_begin_of(error)) or str(error.reason), error.code) from error
         except (OSError, http.client.HTTPException) as error:  # URLError, timeouts, resets; what is no HTTP
             raise self._failed(str(getattr(error, "reason", error)) or type(error).__name__, 0) from error
         return data
@@ -98,6 +99,21 @@ class CompletionsEndpoint:
 def _tokens(length: int, number: int) -> list[int]:
     """Another prompt for each number, from its first token on."""
     return [_FIRST_TOKEN + (31 * number + 7 * position) % _TOKENS for position in range(length)]
+
+
+def _is_http(url: str) -> bool:
+    try:
+        return urlsplit(url).scheme in {"http", "https"}
+    except ValueError:  # e.g. half an IPv6 address
+        return False
+
+
+def _begin_of(error: urllib.error.HTTPError) -> bytes:
+    """Of the body; empty where it does not come: the status says enough."""
+    try:
+        return error.read(_TOLD_BYTES)
+    except (OSError, http.client.HTTPException):
+        return b""
 
 
 def _told(body: bytes) -> str:

@@ -339,7 +339,9 @@ def test_only_a_ready_worker_is_kept_warm_and_one_that_fails_again_and_again_is_
         assert keep_warm.requests == made  # a cold worker is left alone
 
 
-@pytest.mark.parametrize("wrong", [{"idle_s": 0}, {"idle_s": float("nan")}, {"failures": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"idle_s": 0}, {"idle_s": float("nan")}, {"idle_s": float("inf")}, {"idle_s": 1e10}, {"failures": 0}]
+)
 def test_what_cannot_be_is_refused(wrong):
-    with pytest.raises(cached_client.InvalidRequestError):
+    with pytest.raises(cached_client.InvalidRequestError, match="idle_s must be above 0"):
         KeepWarm(lambda: None, **wrong)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("cached_client")
 
+_MAX_IDLE_S = 365 * 86400.0
+"""Python's conditions wait for no infinity: the thread would end with the first wait."""
+
 
 class KeepWarm:
     """Calls ``call()`` whenever nothing was asked for ``idle_s``, in a thread of its own; never beside a real request.
@@ -35,8 +38,12 @@ class KeepWarm:
     def __init__(
         self, call: Callable[[], object], *, idle_s: float = 60.0, readiness: Readiness | None = None, failures: int = 3
     ) -> None:
-        if not idle_s > 0 or failures < 1:
-            raise InvalidRequestError("idle_s must be above 0, and failures 1 or more", value=idle_s)
+        if not 0 < idle_s <= _MAX_IDLE_S or failures < 1:
+            raise InvalidRequestError(
+                f"idle_s is {idle_s} and failures {failures}; idle_s must be above 0, failures 1 or more",
+                hint="idle_s is a year at most: to make no requests, make no KeepWarm",
+                value=idle_s,
+            )
         self._call = call
         self._idle_s = idle_s
         self._readiness = readiness

@@ -116,6 +116,23 @@ def test_blocks_nest_and_threads_begin_anew():
     assert [(span.name, span.parent) for span in other.spans()] == [("elsewhere", None)]
 
 
+@pytest.mark.parametrize("phases", [0, 5])
+def test_a_phase_of_another_timeline_is_no_parent(phases):
+    found, other = Timeline(since_process_start=False), Timeline(since_process_start=False)
+    foreign = [other.begin("elsewhere") for _ in range(3)][-1]
+    for _ in range(phases):
+        found.begin("own")
+    found.begin("begun", parent=foreign)
+    found.add("added", 1.0, 2.0, parent=foreign)
+    with found.phase("block", parent=foreign):
+        pass
+    assert [(span.name, span.parent) for span in found.spans()[phases:]] == [
+        ("begun", None),
+        ("added", None),
+        ("block", None),
+    ]
+
+
 def test_a_phase_that_raises_is_marked_and_ends():
     found = Timeline(since_process_start=False)
     with pytest.raises(ZeroDivisionError), found.phase("compile"):

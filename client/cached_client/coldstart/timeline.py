@@ -107,12 +107,12 @@ class Timeline:
     def phase(self, name: str, *, parent: Phase | None = None, after: str = "") -> Iterator[Phase]:
         """The phase ``name`` for as long as the block runs; a part of the one that this block is within.
 
-        A thread begins with none: there ``parent`` may name one. ``after``: the phase whose pace this one keeps where
-        both run, as a copy to the device does with the download that it consumes. Raises InvalidRequestError for a name
-        that cannot be one.
+        A thread begins with none: there ``parent`` may name one; another timeline's is none here. ``after``: the phase
+        whose pace this one keeps where both run, as a copy to the device does with the download that it consumes.
+        Raises InvalidRequestError for a name that cannot be one.
         """
         around = parent or _current.get()
-        phase = self.begin(name, parent=around if around and around.belongs_to(self) else None, after=after)
+        phase = self.begin(name, parent=around, after=after)
         token = _current.set(phase if phase.index is not None else around)
         try:
             with phase:
@@ -123,16 +123,14 @@ class Timeline:
     def begin(self, name: str, *, parent: Phase | None = None, after: str = "") -> Phase:
         """As `phase`, for what ends elsewhere: a part of ``parent`` alone, ended by `Phase.end`."""
         now_s = time.monotonic()
-        span = Span(
-            check_phase(name), now_s, now_s, parent.index if parent else None, after and check_phase(after), True
-        )
+        span = Span(check_phase(name), now_s, now_s, self._index_of(parent), after and check_phase(after), True)
         return Phase(self, self._append(span))
 
     def add(self, name: str, start_s: float, end_s: float, *, parent: Phase | None = None, after: str = "") -> Phase:
         """A phase that is over. Its times are those of ``time.monotonic()``. Raises InvalidRequestError."""
         if not start_s <= end_s:
             raise InvalidRequestError(f"the phase {name} ends before it begins", value=name)
-        span = Span(check_phase(name), start_s, end_s, parent.index if parent else None, after and check_phase(after))
+        span = Span(check_phase(name), start_s, end_s, self._index_of(parent), after and check_phase(after))
         return Phase(self, self._append(span))
 
     def add_model(self, model: Model) -> None:
@@ -163,6 +161,10 @@ class Timeline:
         """Adds labels; one with an empty text is left out. Raises InvalidRequestError."""
         with self._lock:
             self._labels = check_labels({**self._labels, **{key: value for key, value in labels.items() if value}})
+
+    def _index_of(self, parent: Phase | None) -> int | None:
+        """Only a phase of this timeline has a place in it: another one's index is of another phase here, or of none."""
+        return parent.index if parent and parent.belongs_to(self) else None
 
     def _append(self, span: Span) -> int | None:
         with self._lock:

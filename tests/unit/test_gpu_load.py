@@ -224,6 +224,22 @@ def test_devices_by_name(model, expected) -> None:
     assert (model.device_report.device, model.device_report.path) == ("meta", "plain")
 
 
+@pytest.mark.parametrize("where", ["xpu", "mps", "hpu"])
+def test_a_device_that_this_torch_lacks(model, where: str) -> None:
+    try:
+        torch.empty(1).to(where)
+    except Exception as error:  # a RuntimeError, an AssertionError, an ImportError
+        raised_by_torch = type(error)
+    else:
+        pytest.skip(f"there is such a device: {where}")
+    for load_it in (lambda: model.state_dict(where), lambda: next(model.stream(where))):
+        with pytest.raises(DeviceError, match=f"{where} cannot be used") as raised:
+            load_it()
+        assert type(raised.value.__cause__) is raised_by_torch
+        assert raised.value.fields["device"] == where
+        assert torch.__version__ in raised.value.hint
+
+
 @pytest.mark.parametrize("where", ["cpu", "cuda:0"])
 def test_slices(model, device, expected, where: str) -> None:
     slices = {"layer.0.weight": (1, 3, 20), "layer.4.weight": (0, 8, 16)}

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cached_client.errors import DeviceError
 from cached_client.gpu.image import Slice, Slices
 from cached_client.gpu.options import DeviceReport, GpuOptions
 
@@ -36,9 +37,22 @@ def to_device(tensor: torch.Tensor, device: str | torch.device | None) -> torch.
     """The tensor on ``device``; itself, without a copy, for None and for the CPU.
 
     The plain way, for devices that have no ring and where the ring cannot be had. The copy is done when this returns.
-    Raises torch's RuntimeError for a device that cannot be used or has no room.
+    Raises DeviceError for a device that cannot be used or has no room.
     """
-    return tensor if device is None else tensor.to(device)
+    if device is None:
+        return tensor
+    try:
+        return tensor.to(device)
+    except Exception as error:  # what torch raises for a device that it lacks is of any kind, also an AssertionError
+        import torch
+
+        cause = (str(error).splitlines() or [repr(error)])[0]
+        raise DeviceError(
+            f"{device} cannot be used: a copy of {tensor.nbytes} bytes to it failed: {cause}",
+            hint=f"is it there, is torch {torch.__version__} a build for it, and has it room?",
+            device=device,
+            cause=cause,
+        ) from error
 
 
 def release() -> None:

@@ -282,7 +282,7 @@ class Model(Suspendable):
 
         ``slices`` gives a rank's part of tensors: ``{name: (dim, start, stop)}``, or a function from `TensorInfo` to
         that or None; what is not named comes whole. Only a part's bytes cross to the device, where it is contiguous; on
-        the CPU it is a view. InvalidRequestError for one that does not fit.
+        the CPU it is a view. InvalidRequestError for one that does not fit; what the function raises comes as it is.
 
         Raises DeviceError if the device cannot be used, has no room, or fails. A tensor on a GPU is ready for use on
         any stream. It is part of a flat buffer with its neighbours (of ``gpu.buffer_bytes``), and their memory is freed

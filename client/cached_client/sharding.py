@@ -50,14 +50,15 @@ def _even(info: TensorInfo, dim: int, rank: int, world_size: int) -> Slice:
     from cached_client.torch import torch_shape
 
     shape = torch_shape(info)
-    if not -len(shape) <= dim < len(shape):
+    try:
+        extent = shape[dim]
+    except (IndexError, TypeError):  # TypeError: it is no integer
         raise InvalidRequestError(
-            f"{info.name!r} of shape {list(shape)} has no dimension {dim}",
+            f"{info.name!r} of shape {list(shape)} has no dimension {dim!r}",
             hint="look at the dimensions given to shard",
             value=dim,
             tensor=info.name,
-        )
-    extent = shape[dim]
+        ) from None
     if extent % world_size:
         raise InvalidRequestError(
             f"{info.name!r} of shape {list(shape)} cannot be divided evenly along dimension {dim} among {world_size}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -172,5 +173,11 @@ def test_what_cannot_be_divided_is_refused_by_name(attach) -> None:
         assert thirds["up.weight"].shape == (3, 6)
         with pytest.raises(InvalidRequestError, match="no dimension 2"):
             model.state_dict(slices=cached_client.shard(0, 2, {"*": 2}))
+        no_number: Any = "0"
+        with pytest.raises(InvalidRequestError, match="no dimension '0'"):
+            model.state_dict(slices=cached_client.shard(0, 2, {"*": no_number}))
+        no_slice: Any = (0, 1)
+        with pytest.raises(InvalidRequestError, match="does not fit"):
+            model.state_dict(slices={"up.weight": no_slice})
         with pytest.raises(InvalidRequestError, match="no rank 2 of 2"):
             cached_client.shard(2, 2, DIMS)

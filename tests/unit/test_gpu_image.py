@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -141,10 +143,22 @@ def test_buffers_end_between_tensors() -> None:
     ]
 
 
-@pytest.mark.parametrize("wanted", [(2, 0, 1), (-3, 0, 1), (0, -1, 1), (0, 2, 1), (0, 0, 5), (1, 0, 9)])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        (2, 0, 1), (-3, 0, 1), (0, -1, 1), (0, 2, 1), (0, 0, 5), (1, 0, 9),
+        (), (0, 1), (0, 0, 1, 1), (0, 0.0, 2.0), (0, 0, None), ("0", "0", "1"), "abc", 1, slice(0, 1),
+    ],
+)  # fmt: skip
 def test_a_slice_that_does_not_fit_is_refused(wanted) -> None:
     with pytest.raises(InvalidRequestError, match="does not fit 'a'"):
         Image([TensorInfo("a", "F32", (4, 8), 0, 128)], {"a": wanted})
+
+
+def test_a_slice_may_be_of_any_integers() -> None:
+    wanted: Any = np.array([-2, 1, 3])
+    place = Image([TensorInfo("a", "F32", (4, 8), 0, 128)], {"a": wanted}).places[0]
+    assert place.shape == (2, 8)
 
 
 @settings(deadline=None)

@@ -7,6 +7,7 @@ import json
 import random
 import threading
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -313,6 +314,29 @@ def test_a_bad_slice_is_refused_before_anything_is_copied() -> None:
     with pytest.raises(InvalidRequestError, match="does not fit"):
         Attached({"m.safetensors": save(many(3))}, arrived=True).load(device, wanted=Wanted(slices={"w1": (1, 0, 1)}))
     assert device.copies == []
+
+
+def test_a_slice_that_is_none_is_refused() -> None:
+    attached = Attached({"m.safetensors": save(many(3))}, arrived=True)
+    no_slice: Any = (0, 1)
+    with pytest.raises(InvalidRequestError, match="does not fit"):
+        attached.load(LateDevice(), wanted=Wanted(slices={"w1": no_slice}))
+
+
+def test_what_the_callers_function_raises_comes_as_it_is_and_keeps_no_mapping_alive() -> None:
+    def mistaken(info):
+        raise KeyError(info.name)
+
+    attached, device = Attached({"m.safetensors": save(many(3))}, arrived=True), LateDevice()
+    mapping = weakref.ref(attached.arrivals.mapped()[0].view.obj)
+    with pytest.raises(KeyError, match="w0") as raised:
+        attached.load(device, wanted=Wanted(slices=mistaken))
+    assert device.copies == []
+    assert raised.traceback[-1].name == "mistaken"
+    attached.arrivals.close()
+    del attached
+    gc.collect()
+    assert mapping() is None
 
 
 @pytest.mark.parametrize("arrived", [True, False])

@@ -8,6 +8,7 @@ flat buffers between tensors; the ring copies windows of it.
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -91,14 +92,17 @@ class Buffer:
 
 
 def slice_of(info: TensorInfo, slices: Slices | None) -> Slice | None:
-    """What is wanted of a tensor, with a ``dim`` counted from the front. Raises InvalidRequestError."""
+    """What is wanted of a tensor, with a ``dim`` counted from the front.
+
+    Raises InvalidRequestError, and whatever the caller's own function raises, as it is.
+    """
     if slices is None:
         return None
     wanted = slices.get(info.name) if isinstance(slices, Mapping) else slices(info)
     if wanted is None:
         return None
     shape = torch_shape(info)
-    dim, start, stop = wanted
+    dim, start, stop = _numbers(wanted) or (len(shape), 0, 0)
     if not -len(shape) <= dim < len(shape) or not 0 <= start <= stop <= shape[dim]:
         raise InvalidRequestError(
             f"the slice {wanted} does not fit {info.name!r} of shape {list(shape)}",
@@ -107,6 +111,15 @@ def slice_of(info: TensorInfo, slices: Slices | None) -> Slice | None:
             tensor=info.name,
         )
     return dim % len(shape), start, stop
+
+
+def _numbers(wanted: Slice) -> Slice | None:
+    """The three integers of a slice; None for what is no slice."""
+    try:
+        dim, start, stop = (operator.index(number) for number in wanted)
+    except (TypeError, ValueError):
+        return None
+    return dim, start, stop
 
 
 class Image:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cached_client._ranges import RangeSet
-from cached_client.errors import TimeoutExpiredError
+from cached_client.errors import CacheError, TimeoutExpiredError
 from cached_client.gpu.device import as_cache_error
-from cached_client.gpu.image import ALIGN_BYTES, Image
+from cached_client.gpu.image import ALIGN_BYTES, Image, slice_of
 from cached_client.gpu.options import MIB
 from cached_client.gpu.ring import Pump, StoppedError, Window
 from cached_client.torch import torch_dtype
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
 
     from cached_client._arrivals import Arrivals, Deadline
     from cached_client._index import TensorIndex
-    from cached_client.errors import CacheError
     from cached_client.gpu.device import Device, Pinned
-    from cached_client.gpu.image import Place, Rows, Slices
+    from cached_client.gpu.image import Place, Rows, Slice, Slices
     from cached_client.gpu.ring import Ring
     from cached_client.safetensors_header import TensorInfo
 
@@ -101,7 +101,8 @@ class Upload:
         self._finished = False
         self._stopping = False
         self._any_landed = False
-        self._failure: CacheError | None = None
+        self._failure: Exception | None = None
+        self._callers_failure: Exception | None = None
         self._began_s = self._ended_s = time.monotonic()
         self.arrival_wait_s: float = 0.0
         self.usable: bool = True
@@ -162,6 +163,10 @@ class Upload:
         if self._feeder.ident is not None:
             self._feeder.join()
         self.usable = self.pump.stop()
+        if self._callers_failure is not None:
+            # It keeps the way to the caller's mistake, but not what the frames on it hold: mappings, device memory.
+            traceback.clear_frames(self._callers_failure.__traceback__)
+            self._callers_failure = None
         self._ready.clear()
         self._files.clear()
 
@@ -180,7 +185,7 @@ class Upload:
         except StoppedError:
             pass  # the consumer stopped, or the pump failed and has told why
         except Exception as error:  # noqa: BLE001 it must reach the consumer, whose thread is another
-            self._fail(as_cache_error(error, self._device.name))
+            self._fail(error if error is self._callers_failure else as_cache_error(error, self._device.name))
 
     def _wait_for_windows(self) -> deque[Window]:
         began_s = time.monotonic()
@@ -223,7 +228,7 @@ class Upload:
         """The header of a file is there: lays out its tensors."""
         names = self._wanted.names
         infos = [info for info in tensors if names is None or info.name in names]
-        image = Image(infos, self._wanted.slices, buffer_bytes=self._wanted.buffer_bytes)
+        image = Image(infos, self._slices_of(infos), buffer_bytes=self._wanted.buffer_bytes)
         # A dtype that torch lacks is told before anything is copied.
         dtypes = {name: torch_dtype(info) for name, info in {info.dtype: info for info in infos}.items()}
         unplanned_bytes = sum(place.size_bytes for place in image.places)
@@ -232,6 +237,19 @@ class Upload:
         if empty:
             carved = _carved(self._device.allocate(0), 0, empty, dtypes)
             self._hand_out([(place.info.name, tensor, None) for place, tensor in zip(empty, carved, strict=True)])
+
+    def _slices_of(self, infos: list[TensorInfo]) -> dict[str, Slice] | None:
+        """By the caller's function, if there is one: what that raises is not ours to translate."""
+        if self._wanted.slices is None:
+            return None
+        try:
+            found = {info.name: slice_of(info, self._wanted.slices) for info in infos}
+        except CacheError:
+            raise
+        except Exception as error:
+            self._callers_failure = error
+            raise
+        return {name: part for name, part in found.items() if part is not None}
 
     def _plan_file(self, file_index: int, file: _File, windows: deque[Window]) -> None:
         for begin, end in self._arrivals.spans(file_index):
@@ -322,7 +340,7 @@ class Upload:
             self._ready.extend(tensors)
             self._changed.notify_all()
 
-    def _fail(self, error: CacheError) -> None:
+    def _fail(self, error: Exception) -> None:
         self._stopping = True
         self.pump.end()
         with self._changed:

@@ -191,7 +191,7 @@ class Model(Suspendable):
         for file in described.files:
             if file.path in infos:
                 path = directory / file.path if directory else None
-                local_path = path if path and path.is_file() else None
+                local_path = path if path and os.path.isfile(path) else None  # Path.is_file raises PermissionError
                 infos[file.path] = replace(infos[file.path], sha256=file.sha256, local_path=local_path)
         return MappingProxyType(infos)
 

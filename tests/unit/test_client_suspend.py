@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 
 import cached_client
-from cached_client import gpu
+from cached_client import _suspend, gpu
 from cached_client.errors import CacheError, DaemonUnavailableError, IntegrityError, InUseError, SuspendedError
 from cached_client.gpu import GpuOptions, load
 from cached_client.gpu.topology import Topology
@@ -156,3 +158,31 @@ def test_a_segment_of_another_length_is_refused(daemon, cache) -> None:
             model.resume()
         assert model.suspended
         assert mapped() == 0
+
+
+@pytest.mark.parametrize("way", ["cached.sock", "link/cached.sock"])
+def test_sockets_are_known_by_the_name_that_the_daemon_gave_its_own(
+    daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.setattr(_suspend, "_DISCONNECT_S", 0.5)
+    with cached_client.connect(str(tmp_path / way)) as cache:
+        cache.list()
+        cache.suspend()
+        assert not connected(tmp_path)
+        assert not caplog.records
+        cache.list()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.connect(str(daemon.socket))
+            cache.suspend()
+            assert len(connected(tmp_path)) == 1
+        assert "another cache to suspend?" in caplog.text
+
+
+def connected(folder: Path) -> list[str]:
+    """Sockets of this process that are connected to one in the folder."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as one:
+            found += [name] if str(folder) in str(one.getpeername()) else []
+    return found

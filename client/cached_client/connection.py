@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -30,6 +31,8 @@ _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _POLL_S = 0.1
 ANSWER_S = 150.0
 """Longer than the daemon itself waits for its disks before it gives up; one that does not answer by then hangs."""
+_ENDLESS_S = 1e9
+"""From here on, infinity too, a time limit is none: neither gRPC nor a lock can count much further."""
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -68,6 +71,11 @@ def _is_ours(path: str) -> bool:
         return os.lstat(path).st_uid == os.getuid()
     except OSError:
         return False
+
+
+def limited(timeout_s: float | None) -> float | None:
+    """A time limit as a call or a wait can have it: None for one without end."""
+    return None if timeout_s is None or timeout_s >= _ENDLESS_S else timeout_s
 
 
 def socket_path(target: str) -> Path:
@@ -141,10 +149,11 @@ class Connection:
     def call(self, method: Callable[..., T], request: object, *, timeout_s: float | None = ANSWER_S) -> T:
         """One answer: ``connection.call(connection.stub.List, ListRequest())``. Raises CacheError.
 
-        ``timeout_s``: None for what may take as long as the daemon needs, such as Evict while bytes are being written.
+        ``timeout_s``: None, or infinity, for what may take as long as the daemon needs, such as Evict while bytes are
+        being written.
         """
         try:
-            return method(request, timeout=timeout_s, metadata=trace_metadata())
+            return method(request, timeout=limited(timeout_s), metadata=trace_metadata())
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
 
@@ -152,7 +161,7 @@ class Connection:
         self, method: Callable[..., Iterator[T]], request: object, *, timeout_s: float | None = None
     ) -> Iterator[T]:
         """The answers of a streaming method. Raises CacheError; leaving the iteration cancels the call."""
-        call: Any = method(request, timeout=timeout_s, metadata=trace_metadata())
+        call: Any = method(request, timeout=limited(timeout_s), metadata=trace_metadata())
         try:
             yield from call
         except grpc.RpcError as error:
@@ -165,7 +174,8 @@ class Connection:
 
         Raises DaemonUnavailableError (nobody answered) or NotReadyError (it was still starting) after ``timeout_s``.
         """
-        deadline = time.monotonic() + timeout_s
+        limit_s = limited(timeout_s)
+        deadline = math.inf if limit_s is None else time.monotonic() + limit_s
         while True:
             left_s = max(0.0, deadline - time.monotonic())
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import cached_client
 from cached_client import connection as module
 from cached_client._proto import cached_pb2 as pb
 from cached_client.connection import Connection, default_target, socket_path
-from cached_client.errors import DaemonUnavailableError, InvalidRequestError
+from cached_client.errors import DaemonUnavailableError, InvalidRequestError, TimeoutExpiredError
 from cached_client.testing import FakeDaemon
 
 
@@ -115,3 +116,35 @@ def test_list_and_pull(tmp_path: Path) -> None:
         for wrong in ({"tier": "l1"}, {"level": "hot"}, {"level": "l3"}):
             with pytest.raises(InvalidRequestError, match="is not a"):
                 list(cache.pull("m", **wrong))
+
+
+@pytest.mark.parametrize("endless_s", [math.inf, 9e9, 1e300, pytest.param(10**400, id="large")])
+def test_a_time_limit_without_end_is_none(tmp_path: Path, endless_s: float) -> None:
+    with FakeDaemon(tmp_path) as daemon, cached_client.connect(daemon.target) as cache:
+        daemon.add("m", {"config.json": b"{}"})
+        cache.wait_ready(endless_s)
+        assert cache.connection.call(cache.connection.stub.Stats, pb.StatsRequest(), timeout_s=endless_s)
+        assert len(list(cache.pull("m", timeout_s=endless_s))) == 2
+        with cache.attach("m", wait=True, timeout_s=endless_s) as model:
+            assert model.wait(endless_s)
+            assert model.read("config.json", endless_s)
+        try:
+            assert cached_client.load("m", target=daemon.target, timeout_s=endless_s).wait(endless_s)
+        finally:
+            cached_client.unload()
+        daemon.add("late", {"config.json": b"{}"}, arrived=False)
+        with cache.attach("late") as model:
+            arrival = threading.Timer(0.2, daemon.complete, ["late"])
+            arrival.start()
+            assert model.wait(endless_s)
+            arrival.join()
+
+
+@pytest.mark.parametrize("past_s", [-1.0, -math.inf, math.nan])
+def test_a_time_limit_that_has_passed_is_told(tmp_path: Path, past_s: float) -> None:
+    with FakeDaemon(tmp_path) as daemon, cached_client.connect(daemon.target) as cache:
+        daemon.add("m", {"config.json": b"{}"}, arrived=False)
+        with cache.attach("m") as model, pytest.raises(TimeoutExpiredError):
+            model.wait(past_s)
+        with pytest.raises(TimeoutExpiredError):
+            list(cache.pull("m", timeout_s=past_s))

@@ -30,8 +30,9 @@ def load(ref: str, *, target: str | None = None, timeout_s: float | None = None,
 
     The lease is held until `unload`, or the end of the process; nothing counts the callers. So a ``with`` block around
     the answer, or its ``close``, ends it for all, and the next call attaches again. That is also what happens if the
-    load failed, if bytes of it were found damaged, or if the lease is lost; tensors that were handed out stay valid. A
-    newer revision of the model is not looked for until `unload`.
+    load failed, if bytes of it were found damaged, or if the lease is lost; tensors that were handed out stay valid.
+    Then the options that were given last count on where none are given, and others may be given. A newer revision of
+    the model is not looked for until `unload`, which forgets the options too.
 
     ``NAME`` and ``NAME@REVISION`` give one and the same model where they mean the same. A child process attaches anew.
     Raises what `Cache.attach` does; SuspendedError between `suspend` and `resume`.
@@ -96,15 +97,10 @@ class _Registry:
     def load(self, ref: str, target: str | None, timeout_s: float | None, options: dict[str, Any]) -> Model:
         wait, chosen = bool(options.pop("wait", False)), options
         key, deadline = (_path(target), ref), Deadline(timeout_s)
-        with self._lock:
-            entry = self._entries.setdefault(key, _Entry())
-        left_s = deadline.left_s()
-        if not entry.lock.acquire(timeout=-1 if left_s is None else left_s):
-            raise TimeoutExpiredError(
-                f"another thread still attaches {ref}", hint="give more time", what=ref, timeout_s=timeout_s
-            )
+        entry = self._locked(key, deadline)
         try:
             if entry.model is None or not _is_usable(entry.model):
+                chosen = chosen or entry.options
                 entry.model = self._attach(key, deadline, chosen)
                 entry.options = chosen
             elif chosen and chosen != entry.options:
@@ -119,6 +115,24 @@ class _Registry:
         if wait:
             model.wait(deadline.left_s())
         return model
+
+    def _locked(self, key: _Key, deadline: Deadline) -> _Entry:
+        """What is known under this key; the caller has its lock."""
+        while True:
+            with self._lock:
+                entry = self._entries.setdefault(key, _Entry())
+            left_s = deadline.left_s()
+            if not entry.lock.acquire(timeout=-1 if left_s is None else left_s):
+                raise TimeoutExpiredError(
+                    f"another thread still attaches {key[1]}",
+                    hint="give more time",
+                    what=key[1],
+                    timeout_s=deadline.timeout_s,
+                )
+            with self._lock:
+                if self._entries.get(key) is entry:
+                    return entry
+            entry.lock.release()  # `unload` forgot it meanwhile: what was attached in it would be nobody's
 
     def _attach(self, key: _Key, deadline: Deadline, options: dict[str, Any]) -> Model:
         model = self.cache(key[0]).attach(key[1], timeout_s=deadline.left_s(), **options)

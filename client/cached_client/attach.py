@@ -81,6 +81,7 @@ class Model(Suspendable):
         self._changing = threading.RLock()  # held while it is suspended, resumed or closed
         self._suspended = None
         self._closed = False
+        self._loads_finalizer: weakref.finalize[..., Model] | None = None
         self._take(lease, arrivals)
 
     def _take(self, lease: Lease, arrivals: Arrivals) -> None:
@@ -92,7 +93,9 @@ class Model(Suspendable):
         self._file_indices = {info.path: index for index, info in enumerate(arrivals.infos())}
         self._described = pb.DescribeResponse()
         self._device_loads = DeviceLoads(arrivals, self._index, lease.descriptors, may_register=lease.selected is None)
-        weakref.finalize(self, self._device_loads.close)
+        if self._loads_finalizer is not None:
+            self._loads_finalizer.detach()  # of the lease before: it would keep all that this had until the model ends
+        self._loads_finalizer = weakref.finalize(self, self._device_loads.close)
         # A model that is dropped without close() must not hold its lease until the process ends.
         self._finalizer = weakref.finalize(self, lease.cancel)
 

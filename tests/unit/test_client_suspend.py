@@ -13,8 +13,12 @@ import torch
 
 import cached_client
 from cached_client import _suspend, gpu
+from cached_client._arrivals import Arrivals
+from cached_client._index import TensorIndex
+from cached_client._lease import Lease
 from cached_client.errors import CacheError, DaemonUnavailableError, IntegrityError, InUseError, SuspendedError
 from cached_client.gpu import GpuOptions, load
+from cached_client.gpu.load import DeviceLoads
 from cached_client.gpu.topology import Topology
 from cached_client.safetensors_header import parse_header
 from cached_client.testing import FakeDaemon
@@ -158,6 +162,24 @@ def test_a_segment_of_another_length_is_refused(daemon, cache) -> None:
             model.resume()
         assert model.suspended
         assert mapped() == 0
+
+
+def test_nothing_of_the_lease_before_stays(daemon, cache) -> None:
+    daemon.add("m", two_shards()[0])
+    kinds = (Arrivals, DeviceLoads, Lease, TensorIndex)
+
+    def counts() -> list[int]:
+        gc.collect()
+        objects = gc.get_objects()
+        return [sum(type(one) is kind for one in objects) for kind in kinds]
+
+    with cache.attach("m", wait=True) as model:
+        before = counts()
+        for _ in range(3):
+            model.suspend()
+            model.resume()
+            assert model.names()
+        assert counts() == before
 
 
 @pytest.mark.parametrize("way", ["cached.sock", "link/cached.sock"])

@@ -15,7 +15,15 @@ import grpc
 from cached_client._proto import cached_pb2 as pb
 from cached_client._proto import cached_pb2_grpc
 from cached_client._trace import trace_metadata
-from cached_client.errors import DaemonUnavailableError, InvalidRequestError, NotReadyError, from_rpc_error
+from cached_client.errors import (
+    CacheError,
+    DaemonUnavailableError,
+    InvalidRequestError,
+    NotReadyError,
+    TimeoutExpiredError,
+    daemon_unavailable,
+    from_rpc_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -174,15 +182,20 @@ class Connection:
 
         Raises DaemonUnavailableError (nobody answered) or NotReadyError (it was still starting) after ``timeout_s``.
         """
+        starting: CacheError | None = None
         limit_s = limited(timeout_s)
         deadline = math.inf if limit_s is None else time.monotonic() + limit_s
         while True:
             left_s = max(0.0, deadline - time.monotonic())
             try:
                 self.call(self.stub.Stats, pb.StatsRequest(), timeout_s=max(left_s, _POLL_S))
-            except (DaemonUnavailableError, NotReadyError):
+            except TimeoutExpiredError as error:
+                # What it said before tells more than that the last try, a short one, had no answer.
+                raise starting or daemon_unavailable(self.target, f"no answer within {timeout_s:g} s") from error
+            except (DaemonUnavailableError, NotReadyError) as error:
                 if left_s <= _POLL_S:
                     raise
+                starting = error if isinstance(error, NotReadyError) else None
                 time.sleep(_POLL_S)
             else:
                 return

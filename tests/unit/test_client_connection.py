@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import threading
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import cached_client
 from cached_client import connection as module
 from cached_client._proto import cached_pb2 as pb
 from cached_client.connection import Connection, default_target, socket_path
-from cached_client.errors import DaemonUnavailableError, InvalidRequestError, TimeoutExpiredError
+from cached_client.errors import DaemonUnavailableError, InvalidRequestError, NotReadyError, TimeoutExpiredError
 from cached_client.testing import FakeDaemon
 
 
@@ -89,6 +90,27 @@ def test_waits_for_a_daemon_that_starts_later(tmp_path: Path) -> None:
         finally:
             starter.join()
             daemon.stop()
+
+
+def test_a_socket_that_never_answers_is_a_daemon_that_is_not_there(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, Connection(str(tmp_path / "hangs.sock")) as connection:
+        listener.bind(str(connection.path))
+        listener.listen()
+        with pytest.raises(DaemonUnavailableError, match=r"no answer within 0\.5 s") as caught:
+            connection.wait_ready(0.5)
+        assert "systemctl" in caught.value.hint
+
+
+def test_what_a_daemon_said_while_it_started_is_told_when_its_last_answer_comes_too_late(tmp_path: Path) -> None:
+    answers = [NotReadyError("it is starting"), TimeoutExpiredError("no answer within the time limit")]
+    with FakeDaemon(tmp_path) as daemon, Connection(daemon.target) as connection:
+
+        def call(*_, **__):
+            raise answers.pop(0)
+
+        connection.call = call  # type: ignore[method-assign]
+        with pytest.raises(NotReadyError, match="starting"):
+            connection.wait_ready(5.0)
 
 
 def test_survives_a_restart_and_opens_again_after_close(tmp_path: Path) -> None:

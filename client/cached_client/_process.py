@@ -20,7 +20,9 @@ _REGISTRIES: dict[int, _Registry] = {}
 be ended in a child."""
 
 
-def load(ref: str, *, target: str | None = None, timeout_s: float | None = None, **options: Any) -> Model:
+def load(
+    ref: str, *, target: str | os.PathLike[str] | None = None, timeout_s: float | None = None, **options: Any
+) -> Model:
     """The model, attached to this process with the first call, and the same one for every thread with each later call.
 
     For a handler that is called again and again, a notebook's cell, a pool of threads. Of many callers at once one
@@ -40,12 +42,12 @@ def load(ref: str, *, target: str | None = None, timeout_s: float | None = None,
     return _registry().load(ref, target, timeout_s, options)
 
 
-def shared_cache(target: str | None = None) -> Cache:
+def shared_cache(target: str | os.PathLike[str] | None = None) -> Cache:
     """The one connection of this process that `load` uses, too; `unload` does not end it."""
     return _registry().cache(_path(target))
 
 
-def unload(ref: str | None = None, *, target: str | None = None) -> None:
+def unload(ref: str | None = None, *, target: str | os.PathLike[str] | None = None) -> None:
     """Closes what `load` attached: the model of this reference, or without one all of them. Idempotent.
 
     Tensors stay valid. At the end of the process leases end by themselves.
@@ -69,7 +71,7 @@ def _registry() -> _Registry:
     return _REGISTRIES.setdefault(os.getpid(), _Registry())
 
 
-def _path(target: str | None) -> str:
+def _path(target: str | os.PathLike[str] | None) -> str:
     return os.fspath(socket_path(target or default_target()))
 
 
@@ -94,7 +96,9 @@ class _Registry:
         self._caches: dict[str, Cache] = {}
         self._entries: dict[_Key, _Entry] = {}
 
-    def load(self, ref: str, target: str | None, timeout_s: float | None, options: dict[str, Any]) -> Model:
+    def load(
+        self, ref: str, target: str | os.PathLike[str] | None, timeout_s: float | None, options: dict[str, Any]
+    ) -> Model:
         wait, chosen = bool(options.pop("wait", False)), options
         key, deadline = (_path(target), ref), Deadline(timeout_s)
         entry = self._locked(key, deadline)

@@ -27,7 +27,7 @@ _TIERS = ("hot", "warm", "cold", "auto")
 _LEVELS = ("l1", "l2")
 
 
-def connect(target: str | None = None) -> Cache:
+def connect(target: str | os.PathLike[str] | None = None) -> Cache:
     """The cache of this host. ``target`` is the daemon's socket, as a path or ``unix:///path``.
 
     Without one: ``CACHED_SOCKET``, else ``/run/cached/cached.sock``, else that of this user's own daemon. Nothing is

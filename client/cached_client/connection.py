@@ -86,30 +86,31 @@ def limited(timeout_s: float | None) -> float | None:
     return None if timeout_s is None or timeout_s >= _ENDLESS_S else timeout_s
 
 
-def socket_path(target: str) -> Path:
+def socket_path(target: str | os.PathLike[str]) -> Path:
     """The path in ``unix:///path``, ``unix:path`` or a plain path, made absolute. Raises InvalidRequestError."""
-    text = target
-    if text.startswith("unix:"):
-        text = unquote(text.removeprefix("unix:"))
+    given = text = os.fspath(target)
+    is_uri = "://" in given
+    if given.startswith("unix:"):
+        is_uri, text = False, unquote(given.removeprefix("unix:"))
         text = text.removeprefix("//") if text.startswith("///") else text
-    elif "://" in text or not text:
+    if is_uri or not text.strip("/"):
         raise InvalidRequestError(
-            f"{target!r} is not the path of a Unix socket",
+            f"{given!r} is not the path of a Unix socket",
             hint="write a path, or unix:///path",
-            value=target,
+            value=given,
         )
     path = os.path.abspath(text)
     if "," in path:
         raise InvalidRequestError(
             f"the socket path {path!r} has a comma, which gRPC takes for the end of an address",
             hint="use a path without one, for instance a symbolic link to the socket's folder",
-            value=target,
+            value=given,
         )
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         raise InvalidRequestError(
             f"the socket path {path!r} is longer than the {_MAX_PATH_BYTES} bytes that Linux allows",
             hint="use a shorter path, for instance a symbolic link in /tmp",
-            value=target,
+            value=given,
         )
     return Path(path)
 
@@ -120,7 +121,7 @@ class Connection:
     A connection belongs to the process that made it: after a fork, make a new one. It survives a restart of the daemon.
     """
 
-    def __init__(self, target: str | None = None) -> None:
+    def __init__(self, target: str | os.PathLike[str] | None = None) -> None:
         """``target``: a path or ``unix:///path``; by default `default_target`. Raises InvalidRequestError."""
         self.path: Path = socket_path(target or default_target())
         self._prepare()

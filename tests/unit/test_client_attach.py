@@ -19,6 +19,7 @@ from cached_client.errors import (
     CacheError,
     DaemonUnavailableError,
     IntegrityError,
+    InvalidRequestError,
     NotFoundError,
     OriginDeniedError,
     TimeoutExpiredError,
@@ -235,6 +236,8 @@ def test_stream_of_some_names(daemon, cache, files_and_tensors) -> None:
         with pytest.raises(NotFoundError, match="'nope'"):
             seen.extend(name for name, _ in model.stream(names=["nope", "layer.0.weight"]))
         assert not seen or seen == ["layer.0.weight"]
+        with pytest.raises(InvalidRequestError, match=r"list of names.*\['layer\.5\.bias'\]"):
+            next(model.stream(names="layer.5.bias"))
 
 
 def test_a_failed_load_reaches_everyone_who_waits(daemon, arriving) -> None:

@@ -30,12 +30,25 @@ def test_a_target_is_a_path_or_a_uri(target: str, path: str) -> None:
     assert socket_path(target) == Path(path)
 
 
+def test_a_target_may_be_a_path_object(tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path) as daemon, cached_client.connect(daemon.socket) as cache:
+        daemon.add("m", {"config.json": b"{}"})
+        assert cache.connection.path == daemon.socket
+        try:
+            model = cached_client.load("m", target=daemon.socket)
+            assert cached_client.load("m", target=daemon.target) is model
+        finally:
+            cached_client.unload(target=daemon.socket)
+
+
 def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert socket_path("a.sock") == socket_path("unix:a.sock") == tmp_path / "a.sock"
 
 
-@pytest.mark.parametrize("target", ["", "tcp://host:1", "https://host", "/" + "x" * 120, "/a,b.sock"])
+@pytest.mark.parametrize(
+    "target", ["", "unix:", "unix://", "unix:///", "/", "tcp://host:1", "https://host", "/" + "x" * 120, "/a,b.sock"]
+)
 def test_what_cannot_be_a_socket_is_refused(target: str) -> None:
     with pytest.raises(InvalidRequestError):
         socket_path(target)

@@ -180,14 +180,16 @@ class Cache:
     def close(self) -> None:
         """Closes the models that were attached here, and then the connection. Idempotent.
 
-        An attach that another thread has begun raises CacheError (``CLOSED``), and leaves no lease; one that begins
-        later opens the connection again.
+        An attach that another thread has begun by the end of this raises CacheError (``CLOSED``), and leaves no lease;
+        one that begins later opens the connection again.
         """
         with self._lock:
             self._closings += 1
         for model in self._attached():
             model.close()
-        self.connection.close()
+        with self._lock:
+            self._closings += 1  # also of an attach that was begun meanwhile
+            self.connection.close()
 
     def _attached(self) -> Sequence[Model]:
         with self._lock:
@@ -208,9 +210,8 @@ class Cache:
         finally:
             with self._lock:
                 self._attaching -= 1
-                last = not self._attaching and all(other.closed for other in self._models)
-        if closed and last:
-            self.connection.close()
+                if closed and not self._attaching and all(other.closed for other in self._models):
+                    self.connection.close()
         return closed
 
     def __enter__(self) -> Self:

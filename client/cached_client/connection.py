@@ -162,7 +162,7 @@ class Connection:
         being written.
         """
         try:
-            return method(request, timeout=limited(timeout_s), metadata=trace_metadata())
+            return self._begun(method, request, timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
 
@@ -170,13 +170,19 @@ class Connection:
         self, method: Callable[..., Iterator[T]], request: object, *, timeout_s: float | None = None
     ) -> Iterator[T]:
         """The answers of a streaming method. Raises CacheError; leaving the iteration cancels the call."""
-        call: Any = method(request, timeout=limited(timeout_s), metadata=trace_metadata())
+        call: Any = self._begun(method, request, timeout_s)
         try:
             yield from call
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
         finally:
             call.cancel()
+
+    def _begun(self, method: Callable[..., T], request: object, timeout_s: float | None) -> T:
+        try:
+            return method(request, timeout=limited(timeout_s), metadata=trace_metadata())
+        except ValueError as error:  # what gRPC says of a channel that another thread has closed meanwhile
+            raise daemon_unavailable(self.target, "the connection was closed") from error
 
     def wait_ready(self, timeout_s: float) -> None:
         """Waits until the daemon answers; for workers that start beside it.

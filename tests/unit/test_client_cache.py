@@ -76,3 +76,31 @@ def test_an_attach_during_the_close_of_its_cache_leaves_no_lease(daemon) -> None
         assert cache.connection._channel is None
         with cache.attach("m", wait=True) as model:
             assert model.complete
+
+
+def test_a_cache_is_closed_again_and_again_while_threads_attach(daemon) -> None:
+    daemon.add("m", FILES)
+    ended = threading.Event()
+    failures: list[BaseException] = []
+
+    def attach_often() -> None:
+        while not ended.is_set():
+            try:
+                cache.attach("m").close()
+            except Exception as error:
+                failures.append(error)
+
+    with cached_client.connect(daemon.target) as cache:
+        threads = [threading.Thread(target=attach_often) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(100):
+            cache.close()
+            time.sleep(0.01)
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert failures
+    assert {getattr(error, "reason", repr(error)) for error in failures} == {"CLOSED"}
+    eventually(lambda: daemon.lease_count == 0, "the end of all leases")
+    assert not [thread for thread in threading.enumerate() if thread.name == "cached-lease"]

@@ -139,6 +139,16 @@ def test_survives_a_restart_and_opens_again_after_close(tmp_path: Path) -> None:
         connection.wait_ready(30.0)
 
 
+def test_a_method_of_a_connection_that_was_closed_meanwhile_raises_an_error_of_ours(tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path) as daemon, Connection(daemon.target) as connection:
+        stub = connection.stub
+        connection.close()
+        with pytest.raises(DaemonUnavailableError, match="connection was closed"):
+            connection.call(stub.Stats, pb.StatsRequest())
+        with pytest.raises(DaemonUnavailableError, match="connection was closed"):
+            list(connection.stream(stub.Pull, pb.PullRequest(ref="m")))
+
+
 def test_list_and_pull(tmp_path: Path) -> None:
     with FakeDaemon(tmp_path) as daemon, cached_client.connect(daemon.target) as cache:
         revision = daemon.add("m", {"config.json": b"{}"})

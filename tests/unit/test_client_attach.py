@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import tempfile
 import threading
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from cached_client.errors import (
 )
 from cached_client.safetensors_header import parse_header
 from cached_client.testing import FakeDaemon
-from tests.unit.client_support import eventually, two_shards, without_rights
+from tests.unit.client_support import eventually, two_shards
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -321,54 +320,6 @@ def test_a_callback_that_raises_costs_nothing(daemon, cache, files_and_tensors, 
         eventually(lambda: "on_damaged raised" in caplog.text, "the log")
         assert model.tensor("layer.0.weight") is not None
         assert daemon.lease_count == 1
-
-
-def test_the_directory_view(daemon, cache, files_and_tensors, tmp_path: Path) -> None:
-    view = tmp_path / "view"
-    view.mkdir()
-    (view / "config.json").write_bytes(files_and_tensors[0]["config.json"])
-    daemon.directory_view = view
-    with attach_complete(daemon, cache, files_and_tensors[0]) as model:
-        assert model.directory == view
-        assert model.files["config.json"].local_path == view / "config.json"
-        assert model.files[FIRST].local_path is None
-        assert len(model.files[FIRST].sha256) == 64
-    daemon.directory_view = tmp_path / "in another mount namespace"
-    with attach_complete(daemon, cache, files_and_tensors[0]) as model:
-        assert model.directory is None
-        daemon.stop()
-        assert dict(model.files).keys() == files_and_tensors[0].keys()
-
-
-def test_files_that_may_not_be_looked_at_have_no_local_path(daemon, cache, files_and_tensors) -> None:
-    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are private
-        private, view = Path(name, "private"), Path(name, "view")
-        private.mkdir()
-        (private / "segment").touch()
-        private.chmod(0)
-        view.mkdir()
-        (view / "config.json").symlink_to(private / "segment")
-        for folder in (Path(name), view):
-            folder.chmod(0o755)
-        daemon.directory_view = view
-        with attach_complete(daemon, cache, files_and_tensors[0]) as model, without_rights():
-            assert model.directory == view
-            assert model.files["config.json"].local_path is None
-        private.chmod(0o700)
-
-
-def test_the_directory_view_stays_that_of_this_revision(daemon, cache, files_and_tensors, tmp_path: Path) -> None:
-    mine, later = tmp_path / "m@1", tmp_path / "m@2"
-    mine.mkdir()
-    later.mkdir()
-    link = tmp_path / "m"
-    link.symlink_to(mine)
-    daemon.directory_view = link
-    with attach_complete(daemon, cache, files_and_tensors[0]) as model:
-        directory = model.directory
-        link.unlink()
-        link.symlink_to(later)
-        assert directory == mine
 
 
 class Net(torch.nn.Module):

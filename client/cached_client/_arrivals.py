@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from cached_client._ranges import RangeSet
+from cached_client.connection import limited
 from cached_client.errors import CacheError, IntegrityError, SuspendedError, TimeoutExpiredError
 from cached_client.types import DamagedRange, FileInfo, LoadReport
 
@@ -31,8 +32,8 @@ class Deadline:
     """A time limit that several waits share."""
 
     def __init__(self, timeout_s: float | None) -> None:
-        self.timeout_s = timeout_s
-        self._end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self.timeout_s = limited(timeout_s)
+        self._end_s = None if self.timeout_s is None else time.monotonic() + self.timeout_s
 
     def left_s(self) -> float | None:
         """Seconds that remain, at least 0; None without a limit."""

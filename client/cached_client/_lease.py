@@ -175,7 +175,10 @@ class Lease:
 
     def _follow(self, request: pb.AttachRequest) -> CacheError:
         """Reads one stream to its end, and returns why it ended."""
-        stream = self._connection.stub.Attach(request, metadata=self._trace)
+        try:
+            stream = self._connection.stub.Attach(request, metadata=self._trace)
+        except ValueError:  # what gRPC says of a channel that another thread has closed meanwhile
+            return daemon_unavailable(self._connection.target, "the connection was closed")
         self._trace = None  # a lease that is taken up again is no part of it
         with self._lock:
             self._stream = stream

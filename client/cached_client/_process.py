@@ -20,7 +20,9 @@ _REGISTRIES: dict[int, _Registry] = {}
 be ended in a child."""
 
 
-def load(ref: str, *, target: str | None = None, timeout_s: float | None = None, **options: Any) -> Model:
+def load(
+    ref: str, *, target: str | os.PathLike[str] | None = None, timeout_s: float | None = None, **options: Any
+) -> Model:
     """The model, attached to this process with the first call, and the same one for every thread with each later call.
 
     For a handler that is called again and again, a notebook's cell, a pool of threads. Of many callers at once one
@@ -30,8 +32,9 @@ def load(ref: str, *, target: str | None = None, timeout_s: float | None = None,
 
     The lease is held until `unload`, or the end of the process; nothing counts the callers. So a ``with`` block around
     the answer, or its ``close``, ends it for all, and the next call attaches again. That is also what happens if the
-    load failed, if bytes of it were found damaged, or if the lease is lost; tensors that were handed out stay valid. A
-    newer revision of the model is not looked for until `unload`.
+    load failed, if bytes of it were found damaged, or if the lease is lost; tensors that were handed out stay valid.
+    Then the options that were given last count on where none are given, and others may be given. A newer revision of
+    the model is not looked for until `unload`, which forgets the options too.
 
     ``NAME`` and ``NAME@REVISION`` give one and the same model where they mean the same. A child process attaches anew.
     Raises what `Cache.attach` does; SuspendedError between `suspend` and `resume`.
@@ -39,12 +42,12 @@ def load(ref: str, *, target: str | None = None, timeout_s: float | None = None,
     return _registry().load(ref, target, timeout_s, options)
 
 
-def shared_cache(target: str | None = None) -> Cache:
+def shared_cache(target: str | os.PathLike[str] | None = None) -> Cache:
     """The one connection of this process that `load` uses, too; `unload` does not end it."""
     return _registry().cache(_path(target))
 
 
-def unload(ref: str | None = None, *, target: str | None = None) -> None:
+def unload(ref: str | None = None, *, target: str | os.PathLike[str] | None = None) -> None:
     """Closes what `load` attached: the model of this reference, or without one all of them. Idempotent.
 
     Tensors stay valid. At the end of the process leases end by themselves.
@@ -68,7 +71,7 @@ def _registry() -> _Registry:
     return _REGISTRIES.setdefault(os.getpid(), _Registry())
 
 
-def _path(target: str | None) -> str:
+def _path(target: str | os.PathLike[str] | None) -> str:
     return os.fspath(socket_path(target or default_target()))
 
 
@@ -93,18 +96,15 @@ class _Registry:
         self._caches: dict[str, Cache] = {}
         self._entries: dict[_Key, _Entry] = {}
 
-    def load(self, ref: str, target: str | None, timeout_s: float | None, options: dict[str, Any]) -> Model:
+    def load(
+        self, ref: str, target: str | os.PathLike[str] | None, timeout_s: float | None, options: dict[str, Any]
+    ) -> Model:
         wait, chosen = bool(options.pop("wait", False)), options
         key, deadline = (_path(target), ref), Deadline(timeout_s)
-        with self._lock:
-            entry = self._entries.setdefault(key, _Entry())
-        left_s = deadline.left_s()
-        if not entry.lock.acquire(timeout=-1 if left_s is None else left_s):
-            raise TimeoutExpiredError(
-                f"another thread still attaches {ref}", hint="give more time", what=ref, timeout_s=timeout_s
-            )
+        entry = self._locked(key, deadline)
         try:
             if entry.model is None or not _is_usable(entry.model):
+                chosen = chosen or entry.options
                 entry.model = self._attach(key, deadline, chosen)
                 entry.options = chosen
             elif chosen and chosen != entry.options:
@@ -119,6 +119,24 @@ class _Registry:
         if wait:
             model.wait(deadline.left_s())
         return model
+
+    def _locked(self, key: _Key, deadline: Deadline) -> _Entry:
+        """What is known under this key; the caller has its lock."""
+        while True:
+            with self._lock:
+                entry = self._entries.setdefault(key, _Entry())
+            left_s = deadline.left_s()
+            if not entry.lock.acquire(timeout=-1 if left_s is None else left_s):
+                raise TimeoutExpiredError(
+                    f"another thread still attaches {key[1]}",
+                    hint="give more time",
+                    what=key[1],
+                    timeout_s=deadline.timeout_s,
+                )
+            with self._lock:
+                if self._entries.get(key) is entry:
+                    return entry
+            entry.lock.release()  # `unload` forgot it meanwhile: what was attached in it would be nobody's
 
     def _attach(self, key: _Key, deadline: Deadline, options: dict[str, Any]) -> Model:
         model = self.cache(key[0]).attach(key[1], timeout_s=deadline.left_s(), **options)

@@ -64,3 +64,12 @@ def patterns(what: str, given: Iterable[str]) -> list[str]:
             f"{what} must be a list of patterns, not {given!r}", hint=f"for example {what}=['model.layers.0.*']"
         )
     return listed
+
+
+def tensor_names(given: Iterable[str]) -> frozenset[str]:
+    """Names of a caller. Raises InvalidRequestError for a bare text, whose letters would be taken for names."""
+    if isinstance(given, str):
+        raise InvalidRequestError(
+            f"names must be a list of names, not {given!r}", hint=f"for example names=[{given!r}]", value=given
+        )
+    return frozenset(given)

@@ -38,6 +38,7 @@ _log = logging.getLogger("cached_client")
 _POLL_S = 0.05
 _DISCONNECT_S = 5.0
 _DISCONNECT_POLL_S = 0.002
+_PROBE_S = 1.0
 _PAGE_NAMES = 5
 
 Content = dict[str, tuple[int, str]]
@@ -185,7 +186,8 @@ def disconnect(connection: Connection) -> None:
 
     Another connection of the process to the same daemon is somebody else's; after a moment that is logged.
     """
-    ours = {link for link, fd in _sockets() if _peer(fd) == connection.path}
+    bound = _bound_name(connection.path)
+    ours = {link for link, fd in _sockets() if _peer(fd) == bound}
     connection.close()
     end_s = time.monotonic() + _DISCONNECT_S
     while ours & {link for link, _ in _sockets()}:
@@ -204,12 +206,25 @@ def _sockets() -> Iterator[tuple[str, int]]:
                 yield link, int(name)
 
 
+def _bound_name(path: Path) -> Path:
+    """The name that the daemon gave the socket at ``path``: another one through a link or in another mount.
+
+    ``path`` itself if nobody answers there.
+    """
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_PROBE_S)
+        probe.connect(os.fspath(path))
+        return _peer(probe.fileno()) or path
+    return path
+
+
 def _peer(fd: int) -> Path | None:
-    """The Unix socket that a socket is connected to."""
+    """The Unix socket that a socket is connected to, by the name that its owner gave it."""
     with suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
         name = connection.getpeername()
-        # gRPC writes the path that it was given with more slashes before it.
-        return Path("/" + name.lstrip("/")) if isinstance(name, str) and name.startswith("/") else None
+        if isinstance(name, str) and name:
+            # gRPC writes the path that it was given with more slashes before it.
+            return Path("/" + name.lstrip("/") if name.startswith("/") else name)
     return None
 
 

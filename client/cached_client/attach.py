@@ -16,7 +16,7 @@ from cached_client._arrivals import Arrivals, Deadline
 from cached_client._index import TensorIndex
 from cached_client._lease import Lease
 from cached_client._proto import cached_pb2 as pb
-from cached_client._selected import left_out
+from cached_client._selected import left_out, tensor_names
 from cached_client._suspendable import Suspendable
 from cached_client._tensors import all_tensors, tensors
 from cached_client.errors import CacheError, LeaseLostError, NotFoundError
@@ -82,6 +82,7 @@ class Model(Suspendable):
         self._suspended = None
         self._coming = None
         self._closed = False
+        self._loads_finalizer: weakref.finalize[..., Model] | None = None
         self._take(lease, arrivals)
 
     def _take(self, lease: Lease, arrivals: Arrivals) -> None:
@@ -93,7 +94,9 @@ class Model(Suspendable):
         self._file_indices = {info.path: index for index, info in enumerate(arrivals.infos())}
         self._described = pb.DescribeResponse()
         self._device_loads = DeviceLoads(arrivals, self._index, lease.descriptors, may_register=lease.selected is None)
-        weakref.finalize(self, self._device_loads.close)
+        if self._loads_finalizer is not None:
+            self._loads_finalizer.detach()  # of the lease before: it would keep all that this had until the model ends
+        self._loads_finalizer = weakref.finalize(self, self._device_loads.close)
         # A model that is dropped without close() must not hold its lease until the process ends.
         self._finalizer = weakref.finalize(self, lease.cancel)
 
@@ -192,7 +195,7 @@ class Model(Suspendable):
         for file in described.files:
             if file.path in infos:
                 path = directory / file.path if directory else None
-                local_path = path if path and path.is_file() else None
+                local_path = path if path and os.path.isfile(path) else None  # Path.is_file raises PermissionError
                 infos[file.path] = replace(infos[file.path], sha256=file.sha256, local_path=local_path)
         return MappingProxyType(infos)
 
@@ -277,8 +280,8 @@ class Model(Suspendable):
         Without ``device`` the tensors are views in shared memory; with one they are copied there: to a GPU through a
         ring of pinned memory, in the background, so that it goes on while the caller works on what it got (``gpu``
         tunes that, `device_report` tells how it went). ``names`` chooses some of them (NotFoundError at the end for
-        those that do not exist). ``timeout_s`` is for the whole. It ends normally only once the model is complete: what
-        was yielded before may be used in computation, but not be answered with.
+        those that do not exist, InvalidRequestError for a bare text). ``timeout_s`` is for the whole. It ends normally
+        only once the model is complete: what was yielded before may be used in computation, but not be answered with.
 
         ``slices`` gives a rank's part of tensors: ``{name: (dim, start, stop)}``, or a function from `TensorInfo` to
         that or None; what is not named comes whole. Only a part's bytes cross to the device, where it is contiguous; on
@@ -289,7 +292,8 @@ class Model(Suspendable):
         together. Close the iterator, or use it up: until then the copy's threads stay.
         """
         options = gpu or GpuOptions()
-        wanted = Wanted(None if names is None else frozenset(names), slices, options.buffer_bytes, options.ahead_bytes)
+        chosen = None if names is None else tensor_names(names)
+        wanted = Wanted(chosen, slices, options.buffer_bytes, options.ahead_bytes)
         yield from self._tensors(device, wanted, options, Deadline(timeout_s))
 
     def state_dict(

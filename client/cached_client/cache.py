@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 import weakref
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from cached_client.errors import CacheError, InvalidRequestError
 from cached_client.types import DamagedRange, ModelSummary, PullProgress, model_summary, pull_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -26,7 +27,7 @@ _TIERS = ("hot", "warm", "cold", "auto")
 _LEVELS = ("l1", "l2")
 
 
-def connect(target: str | None = None) -> Cache:
+def connect(target: str | os.PathLike[str] | None = None) -> Cache:
     """The cache of this host. ``target`` is the daemon's socket, as a path or ``unix:///path``.
 
     Without one: ``CACHED_SOCKET``, else ``/run/cached/cached.sock``, else that of this user's own daemon. Nothing is
@@ -45,7 +46,10 @@ class Cache:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self._lock = threading.RLock()  # a garbage collection within it may run code of the caller's, which may use it
         self._models: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._attaching = 0
+        self._closings = 0
 
     def attach(
         self,
@@ -90,8 +94,17 @@ class Cache:
             keep_alive_s=keep_alive_s,
             selection=_selection(only, first, files),
         )
-        model = attach(self.connection, request, timeout_s=timeout_s, wait=wait, on_damaged=on_damaged)
-        self._models.add(model)
+        with self._lock:
+            self._attaching += 1
+            closings = self._closings
+        try:
+            model = attach(self.connection, request, timeout_s=timeout_s, wait=wait, on_damaged=on_damaged)
+        except BaseException as error:
+            if self._ended(closings) and isinstance(error, CacheError):
+                raise _closed_meanwhile(ref) from error
+            raise
+        if self._ended(closings, model):
+            raise _closed_meanwhile(ref)
         return model
 
     def pull(
@@ -140,9 +153,10 @@ class Cache:
 
         When it returns, nothing of this cache is left in the process but ranges of addresses: no mapping, descriptor,
         thread or channel. Each model is looked at before the first is suspended; if one cannot be (it has not arrived
-        in time, or was written to), that error is raised and all stay as they are.
+        in time, or was written to), that error is raised and all stay as they are. What another thread attaches
+        meanwhile is not suspended.
         """
-        models = [model for model in self._models if not model.closed]
+        models = [model for model in self._attached() if not model.closed]
         for model in models:
             model.check_suspendable(discard_changes=discard_changes, timeout_s=timeout_s)
         for model in models:
@@ -155,7 +169,7 @@ class Cache:
         One that fails does not keep the others from coming back; the first error is raised at the end.
         """
         failed: CacheError | None = None
-        for model in [*self._models]:
+        for model in self._attached():
             try:
                 model.resume(timeout_s)
             except CacheError as error:
@@ -164,10 +178,41 @@ class Cache:
             raise failed
 
     def close(self) -> None:
-        """Closes the models that were attached here, and then the connection. Idempotent."""
-        for model in [*self._models]:
+        """Closes the models that were attached here, and then the connection. Idempotent.
+
+        An attach that another thread has begun by the end of this raises CacheError (``CLOSED``), and leaves no lease;
+        one that begins later opens the connection again.
+        """
+        with self._lock:
+            self._closings += 1
+        for model in self._attached():
             model.close()
-        self.connection.close()
+        with self._lock:
+            self._closings += 1  # also of an attach that was begun meanwhile
+            self.connection.close()
+
+    def _attached(self) -> Sequence[Model]:
+        with self._lock:
+            return [*self._models]
+
+    def _ended(self, closings: int, model: Model | None = None) -> bool:
+        """An attach has ended, with a model or not: whether `close` was called meanwhile. The model is kept, or closed.
+
+        The lease may have opened the connection again, or does as it is given back: whoever is the last closes it.
+        """
+        with self._lock:
+            closed = self._closings != closings
+            if model is not None and not closed:
+                self._models.add(model)
+        try:
+            if model is not None and closed:
+                model.close()
+        finally:
+            with self._lock:
+                self._attaching -= 1
+                if closed and not self._attaching and all(other.closed for other in self._models):
+                    self.connection.close()
+        return closed
 
     def __enter__(self) -> Self:
         return self
@@ -176,6 +221,15 @@ class Cache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _closed_meanwhile(ref: str) -> CacheError:
+    return CacheError(
+        f"the cache was closed while {ref} was attached",
+        hint="close it once no thread attaches any more",
+        reason="CLOSED",
+        ref=ref,
+    )
 
 
 def _program_name() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -14,7 +15,15 @@ import grpc
 from cached_client._proto import cached_pb2 as pb
 from cached_client._proto import cached_pb2_grpc
 from cached_client._trace import trace_metadata
-from cached_client.errors import DaemonUnavailableError, InvalidRequestError, NotReadyError, from_rpc_error
+from cached_client.errors import (
+    CacheError,
+    DaemonUnavailableError,
+    InvalidRequestError,
+    NotReadyError,
+    TimeoutExpiredError,
+    daemon_unavailable,
+    from_rpc_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +39,8 @@ _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _POLL_S = 0.1
 ANSWER_S = 150.0
 """Longer than the daemon itself waits for its disks before it gives up; one that does not answer by then hangs."""
+_ENDLESS_S = 1e9
+"""From here on, infinity too, a time limit is none: neither gRPC nor a lock can count much further."""
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -70,30 +81,36 @@ def _is_ours(path: str) -> bool:
         return False
 
 
-def socket_path(target: str) -> Path:
+def limited(timeout_s: float | None) -> float | None:
+    """A time limit as a call or a wait can have it: None for one without end."""
+    return None if timeout_s is None or timeout_s >= _ENDLESS_S else timeout_s
+
+
+def socket_path(target: str | os.PathLike[str]) -> Path:
     """The path in ``unix:///path``, ``unix:path`` or a plain path, made absolute. Raises InvalidRequestError."""
-    text = target
-    if text.startswith("unix:"):
-        text = unquote(text.removeprefix("unix:"))
+    given = text = os.fspath(target)
+    is_uri = "://" in given
+    if given.startswith("unix:"):
+        is_uri, text = False, unquote(given.removeprefix("unix:"))
         text = text.removeprefix("//") if text.startswith("///") else text
-    elif "://" in text or not text:
+    if is_uri or not text.strip("/"):
         raise InvalidRequestError(
-            f"{target!r} is not the path of a Unix socket",
+            f"{given!r} is not the path of a Unix socket",
             hint="write a path, or unix:///path",
-            value=target,
+            value=given,
         )
     path = os.path.abspath(text)
     if "," in path:
         raise InvalidRequestError(
             f"the socket path {path!r} has a comma, which gRPC takes for the end of an address",
             hint="use a path without one, for instance a symbolic link to the socket's folder",
-            value=target,
+            value=given,
         )
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         raise InvalidRequestError(
             f"the socket path {path!r} is longer than the {_MAX_PATH_BYTES} bytes that Linux allows",
             hint="use a shorter path, for instance a symbolic link in /tmp",
-            value=target,
+            value=given,
         )
     return Path(path)
 
@@ -104,7 +121,7 @@ class Connection:
     A connection belongs to the process that made it: after a fork, make a new one. It survives a restart of the daemon.
     """
 
-    def __init__(self, target: str | None = None) -> None:
+    def __init__(self, target: str | os.PathLike[str] | None = None) -> None:
         """``target``: a path or ``unix:///path``; by default `default_target`. Raises InvalidRequestError."""
         self.path: Path = socket_path(target or default_target())
         self._prepare()
@@ -141,10 +158,11 @@ class Connection:
     def call(self, method: Callable[..., T], request: object, *, timeout_s: float | None = ANSWER_S) -> T:
         """One answer: ``connection.call(connection.stub.List, ListRequest())``. Raises CacheError.
 
-        ``timeout_s``: None for what may take as long as the daemon needs, such as Evict while bytes are being written.
+        ``timeout_s``: None, or infinity, for what may take as long as the daemon needs, such as Evict while bytes are
+        being written.
         """
         try:
-            return method(request, timeout=timeout_s, metadata=trace_metadata())
+            return self._begun(method, request, timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
 
@@ -152,7 +170,7 @@ class Connection:
         self, method: Callable[..., Iterator[T]], request: object, *, timeout_s: float | None = None
     ) -> Iterator[T]:
         """The answers of a streaming method. Raises CacheError; leaving the iteration cancels the call."""
-        call: Any = method(request, timeout=timeout_s, metadata=trace_metadata())
+        call: Any = self._begun(method, request, timeout_s)
         try:
             yield from call
         except grpc.RpcError as error:
@@ -160,19 +178,31 @@ class Connection:
         finally:
             call.cancel()
 
+    def _begun(self, method: Callable[..., T], request: object, timeout_s: float | None) -> T:
+        try:
+            return method(request, timeout=limited(timeout_s), metadata=trace_metadata())
+        except ValueError as error:  # what gRPC says of a channel that another thread has closed meanwhile
+            raise daemon_unavailable(self.target, "the connection was closed") from error
+
     def wait_ready(self, timeout_s: float) -> None:
         """Waits until the daemon answers; for workers that start beside it.
 
         Raises DaemonUnavailableError (nobody answered) or NotReadyError (it was still starting) after ``timeout_s``.
         """
-        deadline = time.monotonic() + timeout_s
+        starting: CacheError | None = None
+        limit_s = limited(timeout_s)
+        deadline = math.inf if limit_s is None else time.monotonic() + limit_s
         while True:
             left_s = max(0.0, deadline - time.monotonic())
             try:
                 self.call(self.stub.Stats, pb.StatsRequest(), timeout_s=max(left_s, _POLL_S))
-            except (DaemonUnavailableError, NotReadyError):
+            except TimeoutExpiredError as error:
+                # What it said before tells more than that the last try, a short one, had no answer.
+                raise starting or daemon_unavailable(self.target, f"no answer within {timeout_s:g} s") from error
+            except (DaemonUnavailableError, NotReadyError) as error:
                 if left_s <= _POLL_S:
                     raise
+                starting = error if isinstance(error, NotReadyError) else None
                 time.sleep(_POLL_S)
             else:
                 return

@@ -42,10 +42,11 @@ def locate(announced: str, grpc_socket: Path) -> Path:
     """The descriptor socket as this process sees it.
 
     The daemon announces its own path. In a container the sockets' folder may be mounted elsewhere: then it is the file
-    of that name beside the gRPC socket.
+    of that name beside the gRPC socket. So it is where this process may not look into the announced folder.
     """
     path = Path(announced)
-    return path if path.exists() else grpc_socket.with_name(path.name)
+    # Not Path.exists, which raises PermissionError.
+    return path if os.path.exists(path) else grpc_socket.with_name(path.name)
 
 
 class DescriptorClient:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -37,3 +40,15 @@ def eventually(condition, what: str, timeout_s: float = 20.0):
             pytest.fail(f"{what} did not happen within {timeout_s} s")
         time.sleep(0.01)
     return answer
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """The modes of files count for this process meanwhile, also if it is root's."""
+    uid = os.geteuid()
+    if uid == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(uid)

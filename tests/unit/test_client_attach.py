@@ -20,6 +20,7 @@ from cached_client.errors import (
     CacheError,
     DaemonUnavailableError,
     IntegrityError,
+    InvalidRequestError,
     NotFoundError,
     OriginDeniedError,
     TimeoutExpiredError,
@@ -236,6 +237,8 @@ def test_stream_of_some_names(daemon, cache, files_and_tensors) -> None:
         with pytest.raises(NotFoundError, match="'nope'"):
             seen.extend(name for name, _ in model.stream(names=["nope", "layer.0.weight"]))
         assert not seen or seen == ["layer.0.weight"]
+        with pytest.raises(InvalidRequestError, match=r"list of names.*\['layer\.5\.bias'\]"):
+            next(model.stream(names="layer.5.bias"))
 
 
 def test_a_failed_load_reaches_everyone_who_waits(daemon, arriving) -> None:
@@ -353,37 +356,6 @@ def test_a_callback_that_raises_costs_nothing(daemon, cache, files_and_tensors, 
         eventually(lambda: "on_damaged raised" in caplog.text, "the log")
         assert model.tensor("layer.0.weight") is not None
         assert daemon.lease_count == 1
-
-
-def test_the_directory_view(daemon, cache, files_and_tensors, tmp_path: Path) -> None:
-    view = tmp_path / "view"
-    view.mkdir()
-    (view / "config.json").write_bytes(files_and_tensors[0]["config.json"])
-    daemon.directory_view = view
-    with attach_complete(daemon, cache, files_and_tensors[0]) as model:
-        assert model.directory == view
-        assert model.files["config.json"].local_path == view / "config.json"
-        assert model.files[FIRST].local_path is None
-        assert len(model.files[FIRST].sha256) == 64
-    daemon.directory_view = tmp_path / "in another mount namespace"
-    with attach_complete(daemon, cache, files_and_tensors[0]) as model:
-        assert model.directory is None
-        daemon.stop()
-        assert dict(model.files).keys() == files_and_tensors[0].keys()
-
-
-def test_the_directory_view_stays_that_of_this_revision(daemon, cache, files_and_tensors, tmp_path: Path) -> None:
-    mine, later = tmp_path / "m@1", tmp_path / "m@2"
-    mine.mkdir()
-    later.mkdir()
-    link = tmp_path / "m"
-    link.symlink_to(mine)
-    daemon.directory_view = link
-    with attach_complete(daemon, cache, files_and_tensors[0]) as model:
-        directory = model.directory
-        link.unlink()
-        link.symlink_to(later)
-        assert directory == mine
 
 
 class Net(torch.nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import socket
 import threading
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import cached_client
 from cached_client import connection as module
 from cached_client._proto import cached_pb2 as pb
 from cached_client.connection import Connection, default_target, socket_path
-from cached_client.errors import DaemonUnavailableError, InvalidRequestError
+from cached_client.errors import DaemonUnavailableError, InvalidRequestError, NotReadyError, TimeoutExpiredError
 from cached_client.testing import FakeDaemon
 
 
@@ -28,12 +30,25 @@ def test_a_target_is_a_path_or_a_uri(target: str, path: str) -> None:
     assert socket_path(target) == Path(path)
 
 
+def test_a_target_may_be_a_path_object(tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path) as daemon, cached_client.connect(daemon.socket) as cache:
+        daemon.add("m", {"config.json": b"{}"})
+        assert cache.connection.path == daemon.socket
+        try:
+            model = cached_client.load("m", target=daemon.socket)
+            assert cached_client.load("m", target=daemon.target) is model
+        finally:
+            cached_client.unload(target=daemon.socket)
+
+
 def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert socket_path("a.sock") == socket_path("unix:a.sock") == tmp_path / "a.sock"
 
 
-@pytest.mark.parametrize("target", ["", "tcp://host:1", "https://host", "/" + "x" * 120, "/a,b.sock"])
+@pytest.mark.parametrize(
+    "target", ["", "unix:", "unix://", "unix:///", "/", "tcp://host:1", "https://host", "/" + "x" * 120, "/a,b.sock"]
+)
 def test_what_cannot_be_a_socket_is_refused(target: str) -> None:
     with pytest.raises(InvalidRequestError):
         socket_path(target)
@@ -90,6 +105,27 @@ def test_waits_for_a_daemon_that_starts_later(tmp_path: Path) -> None:
             daemon.stop()
 
 
+def test_a_socket_that_never_answers_is_a_daemon_that_is_not_there(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, Connection(str(tmp_path / "hangs.sock")) as connection:
+        listener.bind(str(connection.path))
+        listener.listen()
+        with pytest.raises(DaemonUnavailableError, match=r"no answer within 0\.5 s") as caught:
+            connection.wait_ready(0.5)
+        assert "systemctl" in caught.value.hint
+
+
+def test_what_a_daemon_said_while_it_started_is_told_when_its_last_answer_comes_too_late(tmp_path: Path) -> None:
+    answers = [NotReadyError("it is starting"), TimeoutExpiredError("no answer within the time limit")]
+    with FakeDaemon(tmp_path) as daemon, Connection(daemon.target) as connection:
+
+        def call(*_, **__):
+            raise answers.pop(0)
+
+        connection.call = call  # type: ignore[method-assign]
+        with pytest.raises(NotReadyError, match="starting"):
+            connection.wait_ready(5.0)
+
+
 def test_survives_a_restart_and_opens_again_after_close(tmp_path: Path) -> None:
     with FakeDaemon(tmp_path) as daemon, Connection(daemon.target) as connection:
         connection.wait_ready(30.0)
@@ -101,6 +137,16 @@ def test_survives_a_restart_and_opens_again_after_close(tmp_path: Path) -> None:
         connection.close()
         connection.close()
         connection.wait_ready(30.0)
+
+
+def test_a_method_of_a_connection_that_was_closed_meanwhile_raises_an_error_of_ours(tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path) as daemon, Connection(daemon.target) as connection:
+        stub = connection.stub
+        connection.close()
+        with pytest.raises(DaemonUnavailableError, match="connection was closed"):
+            connection.call(stub.Stats, pb.StatsRequest())
+        with pytest.raises(DaemonUnavailableError, match="connection was closed"):
+            list(connection.stream(stub.Pull, pb.PullRequest(ref="m")))
 
 
 def test_list_and_pull(tmp_path: Path) -> None:
@@ -115,3 +161,35 @@ def test_list_and_pull(tmp_path: Path) -> None:
         for wrong in ({"tier": "l1"}, {"level": "hot"}, {"level": "l3"}):
             with pytest.raises(InvalidRequestError, match="is not a"):
                 list(cache.pull("m", **wrong))
+
+
+@pytest.mark.parametrize("endless_s", [math.inf, 9e9, 1e300, pytest.param(10**400, id="large")])
+def test_a_time_limit_without_end_is_none(tmp_path: Path, endless_s: float) -> None:
+    with FakeDaemon(tmp_path) as daemon, cached_client.connect(daemon.target) as cache:
+        daemon.add("m", {"config.json": b"{}"})
+        cache.wait_ready(endless_s)
+        assert cache.connection.call(cache.connection.stub.Stats, pb.StatsRequest(), timeout_s=endless_s)
+        assert len(list(cache.pull("m", timeout_s=endless_s))) == 2
+        with cache.attach("m", wait=True, timeout_s=endless_s) as model:
+            assert model.wait(endless_s)
+            assert model.read("config.json", endless_s)
+        try:
+            assert cached_client.load("m", target=daemon.target, timeout_s=endless_s).wait(endless_s)
+        finally:
+            cached_client.unload()
+        daemon.add("late", {"config.json": b"{}"}, arrived=False)
+        with cache.attach("late") as model:
+            arrival = threading.Timer(0.2, daemon.complete, ["late"])
+            arrival.start()
+            assert model.wait(endless_s)
+            arrival.join()
+
+
+@pytest.mark.parametrize("past_s", [-1.0, -math.inf, math.nan])
+def test_a_time_limit_that_has_passed_is_told(tmp_path: Path, past_s: float) -> None:
+    with FakeDaemon(tmp_path) as daemon, cached_client.connect(daemon.target) as cache:
+        daemon.add("m", {"config.json": b"{}"}, arrived=False)
+        with cache.attach("m") as model, pytest.raises(TimeoutExpiredError):
+            model.wait(past_s)
+        with pytest.raises(TimeoutExpiredError):
+            list(cache.pull("m", timeout_s=past_s))

@@ -17,6 +17,7 @@ import pytest
 from cached_client import descriptors
 from cached_client.descriptors import FILES_PER_REQUEST, DescriptorClient, locate
 from cached_client.errors import CacheError, DaemonUnavailableError, NotFoundError, NotReadyError
+from tests.unit.client_support import without_rights
 
 
 @contextmanager
@@ -143,6 +144,13 @@ def test_the_announced_path_counts_where_it_exists(tmp_path: Path) -> None:
     here.touch()
     assert locate(str(here), Path("/elsewhere/cached.sock")) == here
     assert locate("/not/in/this/container/d.sock", tmp_path / "cached.sock") == tmp_path / "d.sock"
+
+
+def test_an_announced_path_that_may_not_be_looked_at_is_none(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0)
+    with without_rights():
+        assert locate(str(private / "d.sock"), tmp_path / "cached.sock") == tmp_path / "d.sock"
 
 
 def test_who_finds_no_place_asks_again_on_another_connection(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,9 +13,13 @@ import pytest
 import torch
 
 import cached_client
-from cached_client import gpu
+from cached_client import _suspend, gpu
+from cached_client._arrivals import Arrivals
+from cached_client._index import TensorIndex
+from cached_client._lease import Lease
 from cached_client.errors import CacheError, DaemonUnavailableError, IntegrityError, InUseError, SuspendedError
 from cached_client.gpu import GpuOptions, load
+from cached_client.gpu.load import DeviceLoads
 from cached_client.gpu.topology import Topology
 from cached_client.safetensors_header import parse_header
 from cached_client.testing import FakeDaemon
@@ -188,3 +194,49 @@ def test_one_that_was_closed_while_suspended_says_so(daemon, cache) -> None:
         model.suspend()
     with pytest.raises(CacheError, match="was closed"):
         model.names()
+
+
+def test_nothing_of_the_lease_before_stays(daemon, cache) -> None:
+    daemon.add("m", two_shards()[0])
+    kinds = (Arrivals, DeviceLoads, Lease, TensorIndex)
+
+    def counts() -> list[int]:
+        gc.collect()
+        objects = gc.get_objects()
+        return [sum(type(one) is kind for one in objects) for kind in kinds]
+
+    with cache.attach("m", wait=True) as model:
+        before = counts()
+        for _ in range(3):
+            model.suspend()
+            model.resume()
+            assert model.names()
+        assert counts() == before
+
+
+@pytest.mark.parametrize("way", ["cached.sock", "link/cached.sock"])
+def test_sockets_are_known_by_the_name_that_the_daemon_gave_its_own(
+    daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.setattr(_suspend, "_DISCONNECT_S", 0.5)
+    with cached_client.connect(str(tmp_path / way)) as cache:
+        cache.list()
+        cache.suspend()
+        assert not connected(tmp_path)
+        assert not caplog.records
+        cache.list()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.connect(str(daemon.socket))
+            cache.suspend()
+            assert len(connected(tmp_path)) == 1
+        assert "another cache to suspend?" in caplog.text
+
+
+def connected(folder: Path) -> list[str]:
+    """Sockets of this process that are connected to one in the folder."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as one:
+            found += [name] if str(folder) in str(one.getpeername()) else []
+    return found

@@ -13,6 +13,7 @@ from cached.errors import (
     InvalidRequestError,
     NotFoundError,
     OriginError,
+    OriginProtocolError,
 )
 from cached.origins.base import Abort, OriginChecksum, OriginObject, OriginSpec, ReadInto
 from cached.origins.net.body import Body, range_problem
@@ -164,9 +165,14 @@ class S3Origin:
         found: list[dict[str, Any]] = []
         with failures.typed(""):
             for page in connection.client.get_paginator("list_objects_v2").paginate(**request):
+                if "IsTruncated" not in page and "KeyCount" not in page:
+                    raise _no_listing(failures, "it answers no list of objects")  # a login page, or nothing at all
                 found.extend(page.get("Contents", ()))
                 if limit and len(found) >= limit:
                     break
+                # botocore ends without a word there, and the first page would pass for the whole.
+                if page.get("IsTruncated") and not page.get("NextContinuationToken"):
+                    raise _no_listing(failures, "its list goes on after a page, and it does not say where")
         return found
 
     def _listed(self, fields: dict[str, Any]) -> OriginObject | None:
@@ -236,6 +242,13 @@ class S3Origin:
                 break
             request["PartNumberMarker"] = int(parts["NextPartNumberMarker"])
         return tuple(sizes)
+
+
+def _no_listing(failures: Failures, problem: str) -> OriginError:
+    return failures.make(
+        OriginProtocolError, problem, "", cause=problem,
+        hint="use an endpoint that knows S3's ListObjectsV2, and look whether this one is an S3 server",
+    )  # fmt: skip
 
 
 def _described(path: str, fields: Mapping[str, Any], checksums: tuple[OriginChecksum, ...] = ()) -> OriginObject:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from cached.errors import OriginProtocolError
+from cached.errors import InvalidRequestError, OriginError, OriginProtocolError
 from cached.origins.base import OriginSpec
 from cached.origins.registry import open_origin
+from tests.conformance.reading import read_range
 from tests.http_servers import HttpServer
 
 _CONTENT = b"x" * 100
@@ -65,3 +66,72 @@ def test_a_listing_that_is_none_or_goes_on_nowhere_is_no_model(odd, listing):
     with pytest.raises(OriginProtocolError, match="list") as error:
         s3_origin(odd).list_objects()
     assert "ListObjectsV2" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        (_ENTRY.replace(b"<Key>m/w</Key>", b""), "without a key"),
+        (_ENTRY.replace(b"100", b"many"), "cannot be read"),
+        (_ENTRY.replace(b"2020-01-01T00:00:00Z", b"yesterday"), "cannot be read"),
+    ],
+)
+def test_an_s3_listing_that_cannot_be_read_says_so(odd, entries, says):
+    odd.listing = (200, s3_listing(entries))
+    with pytest.raises(OriginProtocolError, match=says) as error:
+        s3_origin(odd).list_objects()
+    assert error.value.hint
+
+
+def test_an_s3_object_of_an_unreadable_date_says_so_each_time(odd):
+    dated = {"Last-Modified": "Wed, 01 Jan 2020 00:00:00 GMT"}
+    odd.said = {"HEAD": (200, _CONTENT, dated), "GET": (200, _CONTENT, dated)}
+    origin = s3_origin(odd)
+    item = origin.stat("w")
+    for date in ("yesterday", "Wed, 01 Jan 99999999999999999999 00:00:00 GMT"):
+        odd.said = {method: (200, _CONTENT, {"Last-Modified": date}) for method in ("HEAD", "GET")}
+        for fresh in (origin, s3_origin(odd)):
+            with pytest.raises(OriginProtocolError, match="cannot be read"):
+                fresh.stat("w")
+            with pytest.raises(OriginProtocolError, match="cannot be read"):
+                read_range(fresh, item, 0, memoryview(bytearray(100)))
+
+
+@pytest.mark.parametrize("target", ["http://[bad/", "http://h:99999/", "http://h:abc/"])
+def test_a_link_that_is_no_url_is_said_so(odd, target):
+    odd.said["HEAD"] = (302, b"", {"Location": target})
+    with pytest.raises(OriginProtocolError, match="no URL"):
+        open_origin(OriginSpec(f"{odd.url}/w")).list_objects()
+    tree = b'[{"type": "file", "path": "x", "oid": "' + b"a" * 40 + b'", "size": 3}]'
+    odd.said["GET"] = (200, tree, {"Link": f'<{target}>; rel="next"'})
+    with pytest.raises(OriginError, match="no URL"):
+        open_origin(OriginSpec(f"hf://org/repo@{'a' * 40}", {"endpoint": odd.url})).list_objects()
+
+
+@pytest.mark.parametrize("length", ["abc", "-1", "1" * 5000])
+def test_a_length_that_is_none_is_a_wrong_range(odd, length):
+    item = open_origin(OriginSpec(f"{odd.url}/w")).stat("w")
+    odd.said["GET"] = (206, b"x" * 10, {"ETag": '"e"', "Content-Range": "bytes 0-9/100", "Content_Length": length})
+    with pytest.raises(OriginProtocolError, match="announces"):
+        read_range(open_origin(OriginSpec(f"{odd.url}/w")), item, 0, memoryview(bytearray(10)))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'[{"type": "file", "path": "x", "oid": "' + b"a" * 40 + b'", "size": 3, "lfs": ["z"]}]', "not what a hub"),
+        (b"[" * 200_000, "not JSON"),
+    ],
+)
+def test_what_no_hub_tells_is_said_so(odd, body, says):
+    odd.said["GET"] = (200, body, {})
+    with pytest.raises(OriginError, match=says):
+        open_origin(OriginSpec(f"hf://org/repo@{'a' * 40}", {"endpoint": odd.url})).list_objects()
+
+
+@pytest.mark.parametrize("uri", ["https://host/x", "hf://org/repo"])
+def test_a_ca_bundle_that_is_none_is_refused_at_once(tmp_path, uri):
+    (tmp_path / "ca.pem").write_text("no certificate\n")
+    with pytest.raises(InvalidRequestError, match="CA bundle") as error:
+        open_origin(OriginSpec(uri, {"ca_bundle": str(tmp_path / "ca.pem")}))
+    assert "PEM" in error.value.hint

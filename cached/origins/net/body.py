@@ -10,7 +10,8 @@ from typing import Any
 from cached.origins.net.exchange import Reply, receiver
 
 _BUFFERED_BYTES = io.DEFAULT_BUFFER_SIZE
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+_LENGTH = re.compile(r"\d{1,19}")
 
 
 def range_problem(fields: Mapping[str, Any], offset_bytes: int, length_bytes: int, size_bytes: int) -> str:
@@ -29,8 +30,8 @@ def range_problem(fields: Mapping[str, Any], offset_bytes: int, length_bytes: in
             return f"the object has {match[3]} bytes instead of {size_bytes}"
     elif length_bytes != size_bytes:
         return "it is the whole object instead of a range"
-    if length is not None and int(length) != length_bytes:
-        return f"it announces {length} bytes instead of {length_bytes}"
+    if length is not None and (not _LENGTH.fullmatch(str(length)) or int(length) != length_bytes):
+        return f"it announces {str(length)[:80]} bytes instead of {length_bytes}"
     return ""
 
 

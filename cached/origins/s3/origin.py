@@ -176,7 +176,9 @@ class S3Origin:
         return found
 
     def _listed(self, fields: dict[str, Any]) -> OriginObject | None:
-        key = str(fields["Key"])
+        key = str(fields.get("Key") or "")
+        if not key:
+            raise _no_listing(self._connected()[1], "its list has an object without a key")
         if key.endswith("/"):
             return None
         try:

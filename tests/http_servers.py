@@ -60,9 +60,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        """Keyword ``X_Repo_Commit`` is the header ``X-Repo-Commit``."""
+        """Keyword ``X_Repo_Commit`` is the header ``X-Repo-Commit``; an empty ``Content_Length``: until the end."""
         self.send_response_only(status)
-        self.send_header("Content-Length", headers.pop("Content_Length", str(len(body))))
+        if length := headers.pop("Content_Length", str(len(body))):
+            self.send_header("Content-Length", length)
+        else:
+            self.close_connection = True
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()

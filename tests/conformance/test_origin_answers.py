@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from cached.errors import InvalidRequestError, OriginError, OriginProtocolError
-from cached.origins.base import OriginSpec
+from cached.origins.base import OriginChecksum, OriginSpec
 from cached.origins.registry import open_origin
 from tests.conformance.reading import read_range
 from tests.http_servers import HttpServer
@@ -135,3 +136,54 @@ def test_a_ca_bundle_that_is_none_is_refused_at_once(tmp_path, uri):
     with pytest.raises(InvalidRequestError, match="CA bundle") as error:
         open_origin(OriginSpec(uri, {"ca_bundle": str(tmp_path / "ca.pem")}))
     assert "PEM" in error.value.hint
+
+
+def test_an_s3_object_of_no_version_needs_a_checksum(odd):
+    odd.said["HEAD"] = (200, _CONTENT, {})
+    with pytest.raises(OriginError, match="neither ETag nor Last-Modified") as error:
+        s3_origin(odd).stat("w")
+    assert error.value.fields["cause"] == "no version"
+    crc32 = base64.b64encode(bytes(4)).decode()
+    odd.said["HEAD"] = (200, _CONTENT, {"x-amz-checksum-crc32": crc32, "x-amz-checksum-type": "FULL_OBJECT"})
+    assert s3_origin(odd).stat("w").checksums == (OriginChecksum("crc32", "00000000"),)
+
+
+@pytest.mark.parametrize("scheme", ["http", "s3"])
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ((200, _CONTENT, {"Content_Length": ""}), True),
+        ((200, _CONTENT + b"x", {"Content_Length": ""}), False),
+        ((200, b"64\r\n" + _CONTENT + b"\r\n0\r\n\r\n", {"Content_Length": "", "Transfer_Encoding": "chunked"}), True),
+        (
+            (200, b"65\r\n" + _CONTENT + b"x\r\n0\r\n\r\n", {"Content_Length": "", "Transfer_Encoding": "chunked"}),
+            False,
+        ),
+    ],
+)
+def test_a_body_of_no_length_that_is_longer_is_wrong(odd, scheme, said, right):
+    origin = s3_origin(odd) if scheme == "s3" else open_origin(OriginSpec(f"{odd.url}/m/w"))
+    item = origin.stat("w")
+    for before in (False, True):  # on a connection that is open already, and on one that is not
+        if before:
+            odd.said["GET"] = (200, _CONTENT, {"ETag": '"e"'})
+            read_range(origin, item, 0, memoryview(bytearray(100)))
+        status, body, headers = said
+        odd.said["GET"] = (status, body, {"ETag": '"e"', **headers})
+        if right:
+            read_range(origin, item, 0, memoryview(bytearray(100)))
+            continue
+        with pytest.raises(OriginProtocolError, match="more bytes than were asked for"):
+            read_range(origin, item, 0, memoryview(bytearray(100)))
+
+
+def test_another_folder_is_not_read_for_one_of_a_name_with_a_fragment(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "w").write_bytes(b"1")
+    for end in ("#v2", "?v2"):
+        with pytest.raises(InvalidRequestError) as error:
+            open_origin(OriginSpec(f"file://{tmp_path}/m{end}"))
+        assert "%23" in error.value.hint
+    (tmp_path / "m#v2").mkdir()
+    (tmp_path / "m#v2" / "x").write_bytes(b"1")
+    assert [item.path for item in open_origin(OriginSpec(f"file://{tmp_path}/m%23v2")).list_objects()] == ["x"]

@@ -80,7 +80,13 @@ class S3Origin:
             usable = checksum(fields, name, sizes) if sizes is not None else None
             if usable is not None:
                 checksums.append(usable)
-        return _described(path, fields, tuple(checksums))
+        described = _described(path, fields, tuple(checksums))
+        if not described.version and not checksums:
+            raise self._connected()[1].make(
+                OriginError, "the server tells neither ETag nor Last-Modified of it, and no checksum: a change while "
+                "it is read could not be seen", path, cause="no version", hint="use a server that tells one of them",
+            )  # fmt: skip
+        return described
 
     @contextmanager
     def open_range(

@@ -7,6 +7,7 @@ requests and to inject faults.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import email.utils
 import hashlib
@@ -175,16 +176,24 @@ class FileServer(HttpServer):
 
 
 class ForwardProxy(HttpServer):
-    """A proxy for plain HTTP (whole URLs) and for tunnels (CONNECT); all goes to ``target``. ``asked``: for what."""
+    """A proxy for plain HTTP (whole URLs) and for tunnels (CONNECT); all goes to ``target``. ``asked``: for what.
+
+    ``user``: USER:PASSWORD that have to be shown to it.
+    """
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
         self._target = parts.hostname or "", parts.port or 80
         self.asked: list[str] = []
+        self.user = ""
         super().__init__()
 
     def handle(self, request: _Handler) -> None:
         self.asked.append(f"{request.command} {request.path}")
+        wanted = f"Basic {base64.b64encode(self.user.encode()).decode()}"
+        if self.user and request.headers.get("Proxy-Authorization") != wanted:
+            request.answer(407, b"", Proxy_Authenticate='Basic realm="proxy"')
+            return
         if request.command == "CONNECT":
             with socket.create_connection(self._target, 30) as upstream:
                 request.send_response_only(200)

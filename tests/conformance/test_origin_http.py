@@ -356,6 +356,31 @@ def test_a_proxy_is_a_tunnel_for_https_and_an_abort_ends_a_read_through_it(web, 
             assert_an_abort_ends_a_read(origin, slow)
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_gets_the_user_and_the_password_of_its_url(monkeypatch, tmp_path, scheme):
+    with FileServer() as server:
+        certificate, key = make_certificate(tmp_path)
+        if scheme == "https":
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, key)
+            server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
+        server.put("m/w", DATA)
+        with ForwardProxy(server.url) as proxy:
+            proxy.user = "us@er:s\u00e9cret:\u20ac"
+            monkeypatch.setenv("no_proxy", "")
+            spec = OriginSpec(f"{scheme}://localhost/m", {"files": "w", "ca_bundle": str(certificate)})
+            for user in ("", "us%40er:wrong-secret@"):
+                monkeypatch.setenv(f"{scheme}_proxy", proxy.url.replace("://", f"://{user}"))
+                with pytest.raises(OriginDeniedError, match="proxy") as error:
+                    open_origin(spec).stat("w")
+                assert "USER:PASSWORD" in error.value.hint
+                assert_discreet(error.value)
+            monkeypatch.setenv(f"{scheme}_proxy", proxy.url.replace("://", "://us%40er:s%C3%A9cret%3A%E2%82%AC@"))
+            origin = open_origin(spec)
+            assert read(origin, origin.stat("w"), 10, 100) == DATA[10:110]
+            origin.close()
+
+
 @pytest.mark.parametrize(
     ("uri", "options"),
     [

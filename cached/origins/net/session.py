@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import urllib3
 
@@ -151,9 +153,7 @@ class Session:
         with self._lock:
             found = self._pools.get(proxy)
             if found is None:
-                found = (
-                    urllib3.ProxyManager(proxy, **self._settings) if proxy else urllib3.PoolManager(**self._settings)
-                )
+                found = _proxied(proxy, self._settings) if proxy else urllib3.PoolManager(**self._settings)
                 found.pool_classes_by_scheme = pool_classes(Addresses())
                 self._pools[proxy] = found
             return found
@@ -182,6 +182,13 @@ class Session:
                 hint="look at the URL; redirects from https:// to anything else are not followed",
             )  # fmt: skip
         return target
+
+
+def _proxied(proxy: str, settings: Mapping[str, Any]) -> urllib3.ProxyManager:
+    """urllib3 takes no user and password from the proxy's URL."""
+    user = urllib3.util.parse_url(proxy).auth
+    shown = f"Basic {base64.b64encode(unquote(user).encode()).decode()}" if user else ""
+    return urllib3.ProxyManager(proxy, proxy_headers={"Proxy-Authorization": shown} if shown else None, **settings)
 
 
 def _context(ca_bundle: str) -> ssl.SSLContext:

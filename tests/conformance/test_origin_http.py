@@ -235,6 +235,25 @@ def test_a_folder_without_a_list_says_how_to_give_one(web):
         assert "catalog" in error.value.hint
 
 
+@pytest.mark.parametrize("status", [403, 500, 200])
+def test_a_folder_that_the_server_does_not_list_needs_no_slash(status):
+    class Nginx(FileServer):
+        def handle(self, request):
+            if request.path == "/a%20b":
+                request.answer(301, b"", Location="/a%20b/")
+            elif request.path == "/a%20b/":
+                request.answer(status, b"")
+            else:
+                super().handle(request)
+
+    with Nginx() as web:
+        web.put("a b/w", DATA)
+        origin = open_origin(OriginSpec(f"{web.url}/a%20b"))
+        (item,) = origin.list_objects()
+        assert item.path == "w"
+        assert read(origin, origin.stat("w"), 5, 10) == DATA[5:15]
+
+
 def test_a_server_without_etags_is_held_to_its_dates(web):
     web.etags = False
     web.put("m/w", DATA)

@@ -27,7 +27,7 @@ from cached.origins.net.options import (
     without_query,
 )
 from cached.origins.net.reading import range_read, read_nothing
-from cached.origins.net.session import Answer, Session
+from cached.origins.net.session import Answer, Hop, Session
 from cached.refs import check_path
 
 HTTP_OPTIONS = ("files", "list", "token_file", *NET_OPTIONS)
@@ -180,9 +180,9 @@ class HttpOrigin:
         """Whether the URI is a file's; asked once."""
         if self._one_file is None:
             try:
-                answer = self._session.head(self._url, "")
+                answer = self._session.head(self._url, "", on_hop=_refuse_folder)
                 one = not urlsplit(answer.url).path.endswith("/")
-            except NotFoundError:
+            except (NotFoundError, _IsFolderError):
                 one = False
             with self._lock:
                 self._one_file = one
@@ -202,6 +202,16 @@ class HttpOrigin:
         if server_of(url)[0] != server_of(self._url)[0] == "https":
             refuse("list", "the list is at a less safe place than its files", "give it an https:// URL")
         return url
+
+
+class _IsFolderError(Exception):
+    """A server sends on to the same path with a slash at its end. Stays in this module."""
+
+
+def _refuse_folder(hop: Hop) -> None:
+    """Whatever is answered there: nginx refuses (403) a folder that it may not list, and serves what is in it."""
+    if unquote(urlsplit(hop.location).path) == f"{unquote(urlsplit(hop.url).path)}/":
+        raise _IsFolderError
 
 
 def _checked_url(uri: str) -> str:

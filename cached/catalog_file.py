@@ -22,6 +22,8 @@ from typing import Any, Final
 from cached.access import AccessList
 from cached.errors import ConfigError, InvalidRequestError, encodable
 from cached.level import Level
+from cached.origins.local import local_path
+from cached.origins.net.options import check_url
 from cached.problems import Problem, nearest, report_problems, shown
 from cached.refs import artifact_digest, check_digest, check_name, check_path
 from cached.schedule import WindowError, parse_window
@@ -43,6 +45,10 @@ ORIGIN_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
 SCHEMES: Final = tuple(ORIGIN_KEYS)
 """Of sources. A test compares both with what the origins support."""
 
+_CHECKED: Final[Mapping[str, Callable[[str], str]]] = {
+    "file": local_path, "http": partial(check_url, "source"), "https": partial(check_url, "source"),
+}  # fmt: skip
+"""Of schemes whose sources are URLs: raises InvalidRequestError as the origin does, without the text of a URL."""
 _MAX_BYTES: Final = 16 * 1024 * 1024
 _MAX_PRIORITY: Final = 1000
 _NO_ID: Final = 2**32 - 1
@@ -354,6 +360,8 @@ class _Reader:
             self._refuse(
                 key, f"{scheme}://…", "holds credentials", "leave them to the environment, a profile or a file"
             )
+        elif scheme in _CHECKED:
+            return value if self._checked(key, value, _CHECKED[scheme]) else ""
         else:
             return value
         return ""
@@ -438,10 +446,12 @@ class _Reader:
                 options[name] = self._word(f"{key}.{name}", item, ("auto", "path", "virtual"))
             elif name == "files":
                 options[name] = "\n".join(self._texts(f"{key}.{name}", item, "a path below the source"))
-            elif isinstance(item, str):
-                options[name] = item
-            else:
+            elif not isinstance(item, str):
                 self._refuse(f"{key}.{name}", item, "is not text", "write text in quotes")
+            elif name == "endpoint" and item and self._checked(f"{key}.{name}", item, partial(check_url, name)) is None:
+                continue
+            else:
+                options[name] = item
         return MappingProxyType(options)
 
     def _table(self, key: str, value: Any) -> Mapping[str, Any]:

@@ -186,7 +186,10 @@ class LevelError(CachedError):
 
 
 class MoverError(CachedError):
-    """A mover process died or answered nonsense; its work goes to another one, a bounded number of times."""
+    """A mover process died or answered nonsense; its work goes to another one, a bounded number of times.
+
+    Field ``raised``: it lives, and a job ended with an exception of this type that nobody foresaw.
+    """
 
     reason = "MOVER_FAILED"
     retryable = True

@@ -7,6 +7,7 @@ requests and to inject faults.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import email.utils
 import hashlib
@@ -60,9 +61,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        """Keyword ``X_Repo_Commit`` is the header ``X-Repo-Commit``."""
+        """Keyword ``X_Repo_Commit`` is the header ``X-Repo-Commit``; an empty ``Content_Length``: until the end."""
         self.send_response_only(status)
-        self.send_header("Content-Length", headers.pop("Content_Length", str(len(body))))
+        if length := headers.pop("Content_Length", str(len(body))):
+            self.send_header("Content-Length", length)
+        else:
+            self.close_connection = True
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
@@ -172,16 +176,24 @@ class FileServer(HttpServer):
 
 
 class ForwardProxy(HttpServer):
-    """A proxy for plain HTTP (whole URLs) and for tunnels (CONNECT); all goes to ``target``. ``asked``: for what."""
+    """A proxy for plain HTTP (whole URLs) and for tunnels (CONNECT); all goes to ``target``. ``asked``: for what.
+
+    ``user``: USER:PASSWORD that have to be shown to it.
+    """
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
         self._target = parts.hostname or "", parts.port or 80
         self.asked: list[str] = []
+        self.user = ""
         super().__init__()
 
     def handle(self, request: _Handler) -> None:
         self.asked.append(f"{request.command} {request.path}")
+        wanted = f"Basic {base64.b64encode(self.user.encode()).decode()}"
+        if self.user and request.headers.get("Proxy-Authorization") != wanted:
+            request.answer(407, b"", Proxy_Authenticate='Basic realm="proxy"')
+            return
         if request.command == "CONNECT":
             with socket.create_connection(self._target, 30) as upstream:
                 request.send_response_only(200)

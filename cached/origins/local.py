@@ -40,13 +40,7 @@ class LocalOrigin:
     """
 
     def __init__(self, spec: OriginSpec) -> None:
-        parts = urlsplit(spec.uri)
-        if parts.scheme != "file" or parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
-            raise InvalidRequestError(
-                f"{spec.uri[:200]!r} is not a URI of a local folder",
-                hint="write file:// and an absolute path, such as file:///mnt/models/NAME",
-                value=spec.uri[:200],
-            )
+        top = local_path(spec.uri)
         if spec.options:
             raise InvalidRequestError(
                 f"file:// origins take no options, and {', '.join(sorted(spec.options))} was given",
@@ -54,7 +48,7 @@ class LocalOrigin:
                 value=next(iter(sorted(spec.options))),
             )
         self._uri = spec.uri
-        self._top = os.path.normpath(unquote(parts.path))
+        self._top = os.path.normpath(top)
 
     def prepare(self) -> None:
         """See Origin. There is nothing to do."""
@@ -214,6 +208,29 @@ class LocalOrigin:
                 expected=item.version,
                 found=found,
             )
+
+
+def local_path(uri: str) -> str:
+    """The path that a ``file://`` URI names. Raises InvalidRequestError."""
+    if "?" in uri or "#" in uri:
+        raise InvalidRequestError(
+            f"{uri[:200]!r} has a query or a fragment, which folders have not",
+            hint="write %3F for ? and %23 for # in the names of folders and files",
+            value=uri[:200],
+        )
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        parts = urlsplit("")
+    path = unquote(parts.path)
+    local = parts.scheme == "file" and parts.netloc in {"", "localhost"}
+    if not local or not path.startswith("/") or "\0" in path:
+        raise InvalidRequestError(
+            f"{uri[:200]!r} is not a URI of a local folder",
+            hint="write file:// and an absolute path, such as file:///mnt/models/NAME",
+            value=uri[:200],
+        )
+    return path
 
 
 def _zones(top: str) -> tuple[str, ...]:

@@ -176,7 +176,9 @@ class Chains:
                 continue
             try:
                 item = await self._item_at(link, source.item)
-            except _CANNOT_SERVE as error:
+            except CachedError as error:
+                if not _cannot_serve(error):
+                    raise
                 self._failed(link, error, source.item)
                 continue
             if item is not None and item.version and item.version == source.item.version:
@@ -190,16 +192,17 @@ class Chains:
         nothing else until a while has passed.
         """
         if source.chain is not None:
-            if isinstance(error, _CANNOT_SERVE):
+            if _cannot_serve(error):
                 known = self._link(source.spec).known(source.item)
                 known.skipped_until_s, known.why = self._clock.monotonic_s() + _OTHER_S, error.message
-            return isinstance(error, _CANNOT_SERVE)
+            return _cannot_serve(error)
         if not isinstance(error, IntegrityError):
             return False
         links = [self._link(spec) for spec in source.spec.front]
         blamed = [link for link in links if link.known(source.item).served]
         for link in blamed:
             self._wrong(link, source.item, error.message)
+            self._on_failover(link.name, IntegrityError.reason)
         return bool(blamed) or self._doubt(links, source.item)
 
     def _doubt(self, links: list[_Link], item: OriginObject) -> bool:
@@ -217,7 +220,7 @@ class Chains:
             try:
                 found = await self._served(link, job, priority)
             except CachedError as error:
-                if not isinstance(error, (*_CANNOT_SERVE, IntegrityError)):
+                if not _cannot_serve(error) and not isinstance(error, IntegrityError):
                     raise
                 failures.append(f"{link.name} ({error.message})")
                 self._on_failover(link.name, error.reason)
@@ -309,8 +312,9 @@ class Chains:
             for spec in chain.front:
                 try:
                     return await self._runner.run(replace(job, origin=spec), priority=priority)
-                except _CANNOT_SERVE:
-                    continue
+                except CachedError as other:
+                    if not _cannot_serve(other):
+                        raise
             raise error from None
 
     def _failed(self, link: _Link, error: CachedError, item: OriginObject) -> None:
@@ -321,11 +325,11 @@ class Chains:
             known = link.known(item)
             known.skipped_until_s = now_s + (_ABSENT_S if isinstance(error, NotFoundError) else _OTHER_S)
             known.why = error.message
-        if of_object or not isinstance(error, _CANNOT_SERVE):
+        if of_object or not _cannot_serve(error):
             link.breaker.gave_up()
             return
         # Who refuses credentials, or has no usable options, will do so again.
-        at_once = not isinstance(error, OriginError) or not error.retryable
+        at_once = not isinstance(error, OriginError | MoverError) or not error.retryable
         if link.breaker.failed(now_s, error.message, at_once=at_once):
             pause_s = link.breaker.left_s(now_s)
             self._report(
@@ -339,7 +343,6 @@ class Chains:
         known.item, known.served = None, False
         known.skipped_until_s, known.why = now_s + _WRONG_S, f"it sent wrong bytes of {item.path}"
         link.breaker.failed(now_s, known.why, at_once=True)
-        self._on_failover(link.name, IntegrityError.reason)
         self._report(
             "origin.blamed", IntegrityError(why, path=item.path),
             f"{link.name} sent wrong bytes of {item.path}, which come from elsewhere now: {why}",
@@ -359,6 +362,15 @@ class Chains:
             used = {id(link.breaker) for link in self._links.values()}
             self._breakers = {place: breaker for place, breaker in self._breakers.items() if id(breaker) in used}
         return link
+
+
+def _cannot_serve(error: CachedError) -> bool:
+    """Whether the next link is to be asked.
+
+    An exception that nobody foresaw is as good a reason as any. The death of a mover is none: the pool gives its work
+    to others, and what it may still do to their target is the pool's to know.
+    """
+    return isinstance(error, _CANNOT_SERVE) or (isinstance(error, MoverError) and "raised" in error.fields)
 
 
 def _of_all(error: CachedError, last: str, failures: list[str]) -> CachedError:

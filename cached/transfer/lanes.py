@@ -106,7 +106,11 @@ def name_of(spec: OriginSpec) -> str:
         return "file:"
     if scheme == "hf":
         return spec.options.get("endpoint") or "hf:"
-    return spec.options.get("endpoint_url") or f"{scheme}://{rest.partition('/')[0]}"
+    place = f"{scheme}://{rest.partition('/')[0]}"
+    if scheme in {"az", "gs"}:  # containers of one name are other ones in another account, or at another endpoint
+        where = [spec.options[name] for name in ("endpoint", "account") if spec.options.get(name)]
+        return f"{place} ({', '.join(where)})" if where else place
+    return spec.options.get("endpoint_url") or place
 
 
 @dataclass(slots=True, eq=False)

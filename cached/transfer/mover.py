@@ -146,6 +146,7 @@ class _Desk:
             failure = MoverError(
                 f"{type(job).__name__} failed in a mover",
                 hint="report it with the traceback: journalctl -u cached | grep mover.stderr",
+                raised=type(error).__name__,
             )
             failure.__cause__ = error
             line = wire.encode_error(request_id, failure)

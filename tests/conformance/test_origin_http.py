@@ -235,6 +235,25 @@ def test_a_folder_without_a_list_says_how_to_give_one(web):
         assert "catalog" in error.value.hint
 
 
+@pytest.mark.parametrize("status", [403, 500, 200])
+def test_a_folder_that_the_server_does_not_list_needs_no_slash(status):
+    class Nginx(FileServer):
+        def handle(self, request):
+            if request.path == "/a%20b":
+                request.answer(301, b"", Location="/a%20b/")
+            elif request.path == "/a%20b/":
+                request.answer(status, b"")
+            else:
+                super().handle(request)
+
+    with Nginx() as web:
+        web.put("a b/w", DATA)
+        origin = open_origin(OriginSpec(f"{web.url}/a%20b"))
+        (item,) = origin.list_objects()
+        assert item.path == "w"
+        assert read(origin, origin.stat("w"), 5, 10) == DATA[5:15]
+
+
 def test_a_server_without_etags_is_held_to_its_dates(web):
     web.etags = False
     web.put("m/w", DATA)
@@ -356,6 +375,31 @@ def test_a_proxy_is_a_tunnel_for_https_and_an_abort_ends_a_read_through_it(web, 
             assert_an_abort_ends_a_read(origin, slow)
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_gets_the_user_and_the_password_of_its_url(monkeypatch, tmp_path, scheme):
+    with FileServer() as server:
+        certificate, key = make_certificate(tmp_path)
+        if scheme == "https":
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, key)
+            server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
+        server.put("m/w", DATA)
+        with ForwardProxy(server.url) as proxy:
+            proxy.user = "us@er:s\u00e9cret:\u20ac"
+            monkeypatch.setenv("no_proxy", "")
+            spec = OriginSpec(f"{scheme}://localhost/m", {"files": "w", "ca_bundle": str(certificate)})
+            for user in ("", "us%40er:wrong-secret@"):
+                monkeypatch.setenv(f"{scheme}_proxy", proxy.url.replace("://", f"://{user}"))
+                with pytest.raises(OriginDeniedError, match="proxy") as error:
+                    open_origin(spec).stat("w")
+                assert "USER:PASSWORD" in error.value.hint
+                assert_discreet(error.value)
+            monkeypatch.setenv(f"{scheme}_proxy", proxy.url.replace("://", "://us%40er:s%C3%A9cret%3A%E2%82%AC@"))
+            origin = open_origin(spec)
+            assert read(origin, origin.stat("w"), 10, 100) == DATA[10:110]
+            origin.close()
+
+
 @pytest.mark.parametrize(
     ("uri", "options"),
     [
@@ -363,6 +407,13 @@ def test_a_proxy_is_a_tunnel_for_https_and_an_abort_ends_a_read_through_it(web, 
         ("https://user:secret@host/x", {}),
         ("https://host/x?token=secret", {}),
         ("https://host/x#secret", {}),
+        ("https://host:99999/x", {}),
+        ("http://host:abc/x", {}),
+        ("https://[::1/m/", {}),
+        ("file://[x/b", {}),
+        ("file:///tmp/a%00b", {}),
+        ("https://host/x", {"list": "http://[x/list"}),
+        ("hf://org/repo", {"endpoint": "http://host:99999"}),
         ("https://host/x", {"endpoint": "http://x"}),
         ("https://host/x", {"files": "../y"}),
         ("https://host/x", {"list": "http://host/list"}),

@@ -392,7 +392,7 @@ def test_a_local_read_past_the_end_is_an_error(tmp_path: Path):
         read(origin, origin.stat("w"), 3, 10)
 
 
-@pytest.mark.parametrize("uri", ["file://host/x", "file://relative", "file:///x?"])
+@pytest.mark.parametrize("uri", ["file://host/x", "file://relative", "file:///x?", "file:///x?y", "file:///x#y"])
 def test_wrong_local_uris(uri: str):
     with pytest.raises((InvalidRequestError, NotFoundError)):
         open_origin(OriginSpec(uri)).list_objects()

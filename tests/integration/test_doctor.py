@@ -206,6 +206,17 @@ def test_servers_that_are_not_there(tmp_path, secure):
     assert problem(origins(tmp_path, "file:///no/such/folder")).told == "file:///no/such/folder: it is not there"
 
 
+@pytest.mark.parametrize(
+    "uri",
+    ["http://host:99999/x", "https://[::1/m/", "file://[x/b", "file:///tmp/a%00b", f"file:///{'x' * 5000}"],
+)
+def test_a_source_that_cannot_be_one_does_not_hide_the_others(tmp_path: Path, uri: str) -> None:
+    found = list(network.origins(Host(tmp_path).context({}, sources=(uri, tmp_path.as_uri()))))
+    assert [finding.verdict for finding in found][-1] == "ok"
+    assert found[0].verdict in {"problem", "not measured"}
+    assert found[0].told
+
+
 def test_checksums_conditions_and_a_proxy(moto_s3: MotoS3, tmp_path, monkeypatch):
     moto_s3.create_bucket(_BUCKET)
     moto_s3.put(_BUCKET, "m/a.safetensors", b"x" * 1000, ChecksumAlgorithm="SHA256")

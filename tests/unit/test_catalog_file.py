@@ -83,6 +83,13 @@ def test_all_problems_are_told_together():
     [
         ({"source": "s4://b/m"}, "no origin serves s4://"),
         ({"source": "s3://"}, "is not a URI"),
+        ({"source": "http://h:99999/x"}, "models.m.source: source is not a URL"),
+        ({"source": "https://[::1/m/"}, "models.m.source: source is not a URL"),
+        ({"source": "https://h/m?key=value"}, "models.m.source: source is not a URL"),
+        ({"source": "file://[x/b"}, "is not a URI of a local folder"),
+        ({"source": "file:///tmp/a%00b"}, "is not a URI of a local folder"),
+        ({"source": "file:///m#v2"}, "write %3F for ? and %23 for #"),
+        ({"source": "hf://o/r", "origin": {"endpoint": "http://h:abc"}}, "models.m.origin.endpoint: endpoint is not"),
         ({"source": None}, "models.m.source: is missing"),
         ({"source": ["s3://b"]}, "is not text"),
         ({"format": "safetensor"}, "models.m.format"),

@@ -1,17 +1,23 @@
-"""The parts of chains that know values only: the breaker, a chain as text, a chain in the catalog."""
+"""The parts of chains: the breaker, a chain as text and in the catalog, and when the next link is asked."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
 from cached.catalog_file import CatalogLink, CatalogModel, parse_catalog
-from cached.errors import ConfigError
-from cached.origins.base import OriginSpec
+from cached.clock import SystemClock
+from cached.errors import CachedError, ConfigError, MoverError
+from cached.levels.base import FileRef
+from cached.origins.base import OriginObject, OriginSpec
 from cached.refs import uris_of
 from cached.transfer.breaker import Breaker
+from cached.transfer.chain import Chains
+from cached.transfer.fill import OriginSource
+from cached.transfer.jobs import Fetch, Job, Listing, Moved, Result, StatObjects
 
 
 def test_three_failures_in_a_row_begin_a_pause_and_a_success_forgets_them() -> None:
@@ -101,3 +107,88 @@ def test_chains_that_cannot_be_used_are_told_by_their_keys(entry: dict[str, Any]
         read(entry)
     assert key in caught.value.message
     assert wrong in caught.value.message
+
+
+# Which link serves. A runner stands for movers and origins.
+
+_NEAR, _ITEM = OriginSpec("s3://near/x"), OriginObject("w", 10, "v")
+_CHAIN = OriginSpec("s3://far/x", {}, (_NEAR,))
+_UNFORESEEN = MoverError("Fetch failed in a mover", raised="ValueError")
+_DEATH = MoverError("Fetch was lost: a mover died", attempts=3)
+
+
+class Movers:
+    """Of the place in front a job ends with ``near``; of the other one it is done. Also told what happens."""
+
+    def __init__(self, near: CachedError | int, *, stat_fails: bool = False) -> None:
+        self.near = near
+        self.stat_fails = stat_fails
+        self.asked: list[str] = []
+
+    async def run(self, job: Job, *, key: str | None = None, priority: int = 0) -> Result:
+        assert isinstance(job, Fetch | StatObjects)
+        self.asked.append(job.origin.uri)
+        if isinstance(job, StatObjects) and not self.stat_fails:
+            return Listing((_ITEM,))
+        if isinstance(self.near, CachedError) and job.origin == _NEAR:
+            raise self.near
+        return Moved(self.near if isinstance(self.near, int) and job.origin == _NEAR else 2, 10, 0.1, 0.1)
+
+    def emit(self, *_args: object, **_fields: object) -> None:
+        pass
+
+
+def chains_on(movers: Movers, counted: list[tuple[str, str]]) -> Chains:
+    def count(origin: str, reason: str) -> None:
+        counted.append((origin, reason))
+
+    runner: Any = movers
+    return Chains(runner, SystemClock(), on_failover=count, events=movers, report=lambda *_args, **_fields: None)
+
+
+def a_fetch() -> Fetch:
+    return Fetch(_CHAIN, _ITEM, 0, 10, FileRef("/x", 1, 10, True), expected_crc64=2)
+
+
+def test_wrong_bytes_are_one_failover() -> None:
+    counted: list[tuple[str, str]] = []
+    moved = asyncio.run(chains_on(Movers(1), counted).run(a_fetch()))
+    assert isinstance(moved, Moved)
+    assert moved.origin == "s3://far"
+    assert counted == [("s3://near", "INTEGRITY")]
+
+
+@pytest.mark.parametrize("stat_fails", [False, True])
+def test_after_an_exception_that_nobody_foresaw_the_next_link_is_asked(stat_fails: bool) -> None:
+    counted: list[tuple[str, str]] = []
+    movers = Movers(_UNFORESEEN, stat_fails=stat_fails)
+    chains = chains_on(movers, counted)
+    for _ in range(4):
+        moved = asyncio.run(chains.run(a_fetch()))
+        assert isinstance(moved, Moved)
+        assert moved.origin == "s3://far"
+    assert counted == [("s3://near", "MOVER_FAILED")] * 3
+    assert list(chains.skipped()) == ["s3://near"]
+
+
+def test_the_death_of_a_mover_is_the_pools_to_mend() -> None:
+    movers = Movers(_DEATH)
+    chains = chains_on(movers, [])
+    with pytest.raises(MoverError, match="lost"):
+        asyncio.run(chains.run(a_fetch()))
+    assert "s3://far/x" not in movers.asked
+    assert not chains.skipped()
+
+
+@pytest.mark.parametrize(("error", "elsewhere"), [(_UNFORESEEN, True), (_DEATH, False)])
+def test_where_all_of_an_object_comes_from_one_place(error: MoverError, elsewhere: bool) -> None:
+    chain = OriginSource(_CHAIN, _ITEM)
+    front = asyncio.run(chains_on(Movers(2), []).standing_in(chain))
+    assert front.spec == _NEAR
+    assert chains_on(Movers(2), []).blame(front, error) == elsewhere
+    chains = chains_on(Movers(error, stat_fails=True), [])
+    if elsewhere:
+        assert asyncio.run(chains.standing_in(chain)).spec == _CHAIN.alone
+        return
+    with pytest.raises(MoverError, match="lost"):
+        asyncio.run(chains.standing_in(chain))

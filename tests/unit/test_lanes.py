@@ -19,7 +19,15 @@ from cached.transfer.lanes import name_of
         ("hf://org/repo", {"endpoint": "https://hub.example"}, "https://hub.example"),
         ("https://models.example/m/", {}, "https://models.example"),
         ("gs://bucket/m", {}, "gs://bucket"),
-        ("az://container/m", {"account": "x"}, "az://container"),
+        ("az://container/m", {}, "az://container"),
+        ("az://container/m", {"account": "x"}, "az://container (x)"),
+        ("az://container/m", {"account": "y"}, "az://container (y)"),
+        (
+            "az://container/m",
+            {"account": "x", "endpoint": "https://x.example"},
+            "az://container (https://x.example, x)",
+        ),
+        ("gs://bucket/m", {"endpoint": "http://127.0.0.1:4443"}, "gs://bucket (http://127.0.0.1:4443)"),
     ],
 )
 def test_those_of_one_server_share_a_lane(uri, options, name):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from cached.catalog_file import CatalogModel, load_catalog
 from cached.cli.doctor.access import obstacle
@@ -19,6 +19,8 @@ from cached.cli.measure.facts import mount_of
 from cached.config import hub_endpoint, origin_defaults, proxy_of
 from cached.errors import CachedError, ConfigError
 from cached.origins.base import OriginSpec
+from cached.origins.local import local_path
+from cached.origins.net.options import check_url
 from cached.origins.registry import open_origin, redact
 from cached.origins.s3.options import parse_options as s3_options
 
@@ -122,6 +124,8 @@ def _look(context: Context, place: Place) -> list[Finding]:
         return [problem(f"{_named(place)}: {error.message}", error.hint)]
     except OSError as error:
         return [unseen(f"{_named(place)}: {error}")]
+    except Exception as error:  # noqa: BLE001 the boundary of a place: the others are to be looked at all the same
+        return [unseen(f"{_named(place)}: {type(error).__name__}: {error}")]
 
 
 def _named(place: Place) -> str:
@@ -130,7 +134,7 @@ def _named(place: Place) -> str:
 
 
 def _local(context: Context, place: Place) -> Iterator[Finding]:
-    path = unquote(urlsplit(place.spec.uri).path)
+    path = local_path(place.spec.uri)
     try:
         closed = obstacle(context.service, path, os.R_OK)
     except FileNotFoundError:
@@ -147,7 +151,7 @@ def _other(context: Context, place: Place) -> Iterator[Finding]:
     """Anything over HTTP but S3."""
     options, scheme = place.spec.options, place.scheme
     if scheme in {"http", "https"}:
-        url = f"{scheme}://{urlsplit(place.spec.uri).netloc}"
+        url = f"{scheme}://{urlsplit(check_url('source', place.spec.uri)).netloc}"
     elif scheme == "hf":
         url = options.get("endpoint") or hub_endpoint(context.environment)
     elif scheme == "gs":
@@ -158,6 +162,7 @@ def _other(context: Context, place: Place) -> Iterator[Finding]:
     own = f"the catalog's models.{place.model or 'NAME'}.origin.ca_bundle"
     setting = "CACHED_HF_CA_BUNDLE" if scheme == "hf" else own
     if url:
+        check_url("endpoint", url)
         way = _follow(url, options.get("ca_bundle", ""), setting)
         if isinstance(way, Finding):
             yield _prefixed(place, way)

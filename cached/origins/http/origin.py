@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from cached.config import read_token
 from cached.errors import InvalidRequestError, NotFoundError, OriginError
@@ -20,17 +20,19 @@ from cached.origins.net.options import (
     bearer,
     check_known,
     check_url,
+    link_of,
     net_options,
     refuse,
     server_of,
     without_query,
 )
 from cached.origins.net.reading import range_read, read_nothing
-from cached.origins.net.session import Answer, Session
+from cached.origins.net.session import Answer, Hop, Session
 from cached.refs import check_path
 
 HTTP_OPTIONS = ("files", "list", "token_file", *NET_OPTIONS)
 _THREADS = 8
+_MAX_DIGITS = 19
 
 
 class HttpOrigin:
@@ -114,7 +116,7 @@ class HttpOrigin:
     def _described(self, path: str, sums: Mapping[str, str], *, checked: bool) -> OriginObject:
         answer = self._session.head(self._file_url(path), path)
         length = answer.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        if not length.isdecimal() or len(length) > _MAX_DIGITS:
             raise self._failures.make(
                 OriginError, "the server does not tell its size", path, cause="no size",
                 hint="serve the files as they are, without compressing them on the way",
@@ -178,9 +180,9 @@ class HttpOrigin:
         """Whether the URI is a file's; asked once."""
         if self._one_file is None:
             try:
-                answer = self._session.head(self._url, "")
+                answer = self._session.head(self._url, "", on_hop=_refuse_folder)
                 one = not urlsplit(answer.url).path.endswith("/")
-            except NotFoundError:
+            except (NotFoundError, _IsFolderError):
                 one = False
             with self._lock:
                 self._one_file = one
@@ -196,10 +198,20 @@ class HttpOrigin:
     def _checked_list(self, given: str) -> str:
         if not given:
             return ""
-        url = check_url("list", urljoin(f"{self._url}/", given))
+        url = check_url("list", link_of(f"{self._url}/", given))
         if server_of(url)[0] != server_of(self._url)[0] == "https":
             refuse("list", "the list is at a less safe place than its files", "give it an https:// URL")
         return url
+
+
+class _IsFolderError(Exception):
+    """A server sends on to the same path with a slash at its end. Stays in this module."""
+
+
+def _refuse_folder(hop: Hop) -> None:
+    """Whatever is answered there: nginx refuses (403) a folder that it may not list, and serves what is in it."""
+    if unquote(urlsplit(hop.location).path) == f"{unquote(urlsplit(hop.url).path)}/":
+        raise _IsFolderError
 
 
 def _checked_url(uri: str) -> str:

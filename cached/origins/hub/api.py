@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 from cached.errors import CachedError, NotFoundError, OriginDeniedError, OriginError
 from cached.origins.net.failures import Failures
-from cached.origins.net.options import server_of
+from cached.origins.net.options import link_of, server_of
 from cached.origins.net.session import Session
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -71,7 +71,9 @@ class HubApi:
             following = _NEXT.search(answer.headers.get("Link", ""))
             if following is None:
                 return found
-            url = urljoin(url, following[1])
+            url = link_of(url, following[1])
+            if not url:
+                raise self._strange("its list of files goes on at what is no URL")
             if server_of(url) != server_of(self._endpoint):
                 raise self._strange("its list of files goes on at another server")
         raise self._strange("its list of files does not end")
@@ -82,6 +84,8 @@ class HubApi:
 
     def _file(self, entry: Mapping[str, Any]) -> HubFile:
         lfs = entry.get("lfs") or {}
+        if not isinstance(lfs, dict):
+            raise self._strange(f"what it tells of {str(entry.get('path'))[:200]!r} is not what a hub tells")
         path, git_oid = entry.get("path"), entry.get("oid")
         sha256, size = lfs.get("oid", ""), lfs.get("size", entry.get("size"))
         sha256 = str(sha256).removeprefix("sha256:")

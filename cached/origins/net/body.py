@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cached.origins.net.exchange import Reply, receiver
+from cached.origins.net.exchange import LongBodyError, Reply, receiver
 
 _BUFFERED_BYTES = io.DEFAULT_BUFFER_SIZE
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+_LENGTH = re.compile(r"\d{1,19}")
 
 
 def range_problem(fields: Mapping[str, Any], offset_bytes: int, length_bytes: int, size_bytes: int) -> str:
@@ -29,8 +30,8 @@ def range_problem(fields: Mapping[str, Any], offset_bytes: int, length_bytes: in
             return f"the object has {match[3]} bytes instead of {size_bytes}"
     elif length_bytes != size_bytes:
         return "it is the whole object instead of a range"
-    if length is not None and int(length) != length_bytes:
-        return f"it announces {length} bytes instead of {length_bytes}"
+    if length is not None and (not _LENGTH.fullmatch(str(length)) or int(length) != length_bytes):
+        return f"it announces {str(length)[:80]} bytes instead of {length_bytes}"
     return ""
 
 
@@ -63,13 +64,18 @@ class Body:
         return done_bytes
 
     def finish(self) -> None:
-        """Everything was read: a chunked body ends with a marker that has to be read before the next request."""
+        """Everything was read: a chunked body ends with a marker that has to be read before the next request.
+
+        Raises LongBodyError where more comes.
+        """
         if isinstance(self._raw, Reply):
             self._finished = self._raw.finish()
             return
         if self._receive is not None:
             self._inner.length = 0
-        self._finished = not self._inner.read(1)
+        if self._inner.read(1):
+            raise LongBodyError
+        self._finished = True
 
     def end(self) -> None:
         """Gives the connection back if the body was read to its end, else closes it."""

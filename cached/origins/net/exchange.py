@@ -19,6 +19,13 @@ _MAX_HEAD_BYTES = 1 << 16
 _END = b"\r\n\r\n"
 
 
+class LongBodyError(http.client.HTTPException):
+    """A body of no announced length goes on after what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("it has more bytes than were asked for")
+
+
 class Reply:
     """An answer, its body still to be read: what was ``received`` with the head, then with ``receive``.
 
@@ -144,7 +151,9 @@ def _reply(pool: HTTPConnectionPool, connection: Any, method: str) -> Reply:
 
     def finish() -> bool:
         """A body in chunks ends with a marker that has to be read."""
-        return not response.read(1) and not response.will_close
+        if response.read(1):
+            raise LongBodyError
+        return not response.will_close
 
     return Reply(response.status, headers, b"", response.readinto, pool, connection, finish)
 

@@ -58,6 +58,8 @@ class Failures:
                 hint="give the file of its certificate authority as ca_bundle, and look whether the host's name is the "
                 "one in the certificate",
             )  # fmt: skip
+        if isinstance(error, urllib3.exceptions.ProxyError) and "Tunnel connection failed: 407" in str(error):
+            return self._proxy_denied("answered 407", path)
         return self.make(
             OriginUnavailableError,
             f"it could not be reached, or the connection broke ({type(error).__name__}: {_bare(error)})",
@@ -73,7 +75,9 @@ class Failures:
         said = f"answered {status}" + (f" ({text})" if text else "")
         if expected_version and status in {412, 416}:
             return self.changed(path, expected_version, "a shorter object" if status == 416 else "another version")
-        if status in {401, 403, 407}:
+        if status == 407:
+            return self._proxy_denied(said, path)
+        if status in {401, 403}:
             return self.make(
                 OriginDeniedError, f"access denied: {said}", path, hint=self._denied_hint, cause=str(status)
             )
@@ -92,6 +96,13 @@ class Failures:
         return self.make(
             OriginError, said, path, cause=str(status), hint="look at the URL and the options of this origin"
         )
+
+    def _proxy_denied(self, said: str, path: str) -> CachedError:
+        return self.make(
+            OriginDeniedError, f"the proxy on the way denies access: {said}", path, cause="407",
+            hint="write the user and the password into the proxy's URL in the environment of the daemon, "
+            "percent-encoded: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT (or HTTP_PROXY)",
+        )  # fmt: skip
 
     def missing(self, path: str) -> NotFoundError:
         """It is not there."""
@@ -151,7 +162,7 @@ def _retry_after_s(text: str) -> float | None:
         return float(text)
     try:
         until = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if until.tzinfo is None:
         until = until.replace(tzinfo=dt.UTC)

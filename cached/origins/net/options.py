@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from cached.errors import InvalidRequestError
 
@@ -47,9 +47,19 @@ def check_known(scheme: str, given: Mapping[str, str], known: Collection[str]) -
 
 def check_url(name: str, url: str) -> str:
     """An http(s) URL without user, query and fragment, and without the slash at its end. Raises InvalidRequestError."""
-    if not _URL.fullmatch(url):
+    if not _URL.fullmatch(url) or not link_of(url, ""):
         refuse(name, f"{name} is not a URL", "write http(s)://HOST:PORT, without user, password and query")
     return url.rstrip("/")
+
+
+def link_of(url: str, target: str) -> str:
+    """Where a link at a URL leads; empty for what cannot be a URL, such as a port beyond 65535."""
+    try:
+        found = urljoin(url, target)
+        server_of(found)
+    except ValueError:
+        return ""
+    return found
 
 
 def truth(name: str, text: str) -> bool:

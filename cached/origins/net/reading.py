@@ -10,6 +10,7 @@ from cached.errors import CachedError
 from cached.origins.base import Abort, ReadInto
 from cached.origins.net.body import Body
 from cached.origins.net.connections import interruptible
+from cached.origins.net.exchange import LongBodyError
 
 
 class RangeFailures(Protocol):
@@ -61,6 +62,8 @@ def range_read(
             if done_bytes == length_bytes:
                 try:
                     body.finish()
+                except LongBodyError as error:
+                    raise failures.wrong_range(path, asked, str(error)) from None
                 except failures.raised as error:
                     raise failures.translate(error, path) from None
     finally:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import unquote
 
 import urllib3
 
 from cached.config import proxy_of
-from cached.errors import OriginError
+from cached.errors import OriginError, OriginProtocolError
 from cached.origins.net.addresses import Addresses
 from cached.origins.net.connections import pool_classes
 from cached.origins.net.failures import RAISED, Failures
-from cached.origins.net.options import NetOptions, server_of, without_query
+from cached.origins.net.options import NetOptions, link_of, refuse, server_of, without_query
 
 _MAX_HOPS = 5
 _MAX_TEXT_BYTES = 64 << 20
@@ -69,7 +70,7 @@ class Session:
             "maxsize": _ALL_CONNECTIONS,
             "timeout": urllib3.Timeout(connect=options.connect_timeout_s, read=options.read_timeout_s),
             "retries": False,
-            "ssl_context": ssl.create_default_context(cafile=options.ca_bundle or None),
+            "ssl_context": _context(options.ca_bundle),
         }
         self._lock = threading.Lock()
         self._pools: dict[str, urllib3.PoolManager] = {}
@@ -97,7 +98,12 @@ class Session:
             if raw.status not in _REDIRECTS or not raw.headers.get("Location"):
                 raise self._refused(raw, path, expected_version)
             raw.drain_conn()
-            target = urljoin(url, raw.headers["Location"])
+            target = link_of(url, raw.headers["Location"])
+            if not target:
+                raise self._failures.make(
+                    OriginProtocolError, "it redirects to what is no URL", path, cause="redirect",
+                    hint="look at the URL",
+                )  # fmt: skip
             if on_hop is not None:
                 on_hop(Hop(url, raw.headers, target))
             url = self._followed(url, target, path)
@@ -128,7 +134,7 @@ class Session:
         answer, data = self.text(url, path)
         try:
             return answer, json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._failures.make(
                 OriginError, "the answer is not JSON", path, cause="not JSON",
                 hint=f"look whether {without_query(url)} is what you mean",
@@ -147,9 +153,7 @@ class Session:
         with self._lock:
             found = self._pools.get(proxy)
             if found is None:
-                found = (
-                    urllib3.ProxyManager(proxy, **self._settings) if proxy else urllib3.PoolManager(**self._settings)
-                )
+                found = _proxied(proxy, self._settings) if proxy else urllib3.PoolManager(**self._settings)
                 found.pool_classes_by_scheme = pool_classes(Addresses())
                 self._pools[proxy] = found
             return found
@@ -178,3 +182,20 @@ class Session:
                 hint="look at the URL; redirects from https:// to anything else are not followed",
             )  # fmt: skip
         return target
+
+
+def _proxied(proxy: str, settings: Mapping[str, Any]) -> urllib3.ProxyManager:
+    """urllib3 takes no user and password from the proxy's URL."""
+    user = urllib3.util.parse_url(proxy).auth
+    shown = f"Basic {base64.b64encode(unquote(user).encode()).decode()}" if user else ""
+    return urllib3.ProxyManager(proxy, proxy_headers={"Proxy-Authorization": shown} if shown else None, **settings)
+
+
+def _context(ca_bundle: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_bundle or None)
+    except OSError as error:
+        refuse(
+            "ca_bundle", f"the CA bundle {ca_bundle!r} cannot be used: {error}",
+            "name the PEM file of the certificate authority, which the daemon's user may read",
+        )  # fmt: skip

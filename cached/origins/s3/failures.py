@@ -68,6 +68,11 @@ class Failures:
         except RAISED as error:
             # Not chained: the original's text may hold what the server echoed of the request.
             raise self.translate(error, path, expected_version=expected_version) from None
+        except (ValueError, OverflowError) as error:  # botocore's, of a number or a date that is none
+            raise self.make(
+                OriginProtocolError, f"its answer cannot be read: {error}", path, cause=type(error).__name__,
+                hint="look whether the endpoint is an S3 server; try again if it is",
+            ) from None  # fmt: skip
 
     def make(
         self, kind: type[OriginError], message: str, path: str, *, hint: str, cause: str, **fields: object

@@ -35,6 +35,7 @@ _OF_ONE_REQUEST = frozenset({
 _OF_THE_OBJECT = frozenset({404, 412, 416})
 _SIGNED_FOR_S = 60.0
 _MAX_SIGNED = 256
+_MAX_DIGITS = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +92,11 @@ class Objects:
         reply = self._connection.ask("GET", url, headers)
         if reply is not None:
             if reply.status in {200, 206}:
-                return Answer(_fields(reply.headers), reply)
+                return _answer(reply.headers, reply)
             raise self._refused("GetObject", reply.status, reply.headers, reply.content())
         answer = self._connection.send(AWSRequest("GET", url, headers, stream_output=True).prepare())
         if answer.status_code in {200, 206}:
-            return Answer(_fields(answer.headers), answer.raw)
+            return _answer(answer.headers, answer.raw)
         raise self._refused("GetObject", answer.status_code, answer.headers, answer.content)
 
     def head(self, request: Mapping[str, str]) -> Mapping[str, Any]:
@@ -176,9 +177,17 @@ def _pattern_of(sent: AWSPreparedRequest | None, place: str) -> _Pattern | None:
     return _Pattern(sent.url.removesuffix(place), kept, signed[1] if signed else "")
 
 
+def _answer(headers: Mapping[str, str], raw: Any) -> Answer:
+    try:
+        return Answer(_fields(headers), raw)
+    except (ValueError, OverflowError):
+        raw.close()
+        raise
+
+
 def _fields(headers: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {name: headers[header] for name, header in _HEADERS.items() if header in headers}
-    if headers.get("content-length", "").isdecimal():
+    if headers.get("content-length", "").isdecimal() and len(headers["content-length"]) <= _MAX_DIGITS:
         found["ContentLength"] = int(headers["content-length"])
     if "ETag" not in found and "last-modified" in headers:
         found["LastModified"] = parsedate_to_datetime(headers["last-modified"])

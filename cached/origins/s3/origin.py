@@ -13,6 +13,7 @@ from cached.errors import (
     InvalidRequestError,
     NotFoundError,
     OriginError,
+    OriginProtocolError,
 )
 from cached.origins.base import Abort, OriginChecksum, OriginObject, OriginSpec, ReadInto
 from cached.origins.net.body import Body, range_problem
@@ -79,7 +80,13 @@ class S3Origin:
             usable = checksum(fields, name, sizes) if sizes is not None else None
             if usable is not None:
                 checksums.append(usable)
-        return _described(path, fields, tuple(checksums))
+        described = _described(path, fields, tuple(checksums))
+        if not described.version and not checksums:
+            raise self._connected()[1].make(
+                OriginError, "the server tells neither ETag nor Last-Modified of it, and no checksum: a change while "
+                "it is read could not be seen", path, cause="no version", hint="use a server that tells one of them",
+            )  # fmt: skip
+        return described
 
     @contextmanager
     def open_range(
@@ -164,13 +171,20 @@ class S3Origin:
         found: list[dict[str, Any]] = []
         with failures.typed(""):
             for page in connection.client.get_paginator("list_objects_v2").paginate(**request):
+                if "IsTruncated" not in page and "KeyCount" not in page:
+                    raise _no_listing(failures, "it answers no list of objects")  # a login page, or nothing at all
                 found.extend(page.get("Contents", ()))
                 if limit and len(found) >= limit:
                     break
+                # botocore ends without a word there, and the first page would pass for the whole.
+                if page.get("IsTruncated") and not page.get("NextContinuationToken"):
+                    raise _no_listing(failures, "its list goes on after a page, and it does not say where")
         return found
 
     def _listed(self, fields: dict[str, Any]) -> OriginObject | None:
-        key = str(fields["Key"])
+        key = str(fields.get("Key") or "")
+        if not key:
+            raise _no_listing(self._connected()[1], "its list has an object without a key")
         if key.endswith("/"):
             return None
         try:
@@ -236,6 +250,13 @@ class S3Origin:
                 break
             request["PartNumberMarker"] = int(parts["NextPartNumberMarker"])
         return tuple(sizes)
+
+
+def _no_listing(failures: Failures, problem: str) -> OriginError:
+    return failures.make(
+        OriginProtocolError, problem, "", cause=problem,
+        hint="use an endpoint that knows S3's ListObjectsV2, and look whether this one is an S3 server",
+    )  # fmt: skip
 
 
 def _described(path: str, fields: Mapping[str, Any], checksums: tuple[OriginChecksum, ...] = ()) -> OriginObject:

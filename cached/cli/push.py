@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +17,12 @@ import click
 from cached.cli.output import clean, output_option, print_json, rate, say
 from cached.cli.progress import meter
 from cached.config import load_config, origin_defaults, process_environment
+from cached.convert.checkpoint import files_below
 from cached.errors import IntegrityError, InvalidRequestError, NotFoundError
 from cached.origins.base import OriginObject, OriginSpec, WritableOrigin
 from cached.origins.registry import open_writable
 from cached.origins.selection import select
-from cached.refs import check_name, check_path, name_of_uri
+from cached.refs import check_name, name_of_uri
 from cached.units import MIB, format_duration, format_size
 
 _PARALLEL = 4
@@ -61,8 +61,9 @@ class _Sent:
 def push(folder: Path, uri: str, name: str | None, file: Path | None, output: str, **flags: Any) -> None:
     """Upload a model's directory to an origin.
 
-    Then prints its catalog entry, with checksums. Hidden files are left out. Settings of S3 come from the [s3] section,
-    CACHED_S3_* variables and these flags; credentials from the usual AWS places.
+    Then prints its catalog entry, with checksums. Hidden files are left out. Links to files are followed; a link that
+    leads nowhere, or to a folder, is refused. Settings of S3 come from the [s3] section, CACHED_S3_* variables and
+    these flags; credentials from the usual AWS places.
 
     \b
     Example:
@@ -72,7 +73,7 @@ def push(folder: Path, uri: str, name: str | None, file: Path | None, output: st
     overrides = {f"s3.{key}": _flag_text(flags[key]) for key in _ORIGIN_FLAGS if flags[key] is not None}
     loaded = load_config(file, process_environment(), overrides)
     options = origin_defaults(loaded.config).get(uri.partition("://")[0], {})
-    files = _files_below(folder)
+    files = _locals(folder)
     # What no pull would take is not uploaded.
     select([OriginObject(item.path, item.size_bytes, "") for item in files], source=folder.resolve().as_uri())
     origin = open_writable(OriginSpec(uri, options))
@@ -99,17 +100,9 @@ def _flag_text(value: object) -> str:
     return "true" if value is True else str(value)
 
 
-def _files_below(folder: Path) -> list[_Local]:
-    """Regular files, through links (a hub's snapshot is made of them), sorted; hidden ones are left out."""
-    found: list[_Local] = []
-    for place, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = [item for item in folders if not item.startswith(".")]
-        for item in names:
-            file = Path(place, item)
-            if item.startswith(".") or not file.is_file():
-                continue
-            path = check_path(file.relative_to(folder).as_posix())
-            found.append(_Local(path, file, file.stat().st_size))
+def _locals(folder: Path) -> list[_Local]:
+    """What is to be uploaded, sorted."""
+    found = [_Local(file.relative_to(folder).as_posix(), file, file.stat().st_size) for file in files_below(folder)]
     if not found:
         raise NotFoundError(f"there are no files in {folder}", hint="give the directory that holds the model's files")
     return sorted(found, key=lambda item: item.path)

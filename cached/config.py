@@ -10,7 +10,7 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,13 +221,22 @@ def read_token(file: str) -> str:
     return token
 
 
+def flag_name(key: str) -> str:
+    """``l1.capacity`` → ``--l1-capacity``; settings of the daemon itself have no prefix."""
+    return "--" + key.removeprefix("daemon.").replace(".", "-").replace("_", "-")
+
+
 def load_config(
-    path: Path | None, env: Mapping[str, str], overrides: Mapping[str, str], place: Place | None = None
+    path: Path | None,
+    env: Mapping[str, str],
+    overrides: Mapping[str, str],
+    place: Place | None = None,
+    flag_of: Callable[[str], str] = flag_name,
 ) -> LoadedConfig:
     """Reads and checks all settings. Raises ConfigError naming every problem.
 
-    ``overrides``: ``section.key`` → text, from flags. Without ``path``, ``CACHED_CONFIG`` or else the system's file if
-    it is there.
+    ``overrides``: ``section.key`` → text, from flags, which the command calls ``flag_of(section.key)``. Without
+    ``path``, ``CACHED_CONFIG`` or else the system's file if it is there.
     """
     place = place or Place.here()
     found = _Found()
@@ -236,17 +245,12 @@ def load_config(
         _read_file(file, found)
     _read_environment(env, found)
     for key, text in overrides.items():
-        found.text(key, text, f"flag {flag_name(key)}")
+        found.text(key, text, f"flag {flag_of(key)}")
     found.require_one_of("l2.path", "l2.paths")
     report_problems(found.problems, file=file)
     config = _with_places(_build(found.values), env, place)
     origin = {item.key: found.origin.get(item.key, "default") for item in describe_settings()}
     return LoadedConfig(config=config, origin=origin, file=file)
-
-
-def flag_name(key: str) -> str:
-    """``l1.capacity`` → ``--l1-capacity``; settings of the daemon itself have no prefix."""
-    return "--" + key.removeprefix("daemon.").replace(".", "-").replace("_", "-")
 
 
 class _Found:

@@ -16,11 +16,11 @@ import click
 
 from cached.cli.output import clean, output_option, print_json, rate, say
 from cached.cli.progress import meter
-from cached.config import load_config, origin_defaults, process_environment
+from cached.config import flag_name, load_config, origin_defaults, process_environment
 from cached.convert.checkpoint import files_below
 from cached.errors import IntegrityError, InvalidRequestError, NotFoundError
 from cached.origins.base import OriginObject, OriginSpec, WritableOrigin
-from cached.origins.registry import open_writable
+from cached.origins.registry import check_scheme, open_writable
 from cached.origins.selection import select
 from cached.refs import check_name, name_of_uri
 from cached.units import MIB, format_duration, format_size
@@ -63,16 +63,24 @@ def push(folder: Path, uri: str, name: str | None, file: Path | None, output: st
 
     Then prints its catalog entry, with checksums. Hidden files are left out. Links to files are followed; a link that
     leads nowhere, or to a folder, is refused. Settings of S3 come from the [s3] section, CACHED_S3_* variables and
-    these flags; credentials from the usual AWS places.
+    these flags, which are refused for other origins; credentials from the usual AWS places.
 
     \b
     Example:
       cached push ./tiny-llama s3://bucket/models/tiny-llama --endpoint-url http://127.0.0.1:9000
     """  # noqa: D301 click reads the control character
+    check_scheme(uri)
     name = check_name(name) if name else name_of_uri(uri)
-    overrides = {f"s3.{key}": _flag_text(flags[key]) for key in _ORIGIN_FLAGS if flags[key] is not None}
-    loaded = load_config(file, process_environment(), overrides)
-    options = origin_defaults(loaded.config).get(uri.partition("://")[0], {})
+    scheme = uri.partition("://")[0].lower()
+    given = {f"s3.{key}": _flag_text(flags[key]) for key in _ORIGIN_FLAGS if flags[key] is not None}
+    if given and scheme != "s3":
+        raise InvalidRequestError(
+            f"{', '.join(map(_flag_of, given))}: of s3:// alone, and {scheme}:// was given",
+            hint="remove what is not for this origin",
+            value=_flag_of(next(iter(given))),
+        )
+    loaded = load_config(file, process_environment(), given, flag_of=_flag_of)
+    options = origin_defaults(loaded.config).get(scheme, {})
     files = _locals(folder)
     # What no pull would take is not uploaded.
     select([OriginObject(item.path, item.size_bytes, "") for item in files], source=folder.resolve().as_uri())
@@ -94,6 +102,11 @@ def push(folder: Path, uri: str, name: str | None, file: Path | None, output: st
     say(f"{len(files)} files, {format_size(total_bytes)} in {took} to {uri}")
     say("For the catalog:")
     click.echo(json.dumps({"models": {name: entry}}, indent=2, ensure_ascii=False))
+
+
+def _flag_of(key: str) -> str:
+    """What this command calls a setting: it has flags for those of S3 alone, without the section's name."""
+    return flag_name(key.removeprefix("s3."))
 
 
 def _flag_text(value: object) -> str:

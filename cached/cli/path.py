@@ -11,6 +11,7 @@ from cached.cli.failures import NOT_FOUND
 from cached.cli.output import enum_word, say
 from cached.cli.progress import Meter, meter
 from cached.errors import TimeoutExpiredError
+from cached.refs import check_source, parse_ref
 from cached_client._proto import cached_pb2 as pb
 from cached_client.connection import Connection
 from cached_client.errors import DaemonUnavailableError, NotFoundError, NotReadyError
@@ -45,6 +46,7 @@ def path(options: Globals, ref: str, wait: bool, pull: bool, source: str, timeou
         raise click.UsageError("--source is for --pull")
     if timeout is not None and not (wait or pull):
         raise click.UsageError("--timeout is for --wait and --pull")
+    check_source(parse_ref(ref), source)
     with connected(options) as cache:
         place = _waited(cache, ref, source, pull, timeout) if wait or pull else _describe(cache, ref, None).path
     if place:

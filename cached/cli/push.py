@@ -28,6 +28,7 @@ from cached.units import MIB, format_duration, format_size
 _PARALLEL = 4
 _READ_BYTES = 4 * MIB
 _POLL_S = 0.1
+_TIDY_S = 10.0
 _ORIGIN_FLAGS = ("endpoint_url", "region", "profile", "anonymous", "addressing", "ca_bundle")
 
 
@@ -122,15 +123,22 @@ def _locals(folder: Path) -> list[_Local]:
 
 
 class _Counter:
-    """Bytes that were sent, counted from several threads."""
+    """Bytes that were sent, counted from several threads; each of them ends at the next ones once it is ``stopped``."""
 
     def __init__(self) -> None:
+        self.stopped = threading.Event()
         self._lock = threading.Lock()
         self._sent_bytes = 0
 
     def add(self, count: int) -> None:
+        """Also the origins' progress callback: what it raises ends an upload."""
+        self.check()
         with self._lock:
             self._sent_bytes += count
+
+    def check(self) -> None:
+        if self.stopped.is_set():
+            raise InvalidRequestError("the upload was stopped")
 
     @property
     def sent_bytes(self) -> int:
@@ -140,16 +148,16 @@ class _Counter:
 def _send_all(origin: WritableOrigin, files: Sequence[_Local], *, quiet: bool) -> list[_Sent]:
     """Uploads all, a few at a time. The first failure, or an interruption, ends it; nothing partial is left."""
     counter = _Counter()
-    stopped = threading.Event()
     total_bytes = sum(item.size_bytes for item in files)
     pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="cached-push")
     with meter(quiet=quiet) as bar:
-        futures = [pool.submit(_send, origin, item, counter.add, stopped) for item in files]
+        futures = [pool.submit(_send, origin, item, counter) for item in files]
         try:
             _watch(futures, lambda: bar.update("uploading", min(counter.sent_bytes, total_bytes), total_bytes))
         finally:
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
+            counter.stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            _wait_until_ended([future for future in futures if not future.cancelled()])
     return [future.result() for future in futures]
 
 
@@ -163,15 +171,25 @@ def _watch(futures: Sequence[Future[_Sent]], show: Callable[[], None]) -> None:
     show()
 
 
-def _send(origin: WritableOrigin, local: _Local, count: Callable[[int], None], stopped: threading.Event) -> _Sent:
+def _wait_until_ended(futures: Sequence[Future[_Sent]]) -> None:
+    """What was stopped removes what it has sent in part: an interrupt, which is repeated, does not cut that short."""
+    end_s = time.monotonic() + _TIDY_S
+    while time.monotonic() < end_s:
+        try:
+            if not wait(futures, timeout=_POLL_S).not_done:
+                return
+        except KeyboardInterrupt:
+            continue
+
+
+def _send(origin: WritableOrigin, local: _Local, counter: _Counter) -> _Sent:
     before = local.file.stat()
     digest = hashlib.sha256()
     with local.file.open("rb") as file:
         while data := file.read(_READ_BYTES):
             digest.update(data)
-            if stopped.is_set():
-                raise InvalidRequestError("the upload was stopped")
-    item = origin.upload_file(local.file, local.path, count)
+            counter.check()
+    item = origin.upload_file(local.file, local.path, counter.add)
     after = local.file.stat()
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise IntegrityError(

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from cached.errors import ConfigError
 from cached.problems import Problem, nearest, report_problems, shown
@@ -91,7 +91,8 @@ _MAX_TOKEN_BYTES = 64 * 1024
 _NOT_SETTINGS = re.compile(r"CACHED_(ADDRESS|CONFIG|MODEL_PATH|TLS_(CA|CERT|KEY)|SERVICE_.*|PORT|PORT_.*)")
 """Variables of ours that are no settings, and those that Kubernetes sets in every pod beside a Service named cached."""
 _LISTS: dict[Any, type] = {tuple[int, ...]: int, tuple[str, ...]: str}
-_SHORT_NAMES = {"CACHED_SOCKET": "daemon.socket"}
+_SOCKET = "daemon.socket"
+_SHORT_NAMES = {"CACHED_SOCKET": _SOCKET}
 _ENTRY = re.compile(r"""\s*["']?([\w-]+)["']?\s*=""")
 _SECTION = re.compile(r"\s*\[\s*([\w-]+)\s*\]")
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -282,6 +283,11 @@ class _Found:
         if not self._is_known(key, where):
             return
         kind = setting_type(*key.split("."))
+        if key == _SOCKET:
+            text = _socket_path(text)
+            if "://" in text:
+                self._refuse(key, text, where, "write a path, or unix:///path")
+                return
         try:
             value = _from_text(text, kind)
         except ValueError:
@@ -335,6 +341,14 @@ def _from_text(text: str, kind: Any) -> Any:
     if kind == tuple[str, ...]:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     return kind(text)
+
+
+def _socket_path(text: str) -> str:
+    """The path in ``unix:///path``, ``unix:path`` or a plain path, as clients read it: they share the variable."""
+    if not text.startswith("unix:"):
+        return text
+    path = unquote(text.removeprefix("unix:"))
+    return path.removeprefix("//") if path.startswith("///") else path
 
 
 def _absolute(path: str) -> str:

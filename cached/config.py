@@ -10,12 +10,12 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from cached.errors import ConfigError
 from cached.problems import Problem, nearest, report_problems, shown
@@ -91,7 +91,8 @@ _MAX_TOKEN_BYTES = 64 * 1024
 _NOT_SETTINGS = re.compile(r"CACHED_(ADDRESS|CONFIG|MODEL_PATH|TLS_(CA|CERT|KEY)|SERVICE_.*|PORT|PORT_.*)")
 """Variables of ours that are no settings, and those that Kubernetes sets in every pod beside a Service named cached."""
 _LISTS: dict[Any, type] = {tuple[int, ...]: int, tuple[str, ...]: str}
-_SHORT_NAMES = {"CACHED_SOCKET": "daemon.socket"}
+_SOCKET = "daemon.socket"
+_SHORT_NAMES = {"CACHED_SOCKET": _SOCKET}
 _ENTRY = re.compile(r"""\s*["']?([\w-]+)["']?\s*=""")
 _SECTION = re.compile(r"\s*\[\s*([\w-]+)\s*\]")
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -221,13 +222,22 @@ def read_token(file: str) -> str:
     return token
 
 
+def flag_name(key: str) -> str:
+    """``l1.capacity`` → ``--l1-capacity``; settings of the daemon itself have no prefix."""
+    return "--" + key.removeprefix("daemon.").replace(".", "-").replace("_", "-")
+
+
 def load_config(
-    path: Path | None, env: Mapping[str, str], overrides: Mapping[str, str], place: Place | None = None
+    path: Path | None,
+    env: Mapping[str, str],
+    overrides: Mapping[str, str],
+    place: Place | None = None,
+    flag_of: Callable[[str], str] = flag_name,
 ) -> LoadedConfig:
     """Reads and checks all settings. Raises ConfigError naming every problem.
 
-    ``overrides``: ``section.key`` → text, from flags. Without ``path``, ``CACHED_CONFIG`` or else the system's file if
-    it is there.
+    ``overrides``: ``section.key`` → text, from flags, which the command calls ``flag_of(section.key)``. Without
+    ``path``, ``CACHED_CONFIG`` or else the system's file if it is there.
     """
     place = place or Place.here()
     found = _Found()
@@ -236,17 +246,12 @@ def load_config(
         _read_file(file, found)
     _read_environment(env, found)
     for key, text in overrides.items():
-        found.text(key, text, f"flag {flag_name(key)}")
+        found.text(key, text, f"flag {flag_of(key)}")
     found.require_one_of("l2.path", "l2.paths")
     report_problems(found.problems, file=file)
     config = _with_places(_build(found.values), env, place)
     origin = {item.key: found.origin.get(item.key, "default") for item in describe_settings()}
     return LoadedConfig(config=config, origin=origin, file=file)
-
-
-def flag_name(key: str) -> str:
-    """``l1.capacity`` → ``--l1-capacity``; settings of the daemon itself have no prefix."""
-    return "--" + key.removeprefix("daemon.").replace(".", "-").replace("_", "-")
 
 
 class _Found:
@@ -278,6 +283,11 @@ class _Found:
         if not self._is_known(key, where):
             return
         kind = setting_type(*key.split("."))
+        if key == _SOCKET:
+            text = _socket_path(text)
+            if "://" in text:
+                self._refuse(key, text, where, "write a path, or unix:///path")
+                return
         try:
             value = _from_text(text, kind)
         except ValueError:
@@ -331,6 +341,14 @@ def _from_text(text: str, kind: Any) -> Any:
     if kind == tuple[str, ...]:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     return kind(text)
+
+
+def _socket_path(text: str) -> str:
+    """The path in ``unix:///path``, ``unix:path`` or a plain path, as clients read it: they share the variable."""
+    if not text.startswith("unix:"):
+        return text
+    path = unquote(text.removeprefix("unix:"))
+    return path.removeprefix("//") if path.startswith("///") else path
 
 
 def _absolute(path: str) -> str:

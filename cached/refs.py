@@ -51,6 +51,19 @@ def uris_of(source: str) -> tuple[str, ...]:
     return tuple(_BETWEEN_URIS.split(source.strip()))
 
 
+def check_source(ref: Ref, source: str) -> None:
+    """Raises InvalidRequestError where a reference that is a URI and its source name different origins.
+
+    A chain whose authority is that URI does not.
+    """
+    if ref.uri and source and ref.uri != uris_of(source)[-1]:
+        raise InvalidRequestError(
+            f"two sources are given: {ref.uri} and {source}",
+            hint="give the URI alone, or a name and the source",
+            value=source,
+        )
+
+
 def check_name(name: str) -> str:
     """A model name, unchanged, or InvalidRequestError. A valid name is also a safe file name."""
     if not _NAME.fullmatch(name):

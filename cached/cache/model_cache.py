@@ -30,7 +30,7 @@ from cached.manifest import Manifest
 from cached.metrics import Gauges, Metrics
 from cached.overview import Limits, Overview
 from cached.processes import children_usage
-from cached.refs import Ref, artifact_digest, parse_ref
+from cached.refs import Ref, artifact_digest, check_source, parse_ref
 from cached.tracing import Tracer
 from cached.types import (
     Attached,
@@ -198,6 +198,7 @@ class ModelCache:
         """
         self.require_running()
         parsed, keep_alive_s = parse_ref(ref), check_keep_alive(keep_alive_s)
+        check_source(parsed, source)
         watch = AttachWatch(self._parts.services, parsed.name, counts=not resume)
         may_load = not (resume or only_if_resident)
         with watch.finding():

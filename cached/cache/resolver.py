@@ -23,7 +23,7 @@ from cached.manifest import Manifest, revision_of
 from cached.origins.base import OriginObject, OriginSpec
 from cached.origins.registry import check_scheme, pinned_spec
 from cached.origins.selection import select
-from cached.refs import Ref, artifact_digest, uris_of
+from cached.refs import Ref, artifact_digest, check_source, uris_of
 from cached.seed import SeedRecord
 from cached.signals import run_all
 from cached.singleflight import SingleFlight
@@ -94,6 +94,7 @@ class Resolver:
 
     def model_of(self, ref: Ref, source: str) -> Model:
         """The model, known from now on. Raises if nothing, or more than one, says where it comes from."""
+        check_source(ref, source)
         model = self._services.registry.find(ref)
         if artifact_digest(ref.name):
             return self._artifact(ref, source or ref.uri, model)

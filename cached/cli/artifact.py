@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ import click
 from cached.cli.connect import Globals, connected, pass_globals, timeout_option
 from cached.cli.failures import NOT_FOUND
 from cached.cli.output import ago, clean, output_option, print_json, print_pairs, print_table, say, size, to_data
+from cached.errors import InvalidRequestError, NotFoundError
 from cached.units import format_duration, format_size
 from cached_client._proto import cached_pb2 as pb
 from cached_client.artifacts import Difference, Missed, differences, environment_key
@@ -214,20 +215,27 @@ def rm(options: Globals, name: str, output: str) -> None:
 
     Example: cached artifact rm 3f9ab2c41d07
     """
-    digits = name.removeprefix("artifact.")
     with connected(options) as connection:
         known = connection.call(connection.stub.ListArtifacts, pb.ListArtifactsRequest()).artifacts
-        found = [item for item in known if item.name.removeprefix("artifact.").startswith(digits)] if digits else []
-        if len(found) != 1:
-            what = f"{len(found)} artifacts begin with {name!r}" if found else f"there is no artifact {name!r} here"
-            raise click.ClickException(f"{what}; `cached artifact ls` shows them")
-        freed = connection.call(connection.stub.Remove, pb.RemoveRequest(ref=found[0].name), timeout_s=None)
+        found = _named(name, known)
+        freed = connection.call(connection.stub.Remove, pb.RemoveRequest(ref=found.name), timeout_s=None)
     if output == "json":
         print_json(to_data(freed))
         return
-    click.echo(f"{found[0].name}: freed {format_size(freed.l2_freed_bytes)} of disk")
-    if found[0].source:
-        say(f"it is still at {found[0].source}: remove it there, too, if it must not come back")
+    click.echo(f"{found.name}: freed {format_size(freed.l2_freed_bytes)} of disk")
+    if found.source:
+        say(f"it is still at {found.source}: remove it there, too, if it must not come back")
+
+
+def _named(name: str, known: Sequence[pb.Artifact]) -> pb.Artifact:
+    """The one whose name begins so. Raises NotFoundError, and InvalidRequestError for several."""
+    digits, hint = name.removeprefix("artifact."), "`cached artifact ls` shows them"
+    found = [item for item in known if item.name.removeprefix("artifact.").startswith(digits)] if digits else []
+    if not found:
+        raise NotFoundError(f"there is no artifact {name!r} here", hint=hint, ref=name)
+    if len(found) > 1:
+        raise InvalidRequestError(f"{len(found)} artifacts begin with {name!r}", hint=hint, value=name)
+    return found[0]
 
 
 @artifact.command()

@@ -14,6 +14,7 @@ import click
 
 from cached.cli.connect import Globals, connected, pass_globals, ref_argument
 from cached.cli.output import ago, clean, output_option, print_json, print_table, say, to_data
+from cached.errors import InvalidRequestError
 from cached_client._proto import cached_pb2 as pb
 from cached_client.coldstart.breakdown import Breakdown, breakdown
 from cached_client.coldstart.message import spans_of
@@ -77,7 +78,7 @@ def coldstart(options: Globals, ref: str, count: int, picture: Path | None, outp
     found = [breakdown(spans_of(start), start.total_s) for start in starts]
     trend = _trend(starts, found)
     if picture is not None and starts:
-        picture.write_text(svg(found[-1], f"Cold start of {starts[-1].name}"), encoding="utf-8")
+        _write(picture, svg(found[-1], f"Cold start of {starts[-1].name}"))
     if output == "json":
         shown = [_data(*pair) for pair in zip(starts[-count:], found[-count:], strict=True)]
         print_json({"name": ref, "starts": shown, "trend": asdict(trend) if trend else None})
@@ -89,6 +90,17 @@ def coldstart(options: Globals, ref: str, count: int, picture: Path | None, outp
     _print_starts(starts[-count:], found[-count:])
     if trend is not None:
         _print_trend(trend)
+
+
+def _write(picture: Path, text: str) -> None:
+    try:
+        picture.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequestError(
+            f"the picture cannot be written to {picture}: {error.strerror}",
+            hint="name a file in a folder where this user may write",
+            value=picture,
+        ) from error
 
 
 def _data(start: pb.ColdStart, found: Breakdown) -> dict[str, Any]:

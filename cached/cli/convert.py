@@ -14,7 +14,7 @@ from cached.cli.progress import meter
 from cached.config import load_config, origin_defaults, process_environment
 from cached.convert.checkpoint import plan_conversion
 from cached.convert.fetch import fetch
-from cached.convert.run import Converted, Watcher, convert
+from cached.convert.run import Converted, Watcher, convert, written
 from cached.convert.sandbox import Measure
 from cached.errors import IntegrityError, InvalidRequestError
 from cached.origins.base import OriginSpec
@@ -61,8 +61,9 @@ def convert_command(
         place = Path(source)
         if "://" in source:
             beside = folder.absolute().parent
-            beside.mkdir(parents=True, exist_ok=True)
-            near = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".source", dir=beside)
+            with written(folder):
+                beside.mkdir(parents=True, exist_ok=True)
+                near = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".source", dir=beside)
             place = Path(stack.enter_context(near))
             _fetch(source, place, file, quiet=output == "json")
         made = _convert(

@@ -11,9 +11,11 @@ from cached.cli.failures import NOT_FOUND
 from cached.cli.output import enum_word, say
 from cached.cli.progress import Meter, meter
 from cached.errors import TimeoutExpiredError
+from cached.refs import check_source, parse_ref
 from cached_client._proto import cached_pb2 as pb
 from cached_client.connection import Connection
-from cached_client.errors import DaemonUnavailableError, NotFoundError, NotReadyError
+from cached_client.errors import CacheError, DaemonUnavailableError, NotFoundError, NotReadyError
+from cached_client.errors import TimeoutExpiredError as NoAnswerError
 
 _POLL_S = 0.2
 _SOON_S = 1.0
@@ -45,6 +47,7 @@ def path(options: Globals, ref: str, wait: bool, pull: bool, source: str, timeou
         raise click.UsageError("--source is for --pull")
     if timeout is not None and not (wait or pull):
         raise click.UsageError("--timeout is for --wait and --pull")
+    check_source(parse_ref(ref), source)
     with connected(options) as cache:
         place = _waited(cache, ref, source, pull, timeout) if wait or pull else _describe(cache, ref, None).path
     if place:
@@ -61,36 +64,56 @@ def _describe(cache: Connection, ref: str, timeout_s: float | None) -> pb.Descri
 def _waited(cache: Connection, ref: str, source: str, pull: bool, timeout: float | None) -> str:
     """The directory, once there is one. Raises TimeoutExpiredError, and why a pull of ours failed."""
     end_s = time.monotonic() + (_LONG_S if timeout is None else timeout)
-    _wait_for_daemon(cache, end_s)
     with meter() as bar:
-        if pull and not _is_there(cache, ref):
-            ref = _pull(cache, ref, source, None if timeout is None else max(0.0, end_s - time.monotonic()), bar)
         while True:
-            detail = _describe(cache, ref, None)
-            if detail.path:
-                return detail.path
-            if time.monotonic() > end_s:
-                raise TimeoutExpiredError(f"{ref} was not ready in time", hint=_advice(ref, detail))
-            summary = detail.summary
-            done_bytes = round(summary.progress * summary.size_bytes)
-            bar.update(f"{ref}: {enum_word(summary, 'state')}", done_bytes, summary.size_bytes)
-            time.sleep(_POLL_S)
+            try:
+                return _watched(cache, ref, source, pull, None if timeout is None else end_s, bar)
+            except (DaemonUnavailableError, NotReadyError) as error:  # it is not there yet, or it is restarted
+                _wait_for_daemon(cache, end_s, error)
 
 
-def _wait_for_daemon(cache: Connection, end_s: float) -> None:
-    try:
-        cache.wait_ready(min(_SOON_S, end_s - time.monotonic()))
-    except (DaemonUnavailableError, NotReadyError) as error:
-        if time.monotonic() >= end_s:
-            raise
-        say(f"waiting for the daemon: {error.message}")
-        cache.wait_ready(end_s - time.monotonic())
+def _watched(cache: Connection, ref: str, source: str, pull: bool, end_s: float | None, bar: Meter) -> str:
+    """As ``_waited``, with one daemon. Raises DaemonUnavailableError and NotReadyError, too."""
+    if pull and not _is_there(cache, ref, _left_s(end_s)):
+        ref = _pull(cache, ref, source, _left_s(end_s), bar)
+    while True:
+        detail = _describe(cache, ref, _left_s(end_s))
+        if detail.path:
+            return detail.path
+        if end_s is not None and time.monotonic() > end_s:
+            raise TimeoutExpiredError(f"{ref} was not ready in time", hint=_advice(ref, detail))
+        summary = detail.summary
+        done_bytes = round(summary.progress * summary.size_bytes)
+        bar.update(f"{ref}: {enum_word(summary, 'state')}", done_bytes, summary.size_bytes)
+        time.sleep(_POLL_S)
 
 
-def _is_there(cache: Connection, ref: str) -> bool:
+def _left_s(end_s: float | None) -> float | None:
+    """For one call; not so little that a daemon which is there could not answer."""
+    return None if end_s is None else max(_SOON_S, end_s - time.monotonic())
+
+
+def _wait_for_daemon(cache: Connection, end_s: float, error: CacheError) -> None:
+    """Until one answers. ``error``: how it was found missing."""
+    say_s = time.monotonic() + _SOON_S
+    while time.monotonic() < end_s:
+        time.sleep(_POLL_S)
+        if time.monotonic() > say_s:
+            say(f"waiting for the daemon: {error.message}")
+            say_s = end_s
+        try:
+            cache.wait_ready(min(_SOON_S, max(0.0, end_s - time.monotonic())))
+        except (DaemonUnavailableError, NotReadyError, NoAnswerError) as later:
+            error = later
+        else:
+            return
+    raise TimeoutExpiredError(f"no daemon in time: {error.message}", hint=error.hint) from error
+
+
+def _is_there(cache: Connection, ref: str, timeout_s: float | None) -> bool:
     """Whether it needs no pull. A model that nobody knows of needs one, too."""
     try:
-        return bool(_describe(cache, ref, None).path)
+        return bool(_describe(cache, ref, timeout_s).path)
     except NotFoundError:
         return False
 

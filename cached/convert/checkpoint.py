@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def plan_conversion(source: Path) -> Plan:
     """What is to be done with a folder or one file. Raises NotFoundError, InvalidRequestError, IntegrityError."""
     if source.is_file():
         return Plan((Checkpoint((source,), _stem([source.name])),), {}, ())
-    files = {path.relative_to(source).as_posix(): path for path in _files_below(source)}
+    files = {path.relative_to(source).as_posix(): path for path in files_below(source)}
     pickles = [path for path in files if is_pickle(path) and not is_training_state(path)]
     if not pickles:
         raise NotFoundError(
@@ -60,16 +60,42 @@ def plan_conversion(source: Path) -> Plan:
     return Plan(checkpoints, companions, tuple(path for path in left_out if not path.endswith(_INDEX)))
 
 
-def _files_below(source: Path) -> Iterable[Path]:
+def files_below(source: Path) -> Iterator[Path]:
+    """Regular files, through links to files (a hub's snapshot is made of them); hidden ones are left out.
+
+    A link that leads nowhere, or to a folder, is an error and not skipped, as in LocalOrigin: a model with a file
+    silently missing is worse than none.
+    """
     if not source.is_dir():
         raise NotFoundError(f"{source} is not there", hint="give the folder of a checkpoint, or one file", path=source)
-    for place, folders, names in os.walk(source):
+    for place, folders, names in os.walk(source, onerror=_refuse_unread):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
+        for name in (*folders, *names):
             path = Path(place, name)
-            if not name.startswith(".") and path.is_file():
+            if name.startswith("."):
+                continue
+            if path.is_file():
                 check_path(path.relative_to(source).as_posix())
                 yield path
+            elif path.is_symlink():
+                raise _bad_link(path, source)
+
+
+def _refuse_unread(error: OSError) -> None:
+    raise InvalidRequestError(
+        f"{error.filename} cannot be read: {error.strerror}",
+        hint="let the user of this command read every folder",
+        value=error.filename,
+    ) from error
+
+
+def _bad_link(path: Path, source: Path) -> InvalidRequestError:
+    why = "it leads to a folder" if path.is_dir() else "it leads to no file"
+    return InvalidRequestError(
+        f"{path.relative_to(source)} in {source} is a symbolic link that is not followed: {why}",
+        hint="replace it by what it leads to, or remove it",
+        value=path,
+    )
 
 
 def _checkpoint(source: Path, folder: str, paths: list[str]) -> Checkpoint:

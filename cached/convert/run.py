@@ -8,7 +8,8 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,10 @@ def convert(
             f"{folder} is there already", hint="name a folder that is not there yet", value=folder
         )
     plan = plan_conversion(source)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.{secrets.token_hex(6)}.part"
-    partial.mkdir()
+    with written(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
     made = Converted(folder, left_out=list(plan.left_out))
     try:
         for checkpoint in plan.checkpoints:
@@ -75,14 +77,28 @@ def convert(
                 [str(file.resolve()) for file in checkpoint.files], str(partial.resolve()), max_shard_bytes, drop_shared
             )
             _place(partial, checkpoint, _child(order, env, made, watcher), made)
-        for path, file in sorted(plan.companions.items()):
-            _copy(file, partial, path, made)
-        _sync(partial)
-        partial.rename(folder)
+        with written(folder):
+            for path, file in sorted(plan.companions.items()):
+                _copy(file, partial, path, made)
+            _sync(partial)
+            partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return made
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[None]:
+    """Raises InvalidRequestError with what the system says against writing ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidRequestError(
+            f"{folder} cannot be written: {error.strerror or error}",
+            hint="name a folder to be made where this user may write, with room for the model",
+            value=folder,
+        ) from error
 
 
 def _child(order: Order, env: Mapping[str, str], made: Converted, watcher: Watcher) -> list[dict[str, Any]]:

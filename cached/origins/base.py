@@ -148,7 +148,8 @@ class WritableOrigin(Origin, Protocol):
         """Stores a local file as ``path`` below the URI, replacing what is there; gives what ``stat`` then says of it.
 
         Blocks; safe from several threads. Retries by itself. ``progress`` is called with counts of further bytes sent,
-        from any thread; a retry may count bytes again. What was stored is compared by size, and by checksum where the
-        origin returns one: IntegrityError. On an error the object is absent, old, or whole, never partial.
+        from any thread; a retry may count bytes again; a CachedError that it raises ends the upload. What was stored is
+        compared by size, and by checksum where the origin returns one: IntegrityError. On an error the object is
+        absent, old, or whole, never partial.
         """
         ...

@@ -398,7 +398,7 @@ def test_an_upload_that_arrives_wrong_is_an_integrity_error(moto, tmp_path: Path
     bucket = new_bucket(moto)
     source = tmp_path / "w"
     source.write_bytes(DATA)
-    monkeypatch.setattr(upload, "_crc64_of", lambda path: 1)  # as if the file was changed meanwhile
+    monkeypatch.setattr(upload, "_crc64_of", lambda *_args: 1)  # as if the file was changed meanwhile
     with pytest.raises(IntegrityError) as error:
         open_writable(moto.spec(f"s3://{bucket}/m")).upload_file(source, "w")
     assert error.value.fields["check"] == "crc64nvme"

@@ -475,5 +475,5 @@ def test_the_command(host: Site, tmp_path: Path, capsys) -> None:
     assert "it is still at s3://" in removed
     assert not known(host.daemon)
     assert json.loads(run("artifact", "ls", "--remote", "-o", "json"))[0]["key"]["model"] == "llama-13b"
-    assert "there is no artifact" in run("artifact", "rm", name, code=1)
+    assert "there is no artifact" in run("artifact", "rm", name, code=3)
     assert json.loads(run("artifact", "key", *key, "-o", "json"))["engine"] == "torch"

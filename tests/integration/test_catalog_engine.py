@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 
 from tests.integration.harness import wait_for
-from tests.integration.support import MB, Site, model_files, refused
+from tests.integration.support import MB, SERVE, Site, model_files, refused
 from tests.invariants import check_at_rest
 
 
@@ -67,6 +68,30 @@ def test_the_catalogs_source_counts_and_its_patterns_choose(site: Site) -> None:
     assert "catalog" in seen["message"]
     site.pull("m")
     assert {file.path for file in site.describe("m").files} == {"config.json", "tokenizer.json", "model.gguf"}
+
+
+def test_a_uri_and_another_source_are_refused_whatever_is_here(site: Site) -> None:
+    """Both a cold model and one that no origin would be asked for; nothing of the other source is taken."""
+    files = site.files["m"] = model_files(MB)
+    site.upload("m", files)
+    site.upload("other/m", model_files(MB, seed=2))
+    site.start()
+    for _ in range(2):
+        with refused("INVALID_REQUEST") as seen:
+            site.pull(site.uri("m"), source=site.uri("other/m"))
+        assert site.uri("m") in seen["message"]
+        assert site.uri("other/m") in seen["message"]
+        with site.cache() as cache, refused("INVALID_REQUEST"):
+            cache.attach(site.uri("m"), source=site.uri("other/m"), wait=True)
+        for words in (("run", "--source"), ("path", "--pull", "--source")):
+            command = [*SERVE, "--socket", str(site.daemon.socket), *words, site.uri("other/m"), site.uri("m")]
+            ran = subprocess.run(
+                [*command, "--", "true"] if "run" in words else command, capture_output=True, text=True, timeout=60
+            )
+            assert ran.returncode == 2, ran.stderr
+            assert "two sources are given" in ran.stderr
+        site.pull(site.uri("m"), source=site.uri("m"))
+        site.check_served("m")
 
 
 def test_the_operators_tier_outlives_a_restart_and_the_stronger_one_counts(site: Site) -> None:

@@ -240,6 +240,17 @@ def test_folders_that_are_no_checkpoint(tmp_path):
         plan_conversion(tmp_path)
 
 
+@pytest.mark.parametrize("source", ["w.bin", "hf://org/repo"])
+def test_a_folder_that_cannot_be_made_is_told(tmp_path, source):
+    torch.save({"w": torch.ones(2)}, tmp_path / "w.bin")
+    (tmp_path / "file").touch()
+    for place in (Path("/proc/nope/x"), tmp_path / "file/x"):
+        done = convert(source if "://" in source else tmp_path / source, "--to", place)
+        assert done.returncode == 2
+        assert f"{place} cannot be written: " in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_the_command_that_a_refusal_gives_is_the_one_that_helps(tmp_path):
     """A pull of pickles is refused; what its hint says is done, word for word; then the model is pulled and served."""
     source = tmp_path / "m"

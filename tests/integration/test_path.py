@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,43 @@ def test_it_waits_for_a_daemon_that_starts(site: Site) -> None:
     finally:
         waits.kill()
         waits.wait()
+    assert waits.returncode == 0
+    check_place(site, told)
+
+
+@pytest.mark.parametrize("words", [("m", "--wait"), ("m", "--pull")])
+def test_without_a_daemon_it_gives_up_in_time_and_not_before(tmp_path: Path, words: tuple[str, ...]) -> None:
+    began_s = time.monotonic()
+    command = [*SERVE, "--socket", str(tmp_path / "no.sock"), "path", *words, "--timeout", "2s"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (4, "")
+    assert time.monotonic() - began_s >= 2
+    assert "waiting for the daemon" in ran.stderr
+    assert "no daemon in time: the cache daemon does not answer on" in ran.stderr
+
+
+@pytest.mark.parametrize("word", ["--wait", "--pull"])
+def test_a_daemon_that_is_restarted_is_waited_for(site: Site, word: str) -> None:
+    site.add("m", model_files(3 * MB))
+    site.start()
+    held = site.hold(WEIGHTS, times=-1)
+    if word == "--wait":
+        site.begin("m")
+    with subprocess.Popen(
+        command(site, "m", word, "--timeout", "90s"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as waits:
+        assert waits.stderr
+        assert "m: " in waits.stderr.readline()
+        site.daemon.kill()
+        for line in waits.stderr:
+            if "waiting for the daemon" in line:
+                break
+        assert waits.poll() is None
+        held.release()
+        site.start()
+        if word == "--wait":
+            site.begin("m")
+        told, _ = waits.communicate(timeout=60)
     assert waits.returncode == 0
     check_place(site, told)
 

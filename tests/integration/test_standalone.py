@@ -440,5 +440,8 @@ def test_what_cannot_be_meant_is_refused(site, tmp_path):
     unknown = cached(site, "x", tmp_path / "seed")
     assert unknown.returncode == 3
     assert "nothing says where to get x from" in unknown.stderr
+    two = cached(site, site.uri("x"), tmp_path / "seed", "--source", site.uri("y"))
+    assert two.returncode == 2
+    assert "two sources are given" in two.stderr
     small = cached(site, "x", tmp_path / "seed", "--max-memory", "10MiB")
     assert small.returncode == 2

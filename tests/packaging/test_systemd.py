@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from cached.cli.main import main
-from cached.cli.service.files import service_files
+from cached.cli.service.files import Kind, ServiceFile, service_files
+from cached.cli.service.host import Host
 from cached.cli.service.reach import needed_paths, obstacles
 from cached.config import Config, Place, example_toml, load_config
 from cached.errors import InvalidRequestError
@@ -130,6 +131,24 @@ def test_printed_files_are_complete(command: Installed, image: Path):
     assert "\nExecStart=/opt/my/cached serve\n" in said
     assert example_toml() in said
     assert list(contents(image)) == ["opt/cached/bin/cached"]
+
+
+def test_a_root_may_be_relative_and_what_is_in_the_way_is_told(image: Path, capfd, monkeypatch):
+    monkeypatch.chdir(image.parent)
+    assert Host("image").path("/etc/x") == image / "etc/x"
+    assert Host("image").systemctl("enable") == ["systemctl", f"--root={image}", "enable"]
+    install = ["install-service", "--root", "image", "--program", "/opt/cached/bin/cached", "--dry-run"]
+    assert main(install) == 0
+    for blocked, why in (("usr/local", "Not a"), ("usr/local/lib/systemd/system/cached.service/x", "Is a")):
+        (image / blocked).parent.mkdir(parents=True)
+        (image / blocked).touch()
+        assert main(install) == main([word for word in install if word != "--dry-run"]) == 2
+        told = capfd.readouterr().err
+        assert re.search(rf"{image}/usr/local/lib/\S+ cannot be read: {why} directory", told)
+        shutil.rmtree(image / "usr")
+    (image / "run").touch()
+    with pytest.raises(InvalidRequestError, match="/run/x/y cannot be written"):
+        Host("image").write(ServiceFile(Kind.UNIT, "/run/x/y", "text"))
 
 
 @needs_root_tools

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from cached.catalog_file import CatalogLink, CatalogModel, parse_catalog
-from cached.clock import SystemClock
-from cached.errors import CachedError, ConfigError, MoverError
+from cached.errors import CachedError, ConfigError, InvalidRequestError, MoverError
 from cached.levels.base import FileRef
 from cached.origins.base import OriginObject, OriginSpec
-from cached.refs import uris_of
+from cached.refs import check_source, parse_ref, uris_of
 from cached.transfer.breaker import Breaker
 from cached.transfer.chain import Chains
 from cached.transfer.fill import OriginSource
@@ -67,6 +66,17 @@ def test_pauses_grow_to_a_bound_and_late_failures_do_not_count() -> None:
 )
 def test_a_chain_as_text(text: str, uris: tuple[str, ...]) -> None:
     assert uris_of(text) == uris
+
+
+def test_a_reference_that_is_a_uri_has_no_other_source() -> None:
+    uri = parse_ref("s3://far/m")
+    for source in ("", "s3://far/m", "file:///near/m s3://far/m"):
+        check_source(uri, source)
+    check_source(parse_ref("m"), "s3://far/m")
+    for source in ("s3://other/m", "s3://far/m file:///near/m"):
+        with pytest.raises(InvalidRequestError, match="two sources are given: s3://far/m and") as error:
+            check_source(uri, source)
+        assert "or a name and the source" in error.value.hint
 
 
 def test_a_specs_links_end_with_itself() -> None:

@@ -13,11 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 from cached import __version__, errors
+from cached.cli.artifact import _named
 from cached.cli.failures import EXIT_CODES, exit_code
 from cached.cli.main import cli, main
 from cached.cli.output import ago, clean, rate, to_data
 from cached.cli.sections import SECTIONS
-from cached.errors import CachedError, IntegrityError, NoRoomError, NotFoundError
+from cached.errors import CachedError, IntegrityError, InvalidRequestError, NoRoomError, NotFoundError
 from cached.level import Level
 from cached.types import CheckedBy, Damage, Event, PullPhase, PullProgress, Tier, VerifyProgress
 from cached_client._proto import cached_pb2 as pb
@@ -398,6 +399,17 @@ def test_push_of_nothing(tmp_path, capfd):
     (tmp_path / "a").write_text("a")
     assert main(["push", str(tmp_path), "ftp://b/x"]) == 2
     capfd.readouterr()
+
+
+def test_an_artifact_is_named_by_its_beginning():
+    known = [pb.Artifact(name=f"artifact.{digits}") for digits in ("aab", "aac", "b")]
+    assert _named("b", known) is known[2]
+    assert _named("artifact.aac", known) is known[1]
+    for name in ("c", "", "artifact."):
+        with pytest.raises(NotFoundError, match="there is no artifact"):
+            _named(name, known)
+    with pytest.raises(InvalidRequestError, match="2 artifacts begin with 'aa'"):
+        _named("aa", known)
 
 
 def test_numbers_and_enums_that_are_not_set():

@@ -285,6 +285,9 @@ def test_a_picture_is_written(cached, tmp_path: Path) -> None:
     cached.engine.started = [COLD_START]
     assert cached("coldstart", "tiny", "--svg", str(tmp_path / "start.svg")).code == 0
     assert (tmp_path / "start.svg").read_text().startswith("<svg")
+    refused = cached("coldstart", "tiny", "--svg", str(tmp_path / "no/x.svg"))
+    assert refused.code == 2
+    assert f"cannot be written to {tmp_path}/no/x.svg: No such file" in refused.err
 
 
 def test_a_model_without_starts(cached) -> None:

@@ -21,6 +21,7 @@ from cached.config import (
 from cached.errors import ConfigError
 from cached.settings import plain_text, toml_text
 from cached.units import GIB
+from cached_client.connection import socket_path
 
 ROOT = Path(__file__).parents[2]
 NOBODY = Place(uid=1234, run_dir_writable=False, config_file="/nonexistent/config.toml")
@@ -201,6 +202,22 @@ def test_the_short_name_of_the_socket_is_the_same_setting():
     loaded = load(env=HOME | {"CACHED_SOCKET": "/x/y.sock"})
     assert loaded.config.daemon.socket == "/x/y.sock"
     assert loaded.origin["daemon.socket"] == "environment CACHED_SOCKET"
+
+
+@pytest.mark.parametrize(
+    "text", ["unix:///run/x.sock", "unix:/run/x.sock", "unix:x.sock", "x.sock", "unix:///a%20b.sock", "unix:////x"]
+)
+def test_the_socket_is_where_clients_look(text):
+    where = str(socket_path(text))
+    for variable in ("CACHED_SOCKET", "CACHED_DAEMON_SOCKET"):
+        assert load(env=HOME | {variable: text}).config.daemon.socket == where
+    assert load(overrides={"daemon.socket": text}).config.daemon.socket == where
+
+
+def test_the_socket_is_no_other_uri():
+    with pytest.raises(ConfigError, match="http://h/x") as error:
+        load(env=HOME | {"CACHED_SOCKET": "http://h/x"})
+    assert "unix:///path" in error.value.hint
 
 
 def test_capacities():

@@ -7,11 +7,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cached.cli.service.files import UNIT, Kind, ServiceFile
-from cached.errors import InvalidRequestError, UnavailableError
+from cached.errors import InvalidRequestError, NotFoundError, UnavailableError
 
 _MANAGER = Path("/run/systemd/system")
 """There while systemd manages the host; see sd_booted(3)."""
@@ -35,7 +36,7 @@ class Host:
     """``root``: empty for this host, else a folder that is the root of another one, as an image is built."""
 
     def __init__(self, root: str = "") -> None:
-        self.root = root.rstrip("/")
+        self.root = os.path.abspath(root).rstrip("/") if root else ""  # systemd's programs take no relative one
 
     def path(self, path: str) -> Path:
         """Where a path of the installed host is now."""
@@ -58,9 +59,11 @@ class Host:
 
     def change(self, file: ServiceFile) -> Change:
         """What has to be done for a file; nothing is touched."""
+        target = self.path(file.path)
         try:
-            found = self.path(file.path).read_text(encoding="utf-8")
-        except FileNotFoundError:
+            with _told(target, "read"):
+                found = target.read_text(encoding="utf-8", errors="replace")
+        except NotFoundError:
             return Change(file, "write")
         if found == file.text:
             return Change(file, "nothing")
@@ -74,21 +77,23 @@ class Host:
     def write(self, file: ServiceFile) -> None:
         """In one step, readable for all: none of these files holds a secret."""
         target = self.path(file.path)
-        for folder in reversed(target.parents):
-            if not folder.is_dir():
-                folder.mkdir(mode=0o755)
-                folder.chmod(0o755)
-        fresh = target.with_name(f".{target.name}.new")
-        fresh.write_text(file.text, encoding="utf-8")
-        fresh.chmod(0o644)
-        fresh.replace(target)
+        with _told(target, "written"):
+            for folder in reversed(target.parents):
+                if not folder.is_dir():
+                    folder.mkdir(mode=0o755)
+                    folder.chmod(0o755)
+            fresh = target.with_name(f".{target.name}.new")
+            fresh.write_text(file.text, encoding="utf-8")
+            fresh.chmod(0o644)
+            fresh.replace(target)
 
     def remove(self, file: ServiceFile) -> None:
         """A file, and the folder of drop-ins that it leaves empty."""
         target = self.path(file.path)
-        target.unlink()
-        if target.parent.name == f"{UNIT}.d" and not any(target.parent.iterdir()):
-            target.parent.rmdir()
+        with _told(target, "removed"):
+            target.unlink()
+            if target.parent.name == f"{UNIT}.d" and not any(target.parent.iterdir()):
+                target.parent.rmdir()
 
     def has_user(self, name: str) -> bool:
         """Whether the host's own list of users has this one."""
@@ -121,6 +126,21 @@ class Host:
 
     def _root(self) -> list[str]:
         return [f"--root={self.root}"] if self.root else []
+
+
+@contextmanager
+def _told(target: Path, what: str) -> Iterator[None]:
+    """Raises NotFoundError where it is not there, InvalidRequestError for anything else in its way."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{target} is not there", hint="look at the folder of --root", path=target) from error
+    except OSError as error:
+        raise InvalidRequestError(
+            f"{target} cannot be {what}: {error.strerror}",
+            hint=f"look at {error.filename or target}, and remove what is in the way",
+            value=target,
+        ) from error
 
 
 def run(command: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection, AWSPrepar
 from botocore.config import Config
 from botocore.loaders import JSONFileLoader
 
-from cached.errors import InvalidRequestError
+from cached.errors import CachedError, InvalidRequestError
 from cached.origins.net.addresses import Addresses
 from cached.origins.net.connections import pool_classes
 from cached.origins.net.exchange import Reply, ask
@@ -132,8 +132,10 @@ class Connection:
         return tuple(text for text in (frozen.secret_key, frozen.token, frozen.access_key) if text)
 
     def upload_client(self) -> Any:
-        """A client that retries; uploads have no planner above them."""
-        return self._make(attempts=_UPLOAD_ATTEMPTS)
+        """A client that retries; uploads have no planner above them. What a progress callback raises ends them."""
+        client = self._make(attempts=_UPLOAD_ATTEMPTS)
+        client.meta.events.register_first("needs-retry.s3", _raise_own)
+        return client
 
     def _find_credentials(self) -> Any:
         try:
@@ -195,3 +197,11 @@ _SOURCES = {
 def _is_aws(endpoint_url: str) -> bool:
     host = urlsplit(endpoint_url).hostname or ""
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+def _raise_own(caught_exception: Exception | None = None, **_: Any) -> None:
+    """What our own code raised while a request was being sent: botocore takes it for the network's, and retries."""
+    if isinstance(caught_exception, botocore.exceptions.HTTPClientError):
+        own = caught_exception.kwargs.get("error")
+        if isinstance(own, CachedError):
+            raise own

@@ -10,6 +10,7 @@ import structlog
 from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import S3Transfer, TransferConfig
 from botocore.exceptions import ClientError
+from s3transfer.utils import OSUtils, ReadFileChunk
 
 from cached import checksum
 from cached.errors import IntegrityError, NotFoundError
@@ -21,6 +22,26 @@ _MAX_PARTS = 9_000
 _PART_BYTES = 16 << 20
 
 
+class _Part(ReadFileChunk):  # type: ignore[misc]  # s3transfer has no types
+    """Is closed also where the progress callback raises, which s3transfer calls once more on closing."""
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._fileobj.close()
+
+
+class _Files(OSUtils):  # type: ignore[misc]
+    def open_file_chunk_reader_from_fileobj(
+        self, fileobj: Any, chunk_size: int, full_file_size: int, callbacks: Any, close_callbacks: Any = None
+    ) -> _Part:
+        return _Part(
+            fileobj, chunk_size, full_file_size, callbacks=callbacks, enable_callbacks=False,
+            close_callbacks=close_callbacks,
+        )  # fmt: skip
+
+
 def send_file(client: Any, local_path: Path, bucket: str, key: str, progress: Callable[[int], None] | None) -> str:
     """Uploads in parts and gives the CRC64-NVME of what was read, in hex. Raises what botocore raises.
 
@@ -28,14 +49,14 @@ def send_file(client: Any, local_path: Path, bucket: str, key: str, progress: Ca
     """
     if not local_path.is_file():
         raise NotFoundError(f"{local_path} is not a file", hint="name a file that is there", path=local_path)
-    crc64_hex = checksum.crc64_hex(_crc64_of(local_path))
+    crc64_hex = checksum.crc64_hex(_crc64_of(local_path, progress))
     config = TransferConfig(
         multipart_chunksize=max(_PART_BYTES, -(-local_path.stat().st_size // _MAX_PARTS)),
         multipart_threshold=2 * _PART_BYTES,
         max_concurrency=4,
         preferred_transfer_client="classic",  # the other one takes neither our client's settings nor its credentials
     )
-    with S3Transfer(client, config) as transfer:
+    with S3Transfer(client, config, _Files()) as transfer:
         where = str(local_path), bucket, key, progress
         try:
             _send(transfer, *where, {"ChecksumAlgorithm": "CRC64NVME"})
@@ -92,12 +113,14 @@ def _difference(local_path: Path, stored: OriginObject, crc64_hex: str) -> Integ
     return None
 
 
-def _crc64_of(path: Path) -> int:
+def _crc64_of(path: Path, progress: Callable[[int], None] | None) -> int:
     value = 0
     buffer = memoryview(bytearray(_READ_BYTES))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             value = checksum.crc64nvme(buffer[:count], value)
+            if progress is not None:
+                progress(0)  # it may end this
     return value
 
 

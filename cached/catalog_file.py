@@ -22,14 +22,13 @@ from typing import Any, Final
 from cached.access import AccessList
 from cached.errors import ConfigError, InvalidRequestError, encodable
 from cached.level import Level
-from cached.origins.local import local_path
-from cached.origins.net.options import check_url
 from cached.problems import Problem, nearest, report_problems, shown
 from cached.refs import artifact_digest, check_digest, check_name, check_path
 from cached.schedule import WindowError, parse_window
 from cached.setting_checks import resolve_capacity
 from cached.types import Tier
 from cached.units import MAX_SIZE_BYTES, parse_size
+from cached.urls import check_url, local_path
 
 FORMATS: Final = ("auto", "safetensors", "gguf", "all")
 ORIGIN_KEYS: Final[Mapping[str, tuple[str, ...]]] = {

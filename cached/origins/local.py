@@ -9,7 +9,6 @@ import stat as stat_bits
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from cached.errors import (
     CachedError,
@@ -25,6 +24,7 @@ from cached.errors import (
 from cached.origins.base import Abort, OriginObject, OriginSpec, ReadInto
 from cached.own_files import fsync_folder
 from cached.refs import check_path
+from cached.urls import local_path
 
 _COPY_BYTES = 4 << 20
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
@@ -208,29 +208,6 @@ class LocalOrigin:
                 expected=item.version,
                 found=found,
             )
-
-
-def local_path(uri: str) -> str:
-    """The path that a ``file://`` URI names. Raises InvalidRequestError."""
-    if "?" in uri or "#" in uri:
-        raise InvalidRequestError(
-            f"{uri[:200]!r} has a query or a fragment, which folders have not",
-            hint="write %3F for ? and %23 for # in the names of folders and files",
-            value=uri[:200],
-        )
-    try:
-        parts = urlsplit(uri)
-    except ValueError:
-        parts = urlsplit("")
-    path = unquote(parts.path)
-    local = parts.scheme == "file" and parts.netloc in {"", "localhost"}
-    if not local or not path.startswith("/") or "\0" in path:
-        raise InvalidRequestError(
-            f"{uri[:200]!r} is not a URI of a local folder",
-            hint="write file:// and an absolute path, such as file:///mnt/models/NAME",
-            value=uri[:200],
-        )
-    return path
 
 
 def _zones(top: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cached.catalog_file import CatalogLink, CatalogModel, parse_catalog
+from cached.clock import SystemClock
 from cached.errors import CachedError, ConfigError, InvalidRequestError, MoverError
 from cached.levels.base import FileRef
 from cached.origins.base import OriginObject, OriginSpec

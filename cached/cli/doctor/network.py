@@ -19,10 +19,9 @@ from cached.cli.measure.facts import mount_of
 from cached.config import hub_endpoint, origin_defaults, proxy_of
 from cached.errors import CachedError, ConfigError
 from cached.origins.base import OriginSpec
-from cached.origins.local import local_path
-from cached.origins.net.options import check_url
 from cached.origins.registry import open_origin, redact
 from cached.origins.s3.options import parse_options as s3_options
+from cached.urls import check_url, local_path
 
 if TYPE_CHECKING:
     from cached.origins.s3.probe import S3Facts

@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 from cached.errors import InvalidRequestError, OriginDeniedError
 from cached.origins.base import OriginChecksum, OriginSpec
-from cached.origins.net.options import NET_OPTIONS, NetOptions, check_known, check_url, net_options, refuse, truth
+from cached.origins.net.options import NET_OPTIONS, NetOptions, check_known, net_options, refuse, truth
+from cached.urls import check_url
 
 GS_OPTIONS = ("credentials_file", "endpoint", "anonymous", *NET_OPTIONS)
 AZ_OPTIONS = ("account", "endpoint", "anonymous", *NET_OPTIONS)

@@ -15,20 +15,11 @@ from cached.origins.base import Abort, OriginChecksum, OriginObject, OriginSpec,
 from cached.origins.http.listing import DEFAULT_LIST, condition, marker, parse_list, same_version
 from cached.origins.net.body import Body, range_problem
 from cached.origins.net.failures import Failures
-from cached.origins.net.options import (
-    NET_OPTIONS,
-    bearer,
-    check_known,
-    check_url,
-    link_of,
-    net_options,
-    refuse,
-    server_of,
-    without_query,
-)
+from cached.origins.net.options import NET_OPTIONS, bearer, check_known, net_options, refuse
 from cached.origins.net.reading import range_read, read_nothing
 from cached.origins.net.session import Answer, Hop, Session
 from cached.refs import check_path
+from cached.urls import check_url, link_of, server_of, without_query
 
 HTTP_OPTIONS = ("files", "list", "token_file", *NET_OPTIONS)
 _THREADS = 8

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 from cached.errors import CachedError, NotFoundError, OriginDeniedError, OriginError
 from cached.origins.net.failures import Failures
-from cached.origins.net.options import link_of, server_of
 from cached.origins.net.session import Session
+from cached.urls import link_of, server_of
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA1 = re.compile(r"[0-9a-f]{40}")

@@ -13,10 +13,11 @@ from cached.origins.base import Abort, OriginChecksum, OriginObject, OriginSpec,
 from cached.origins.hub.api import HubApi, HubFailures, HubFile
 from cached.origins.hub.location import HUB_OPTIONS, parse_location, parse_version, version_of
 from cached.origins.net.body import Body, range_problem
-from cached.origins.net.options import bearer, check_known, check_url, net_options, server_of
+from cached.origins.net.options import bearer, check_known, net_options
 from cached.origins.net.reading import range_read, read_nothing
 from cached.origins.net.session import Answer, Hop, Session
 from cached.refs import check_path
+from cached.urls import check_url, server_of
 
 _LOCATION_S = 600.0
 """Signed URLs live an hour as a rule."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
-from urllib.parse import urljoin, urlsplit
 
 from cached.errors import InvalidRequestError
 
-_URL = re.compile(r"https?://[^/@?#\s]+(/[^@?#\s]*)?")
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 NET_OPTIONS = ("ca_bundle", "connect_timeout_s", "read_timeout_s")
@@ -45,23 +42,6 @@ def check_known(scheme: str, given: Mapping[str, str], known: Collection[str]) -
             refuse(name, f"{scheme}:// origins have no option {name!r}", f"they have: {', '.join(sorted(known))}")
 
 
-def check_url(name: str, url: str) -> str:
-    """An http(s) URL without user, query and fragment, and without the slash at its end. Raises InvalidRequestError."""
-    if not _URL.fullmatch(url) or not link_of(url, ""):
-        refuse(name, f"{name} is not a URL", "write http(s)://HOST:PORT, without user, password and query")
-    return url.rstrip("/")
-
-
-def link_of(url: str, target: str) -> str:
-    """Where a link at a URL leads; empty for what cannot be a URL, such as a port beyond 65535."""
-    try:
-        found = urljoin(url, target)
-        server_of(found)
-    except ValueError:
-        return ""
-    return found
-
-
 def truth(name: str, text: str) -> bool:
     """``true`` or ``false``. Raises InvalidRequestError."""
     if text.lower() not in _TRUTH:
@@ -83,19 +63,6 @@ def seconds(name: str, text: str) -> float:
 def refuse(name: str, message: str, hint: str) -> NoReturn:
     """Raises InvalidRequestError for an option."""
     raise InvalidRequestError(message, hint=hint, value=name)
-
-
-def server_of(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port: who gets what is sent there."""
-    parts = urlsplit(url)
-    scheme = parts.scheme.lower()
-    return scheme, (parts.hostname or "").lower(), parts.port or (443 if scheme == "https" else 80)
-
-
-def without_query(url: str) -> str:
-    """A URL that may be told: signed URLs have their signature in the query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def bearer(token: str) -> str:

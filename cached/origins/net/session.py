@@ -18,7 +18,8 @@ from cached.errors import OriginError, OriginProtocolError
 from cached.origins.net.addresses import Addresses
 from cached.origins.net.connections import pool_classes
 from cached.origins.net.failures import RAISED, Failures
-from cached.origins.net.options import NetOptions, link_of, refuse, server_of, without_query
+from cached.origins.net.options import NetOptions, refuse
+from cached.urls import link_of, server_of, without_query
 
 _MAX_HOPS = 5
 _MAX_TEXT_BYTES = 64 << 20

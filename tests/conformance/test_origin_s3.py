@@ -258,6 +258,30 @@ def test_an_old_version_stays_readable_in_a_versioned_bucket(moto):
     assert read(origin, listed, 0, 100) == DATA[::-1][:100]
 
 
+def test_who_may_not_name_versions_reads_the_current_one_while_it_is_that(moto):
+    bucket = new_bucket(moto)
+    moto.client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    moto.put(bucket, "m/w", DATA)
+    with CountingProxy(moto.endpoint_url) as proxy:
+        denied = proxy.inject("status", times=-1, query="versionId", status=403)
+        origin = open_origin(OriginSpec(f"s3://{bucket}/m", {"endpoint_url": proxy.endpoint_url}))
+        item = origin.stat("w")
+        assert read(origin, item, 0, 100) == DATA[:100]
+        assert read(origin, item, 100, 100) == DATA[100:200]
+        assert denied.hits == 1, "asked once, and remembered"
+        moto.put(bucket, "m/w", DATA[::-1])
+        with pytest.raises(ObjectChangedError):
+            read(origin, item, 0, 100)
+        proxy.inject("status", times=-1, ranged=True, status=403)
+        with pytest.raises(OriginDeniedError):
+            read(
+                open_origin(OriginSpec(f"s3://{bucket}/m", {"endpoint_url": proxy.endpoint_url})),
+                origin.stat("w"),
+                0,
+                100,
+            )
+
+
 @pytest.mark.parametrize("algorithm", ["CRC64NVME", "CRC32C", "CRC32", "SHA256", "SHA1"])
 def test_full_object_checksums_are_given_in_hex(moto, algorithm):
     bucket = new_bucket(moto)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from cached.errors import (
     CachedError,
     InvalidRequestError,
@@ -20,6 +22,7 @@ from cached.origins.net.body import Body, range_problem
 from cached.origins.net.reading import range_read, read_nothing
 from cached.origins.s3.client import Connection
 from cached.origins.s3.failures import Failures
+from cached.origins.s3.objects import Answer, Objects
 from cached.origins.s3.options import parse_location, parse_options
 from cached.origins.s3.shared import CONNECTIONS, SharedConnection
 from cached.origins.s3.versions import (
@@ -50,6 +53,7 @@ class S3Origin:
         self._shared: SharedConnection | None = None
         self._upload_client: Any = None
         self._one_object: bool | None = False if self._location.only_prefix else None
+        self._may_name_versions = True
 
     def prepare(self) -> None:
         """See Origin."""
@@ -107,7 +111,7 @@ class S3Origin:
 
         def begin(body: Body) -> None:
             with failures.typed(item.path, expected_version=item.version):
-                answer = shared.objects(self._location.bucket).get(request)
+                answer = self._got(shared.objects(self._location.bucket), request)
             body.begin(answer.raw)
             if not same_version(item.version, answer.fields):
                 raise failures.changed(item.path, item.version, marker(answer.fields))
@@ -117,6 +121,23 @@ class S3Origin:
 
         with range_read(begin, failures, item.path, request["Range"], length_bytes, abort) as read_into:
             yield read_into
+
+    def _got(self, objects: Objects, request: Mapping[str, str]) -> Answer:
+        """Who may read objects may be refused their versions, which is another permission (s3:GetObjectVersion).
+
+        Then the current version is asked for, on the condition that it is still the one with this ETag.
+        """
+        unnamed = {name: value for name, value in request.items() if name != "VersionId"}
+        if len(unnamed) == len(request) or not self._may_name_versions:
+            return objects.get(unnamed)
+        try:
+            return objects.get(request)
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 403:
+                raise
+        answer = objects.get(unnamed)
+        self._may_name_versions = False
+        return answer
 
     def upload_file(self, local_path: Path, path: str, progress: Callable[[int], None] | None = None) -> OriginObject:
         """See WritableOrigin. Sent with a CRC64-NVME where the server takes one."""

@@ -32,7 +32,7 @@ class Deadline:
     """A time limit that several waits share."""
 
     def __init__(self, timeout_s: float | None) -> None:
-        self.timeout_s = limited(timeout_s)
+        self.timeout_s: float | None = limited(timeout_s)
         self._end_s = None if self.timeout_s is None else time.monotonic() + self.timeout_s
 
     def left_s(self) -> float | None:

@@ -95,7 +95,7 @@ def written(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InvalidRequestError(
-            f"{folder} cannot be written: {error.strerror or error}",
+            f"{folder} cannot be written: {error}",  # it names the file, which may be one of the source's
             hint="name a folder to be made where this user may write, with room for the model",
             value=folder,
         ) from error

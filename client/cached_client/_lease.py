@@ -129,9 +129,7 @@ class Lease:
 
     def request(self) -> pb.AttachRequest:
         """What asks for exactly this revision, with the same options and selection, from nothing."""
-        request = pb.AttachRequest()
-        request.CopyFrom(self._request)
-        request.ref = self._ref()
+        request = self._same_request()
         request.resume = request.only_if_resident = False
         request.client_pid = os.getpid()
         return request
@@ -225,10 +223,14 @@ class Lease:
         # Workers of one host must not all come back at one instant.
         return delay_s * random.uniform(0.5, 1.0)  # noqa: S311 no secret
 
-    def _request_again(self) -> pb.AttachRequest:
+    def _same_request(self) -> pb.AttachRequest:
         request = pb.AttachRequest()
         request.CopyFrom(self._request)
         request.ref = self._ref()
+        return request
+
+    def _request_again(self) -> pb.AttachRequest:
+        request = self._same_request()
         request.resume = self._arrivals.report is not None
         if request.resume:
             request.ClearField("selection")
@@ -323,6 +325,8 @@ class Lease:
         path = locate(opened.descriptor_socket, self._connection.path)
         with DescriptorClient(path, self._stopping) as client:
             self._fetching = client
+            if self._stopping.is_set():  # before `cancel` could see it
+                client.interrupt()
             try:
                 for index, descriptor in client.fetch(opened.token, list(sizes_bytes)):
                     yield index, MappedFile(descriptor, sizes_bytes[index])

@@ -64,7 +64,7 @@ class DescriptorClient:
         self._connect()
 
     def interrupt(self) -> None:
-        """Ends another thread's wait for an answer: it gets an error. ``stopping`` must be set before."""
+        """Ends the wait for an answer, another thread's too: it gets an error. ``stopping`` must be set before."""
         with suppress(OSError):  # it is about to connect, and will see ``stopping``
             self._socket.shutdown(socket.SHUT_RDWR)
 

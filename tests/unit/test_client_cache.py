@@ -7,6 +7,7 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -33,30 +34,42 @@ class SlowSet(weakref.WeakSet):
             yield model
 
 
+class Attaching:
+    """Threads that attach a model of a cache, and close it again, for as long as this is entered."""
+
+    def __init__(self, cache: cached_client.Cache, threads: int) -> None:
+        self.failures: list[Exception] = []
+        self._cache = cache
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._attach_often) for _ in range(threads)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _attach_often(self) -> None:
+        while not self._ended.is_set():
+            try:
+                self._cache.attach("m").close()
+            except Exception as error:
+                self.failures.append(error)
+
+
 def test_a_cache_is_resumed_while_another_thread_attaches(daemon) -> None:
     daemon.add("m", FILES)
-    ended = threading.Event()
-    failures: list[BaseException] = []
-
-    def attach_often() -> None:
-        while not ended.is_set():
-            try:
-                cache.attach("m").close()
-            except CacheError as error:
-                failures.append(error)
-
     with cached_client.connect(daemon.target) as cache:
         cache._models = SlowSet()
         kept = [cache.attach("m", wait=True) for _ in range(8)]
-        thread = threading.Thread(target=attach_often)
-        thread.start()
-        try:
+        with Attaching(cache, 1) as attaching:
             for _ in range(20):
                 cache.resume()
-        finally:
-            ended.set()
-            thread.join()
-    assert not failures
+    assert not attaching.failures
     assert all(model.closed for model in kept)
 
 
@@ -80,27 +93,11 @@ def test_an_attach_during_the_close_of_its_cache_leaves_no_lease(daemon) -> None
 
 def test_a_cache_is_closed_again_and_again_while_threads_attach(daemon) -> None:
     daemon.add("m", FILES)
-    ended = threading.Event()
-    failures: list[BaseException] = []
-
-    def attach_often() -> None:
-        while not ended.is_set():
-            try:
-                cache.attach("m").close()
-            except Exception as error:
-                failures.append(error)
-
-    with cached_client.connect(daemon.target) as cache:
-        threads = [threading.Thread(target=attach_often) for _ in range(3)]
-        for thread in threads:
-            thread.start()
+    with cached_client.connect(daemon.target) as cache, Attaching(cache, 3) as attaching:
         for _ in range(100):
             cache.close()
             time.sleep(0.01)
-        ended.set()
-        for thread in threads:
-            thread.join()
-    assert failures
-    assert {getattr(error, "reason", repr(error)) for error in failures} == {"CLOSED"}
+    assert attaching.failures
+    assert {getattr(error, "reason", repr(error)) for error in attaching.failures} == {"CLOSED"}
     eventually(lambda: daemon.lease_count == 0, "the end of all leases")
     assert not [thread for thread in threading.enumerate() if thread.name == "cached-lease"]

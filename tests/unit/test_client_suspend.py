@@ -171,7 +171,7 @@ def test_closing_waits_for_nobody_who_waits_to_suspend_or_to_resume(daemon, cach
     model = cache.attach("m")
     with ThreadPoolExecutor(1) as pool:
         suspending = pool.submit(model.suspend)
-        eventually(lambda: not model._changing.acquire(blocking=False) or model._changing.release(), "it waits")
+        eventually(lambda: is_changing(model), "it waits")
         model.close()
         with pytest.raises(CacheError, match="closed"):
             suspending.result(20)
@@ -184,7 +184,14 @@ def test_closing_waits_for_nobody_who_waits_to_suspend_or_to_resume(daemon, cach
         model.close()
         with pytest.raises(CacheError, match="closed"):
             resuming.result(20)
-    assert daemon.lease_count == 0
+    eventually(lambda: daemon.lease_count == 0, "the end of a lease that may not have been opened yet")
+
+
+def is_changing(model: cached_client.Model) -> bool:
+    """Whether another thread suspends, resumes or closes it."""
+    if free := model._changing.acquire(blocking=False):
+        model._changing.release()
+    return not free
 
 
 def test_one_that_was_closed_while_suspended_says_so(daemon, cache) -> None:

@@ -186,7 +186,7 @@ class Session:
 
 
 def _proxied(proxy: str, settings: Mapping[str, Any]) -> urllib3.ProxyManager:
-    """urllib3 takes no user and password from the proxy's URL."""
+    """urllib3 takes no user and password from the proxy's URL, and its ``make_headers`` only those of Latin-1."""
     user = urllib3.util.parse_url(proxy).auth
     shown = f"Basic {base64.b64encode(unquote(user).encode()).decode()}" if user else ""
     return urllib3.ProxyManager(proxy, proxy_headers={"Proxy-Authorization": shown} if shown else None, **settings)
